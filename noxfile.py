@@ -1,0 +1,195 @@
+"""The project's commands; `nox -l` lists them, and what follows `--` goes to pytest (or to perfgate).
+
+A session runs in a virtualenv of its own, with the pinned and tested set of pyproject.toml's dependency groups.
+Torch is not installed where it is there already:
+
+- `nox --no-venv -s ...` installs nothing. It runs the Python that has torch, with the packages of this checkout.
+- Where the Python that runs nox is no virtualenv and has a torch in our range (a container made for GPU work), the
+  sessions' virtualenvs see that torch, and only the rest is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+SRC = Path("src").resolve()
+RESULTS = Path(".perfgate")
+
+# Asked of the Python that will run a session: what has to be known before pytest starts there.
+PROBE = """
+import importlib.metadata, importlib.util, json, torch
+print(json.dumps({
+    "perfgate": bool(importlib.metadata.entry_points(group="pytest11", name="perfgate")),
+    "xdist": importlib.util.find_spec("xdist") is not None,
+    "timeout": importlib.util.find_spec("pytest_timeout") is not None,
+    "gpu": torch.cuda.is_available(),
+}))
+"""
+
+# Fair and steady host timings: one thread (several sit in slow modes for a whole process), and an allocator that keeps
+# its memory as the GPU's does (glibc maps and unmaps each large temporary, which doubles the naive variant's time).
+HOST_TIMING = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30)}
+
+
+def torch_there() -> str | None:
+    """Return the version of the torch that a virtualenv made by this Python can see, if our range takes it."""
+    if sys.prefix != sys.base_prefix:
+        return None  # a virtualenv made from a virtualenv sees the packages of neither
+    accepted = next(r for r in map(Requirement, PYPROJECT["project"]["dependencies"]) if r.name == "torch")
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return version if accepted.specifier.contains(version, prereleases=True) else None
+
+
+TORCH = torch_there()
+TORCH_ENVIRONMENT = ["--system-site-packages"] if TORCH else []
+
+
+@dataclass(frozen=True)
+class Target:
+    """The Python that a session runs, its environment variables, and what PROBE found in it."""
+
+    session: nox.Session
+    python: str
+    env: dict[str, str]
+    found: dict[str, bool]
+
+    def run(self, *args: str, env: dict[str, str] | None = None) -> None:
+        """Run this Python; what the caller's own environment sets wins over `env`."""
+        defaults = {name: value for name, value in (env or {}).items() if name not in os.environ}
+        self.session.run(self.python, *args, env=self.env | defaults)
+
+    def pytest(self, default: str, *options: str, env: dict[str, str] | None = None) -> None:
+        """Run pytest on `default`, or on the paths among the session's arguments (those with a slash)."""
+        posargs = self.session.posargs  # a slash, since the word after -k may be a folder too
+        paths = [] if any("/" in arg and Path(arg.partition("::")[0]).exists() for arg in posargs) else [default]
+        self.run("-m", "pytest", *options, *paths, *posargs, env=env)
+
+
+def pins(*groups: str) -> list[str]:
+    """Return the pinned requirements of these dependency groups."""
+    return list(nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+def from_checkout() -> dict[str, str]:
+    """Return the environment in which Python finds the packages of this checkout without installing them."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(SRC), os.environ.get("PYTHONPATH", "")]))}
+
+
+def has(python: str, module: str) -> bool:
+    """Say whether this Python has that module."""
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({module!r}) is None)"
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def python_there(session: nox.Session, module: str) -> str:
+    """Return the Python to use with --no-venv: nox's own or the one on PATH, whichever has the module."""
+    candidates = [sys.executable, shutil.which("python"), shutil.which("python3")]
+    for python in filter(None, candidates):
+        if has(python, module):
+            session.log(f"nothing is installed: using {python}, which has {module}")
+            return python
+    session.error(f"--no-venv needs a Python with {module}, got {candidates}: activate one, or leave --no-venv out")
+
+
+def provision(session: nox.Session, *groups: str) -> Target:
+    """Return a Python with torch, these groups and both packages: a virtualenv's, or with --no-venv the one there."""
+    env: dict[str, str] = {}
+    if session.venv_backend == "none":
+        python = python_there(session, "torch")
+        env |= from_checkout()
+    else:
+        python = "python"
+        torch = [f"torch=={TORCH}"] if TORCH else pins("torch")
+        session.install(*torch, *pins(*groups), "--editable", ".")
+    answer = session.run(python, "-c", PROBE, env=env, silent=True, log=False)
+    found = dict.fromkeys(["perfgate", "xdist", "timeout", "gpu"], False)
+    if isinstance(answer, str):  # with --install-only there is none
+        found = json.loads(answer.splitlines()[-1])
+    if not found["perfgate"]:
+        env["PYTEST_PLUGINS"] = "perfgate.plugin"  # not installed, hence no entry point
+    return Target(session, python, env, found)
+
+
+def provision_without_torch(session: nox.Session, module: str, *groups: str) -> Target:
+    """Return a Python with these groups (with --no-venv: the one with the module) and the packages of the checkout."""
+    if session.venv_backend == "none":
+        python = python_there(session, module)
+    else:
+        python = "python"
+        session.install(*pins(*groups))
+    return Target(session, python, from_checkout(), found={})
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
+def tests(session: nox.Session) -> None:
+    """Test both packages, on as many processes as there are cores, or in one where there is a GPU."""
+    target = provision(session, "test")
+    cores = len(os.sched_getaffinity(0))
+    options = ["--timeout=300"] if target.found["timeout"] else []
+    env = {}
+    if target.found["xdist"] and not target.found["gpu"] and cores > 1:
+        options += [f"--numprocesses={min(cores, 8)}", "--dist=worksteal"]
+        env["OMP_NUM_THREADS"] = "1"  # a process a core is enough
+    target.pytest("tests", *options, env=env)
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
+def perf(session: nox.Session) -> None:
+    """Time the suites and hold them against baselines/; the run's JSON is .perfgate/perf.json."""
+    target = provision(session, "perf")
+    RESULTS.mkdir(exist_ok=True)
+    # an option follows --benchmark-compare, which would take a path for the name of a baseline
+    options = ["--benchmark-only", "--benchmark-compare", f"--benchmark-json={RESULTS / 'perf.json'}"]
+    target.pytest("perf", *options, env={} if target.found["gpu"] else HOST_TIMING)
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
+def baseline(session: nox.Session) -> None:
+    """Measure this machine's baseline in fresh processes and file it under baselines/."""
+    target = provision(session, "perf")
+    target.run("-m", "perfgate", "baseline", *session.posargs, env={} if target.found["gpu"] else HOST_TIMING)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Write the tables and plots of measured results."""
+    target = provision_without_torch(session, "matplotlib", "perf", "report")
+    target.run("-m", "perfgate", "report", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and who imports whom; `-- --fix` repairs what can be repaired."""
+    target = provision_without_torch(session, "ruff", "lint")
+    target.run("-m", "ruff", "check", *session.posargs)
+    target.run("-m", "ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
+    target.run("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
+def types(session: nox.Session) -> None:
+    """Check the types: strictly in perfgate."""
+    provision(session, "types").run("-m", "mypy", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()

@@ -1,0 +1,231 @@
+"""A problem: what attention is asked to compute, its inputs, and the work it takes at least.
+
+    O = softmax(Q Kᵀ · scale, over live keys) V          q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv]
+
+One alphabet for the whole package: b batch, hq query heads, hkv key heads (query head h reads key head h // (hq / hkv)),
+sq queries, skv keys, d the head dim of q and k, dv that of v.
+
+The causal mask is aligned bottom-right, so that the last query sees every key. Here sq = 2, skv = 5:
+
+    key      0 1 2 3 4
+    query 0  x x x x .        query i sees key j  iff  j <= i + skv - sq
+    query 1  x x x x x
+
+A query that sees no key (the first sq - skv of them, where sq > skv) has output 0, and gradient 0.
+Knows nothing of variants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+
+__all__ = ["DTYPES", "LAYOUTS", "MASKS", "PASSES", "Dtype", "Inputs", "Layout", "Mask", "Pass", "Problem"]
+
+Dtype = Literal["fp16", "bf16", "fp32"]
+Mask = Literal["full", "causal"]
+Pass = Literal["fwd", "bwd", "fwd+bwd"]
+Layout = Literal["bshd", "bhsd", "packed", "padded", "broadcast"]
+
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+MASKS: tuple[Mask, ...] = get_args(Mask)
+PASSES: tuple[Pass, ...] = get_args(Pass)
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+LSE_BYTES = 4  # the log-sum-exp of a row is one fp32
+PADDING = 8  # elements behind each row of the padded layout: rows stay aligned to 16 bytes
+
+
+class Inputs(NamedTuple):
+    """The tensors of one problem: q, k, v, and dout, the gradient that comes back for out."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    dout: torch.Tensor
+
+    def slice(self, batch: int, kv_head: int) -> Inputs:
+        """Return the views that belong to one batch and one key head, with the query heads that read it."""
+        group = self.q.shape[2] // self.k.shape[2]
+        batches = slice(batch, batch + 1)
+        queries, keys = slice(kv_head * group, (kv_head + 1) * group), slice(kv_head, kv_head + 1)
+        q, dout = self.q[batches, :, queries], self.dout[batches, :, queries]
+        return Inputs(q, self.k[batches, :, keys], self.v[batches, :, keys], dout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is computed: sizes, dtype, mask, scale, and how the inputs lie in memory.
+
+    Attributes:
+        b: Batch.
+        hq: Query heads.
+        hkv: Key heads; `hq` unless given. It divides `hq`.
+        sq: Queries.
+        skv: Keys; `sq` unless given.
+        d: Head dim of q and k.
+        dv: Head dim of v and out; `d` unless given.
+        dtype: Of all inputs and of out.
+        mask: Which keys a query sees; causal is aligned bottom-right.
+        scale: What scores are multiplied with; None is 1 / sqrt(d).
+        layout: ``bshd`` contiguous; ``bhsd`` transposed views of contiguous [b, h, s, d]; ``packed`` q, k and v side by
+            side in one [b, s, hq + 2 hkv, d]; ``padded`` rows longer than d (the last dim is contiguous, NaN behind it);
+            ``broadcast`` k and v with stride 0 over the batch.
+        magnitude: Standard deviation of q, k and v.
+
+    Raises:
+        ValueError: For what is no attention problem.
+    """
+
+    b: int
+    hq: int
+    hkv: int = None  # type: ignore[assignment]  # filled in __post_init__, as are skv and dv
+    sq: int
+    skv: int = None  # type: ignore[assignment]
+    d: int
+    dv: int = None  # type: ignore[assignment]
+    dtype: Dtype = "bf16"
+    mask: Mask = "full"
+    scale: float | None = None
+    layout: Layout = "bshd"
+    magnitude: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, default in (("hkv", self.hq), ("skv", self.sq), ("dv", self.d)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        for name in ("b", "hq", "hkv", "sq", "skv", "d", "dv"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        for name, known in (("dtype", DTYPES), ("mask", MASKS), ("layout", LAYOUTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.hq % self.hkv:
+            raise ValueError(f"hkv must divide hq, got hq={self.hq} and hkv={self.hkv}")
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise ValueError(f"scale must be finite, or None for 1/sqrt(d), got {self.scale!r}")
+        if not (math.isfinite(self.magnitude) and self.magnitude > 0):
+            raise ValueError(f"magnitude must be finite and positive, got {self.magnitude!r}")
+        if self.layout == "packed" and (self.sq != self.skv or self.d != self.dv):
+            sizes = f"sq={self.sq}, skv={self.skv}, d={self.d}, dv={self.dv}"
+            raise ValueError(f"the packed layout needs sq = skv and d = dv, got {sizes}: take another layout")
+
+    @property
+    def name(self) -> str:
+        """Stable, and the problem's identity: ``b1-hq32-hkv8-s4096-d128-bf16-causal``. Defaults are left out."""
+        parts = [
+            f"b{self.b}",
+            f"h{self.hq}" if self.hq == self.hkv else f"hq{self.hq}-hkv{self.hkv}",
+            f"s{self.sq}" if self.sq == self.skv else f"sq{self.sq}-skv{self.skv}",
+            f"d{self.d}" if self.d == self.dv else f"d{self.d}-dv{self.dv}",
+            self.dtype,
+        ]
+        if self.mask != "full":
+            parts.append(self.mask)
+        if self.scale is not None:
+            parts.append(f"scale{self.scale!r}")
+        if self.layout != "bshd":
+            parts.append(self.layout)
+        if self.magnitude != 1.0:
+            parts.append(f"magnitude{self.magnitude!r}")
+        return "-".join(parts)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch names it."""
+        return TORCH_DTYPE[self.dtype]
+
+    @property
+    def group(self) -> int:
+        """Query heads that read one key head."""
+        return self.hq // self.hkv
+
+    @property
+    def live_pairs(self) -> int:
+        """Pairs of a query and a key that it sees, in one head."""
+        if self.mask == "full":
+            return self.sq * self.skv
+        live = min(self.sq, self.skv)  # queries that see any key; the first of them sees skv - live + 1
+        return live * (self.skv - live) + live * (live + 1) // 2
+
+    @property
+    def tokens(self) -> int:
+        """Queries in all of the batch."""
+        return self.b * self.sq
+
+    def flops(self, pass_: Pass) -> int:
+        """Return the operations of the matrix products over live pairs, a multiply-add counted as two.
+
+        Forward makes S = QKᵀ and O = PV; backward makes S again, and dP = dO Vᵀ, dV = Pᵀ dO, dQ = dS K, dK = dSᵀ Q.
+        With d = dv backward is 2.5 times forward.
+        """
+        products = {"fwd": self.d + self.dv, "bwd": 3 * self.d + 2 * self.dv}
+        products["fwd+bwd"] = products["fwd"] + products["bwd"]
+        return 2 * self.b * self.hq * self.live_pairs * products[pass_]
+
+    def bytes(self, pass_: Pass) -> int:
+        """Return the least bytes through memory: each input of the pass read once, each output written once.
+
+        Backward also reads out and the log-sum-exp of each row (fp32), which forward is not charged for writing.
+        What the broadcast layout shares over the batch is read once.
+        """
+        size = self.torch_dtype.itemsize
+        q, out = self.tokens * self.hq * self.d * size, self.tokens * self.hq * self.dv * size
+        dk_dv = self.b * self.skv * self.hkv * (self.d + self.dv) * size
+        k_v = dk_dv // self.b if self.layout == "broadcast" else dk_dv
+        moved = {"fwd": q + k_v + out}
+        moved["bwd"] = (q + k_v + 2 * out + self.tokens * self.hq * LSE_BYTES) + (q + dk_dv)
+        moved["fwd+bwd"] = moved["fwd"] + moved["bwd"]
+        return moved[pass_]
+
+    def inputs(self, device: torch.device | str, seed: int = 0, requires_grad: bool = False) -> Inputs:
+        """Draw q, k, v from N(0, magnitude) and dout from N(0, 1), in place on the device.
+
+        The numbers depend on the device's kind, the seed, the sizes and the dtype; the layout only places them
+        (of the broadcast layout's k and v, the first batch is taken for all).
+
+        Args:
+            device: Where the tensors live and are drawn.
+            seed: Same seed, same numbers.
+            requires_grad: Whether q, k and v are leaves that want gradients.
+        """
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def draw(s: int, h: int, d: int, deviation: float) -> torch.Tensor:
+            shape = (self.b, s, h, d)
+            return torch.randn(shape, dtype=self.torch_dtype, device=device, generator=generator).mul_(deviation)
+
+        q = draw(self.sq, self.hq, self.d, self.magnitude)
+        k = draw(self.skv, self.hkv, self.d, self.magnitude)
+        v = draw(self.skv, self.hkv, self.dv, self.magnitude)
+        dout = draw(self.sq, self.hq, self.dv, 1.0)
+        if self.layout == "bhsd":
+            q, k, v, dout = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, dout))
+        elif self.layout == "packed":
+            q, k, v = torch.cat((q, k, v), dim=2).split((self.hq, self.hkv, self.hkv), dim=2)
+        elif self.layout == "padded":
+            pad = torch.nn.functional.pad
+            q, k, v, dout = (pad(x, (0, PADDING), value=math.nan)[..., :-PADDING] for x in (q, k, v, dout))
+        elif self.layout == "broadcast":
+            k, v = (x[:1].clone().expand_as(x) for x in (k, v))
+        q, k, v = (x.detach().requires_grad_(requires_grad) for x in (q, k, v))
+        return Inputs(q, k, v, dout)
+
+    def slice(self, batch: int, kv_head: int) -> Problem:
+        """Return the problem of one batch and one key head, which is computed from the inputs' slice alone.
+
+        Heads and batches do not depend on each other, so a large problem can be checked exactly on a small part.
+
+        Raises:
+            ValueError: If there is no such batch or head.
+        """
+        for name, index, size in (("batch", batch, self.b), ("kv_head", kv_head, self.hkv)):
+            if not 0 <= index < size:
+                raise ValueError(f"{name} must be from 0 to {size - 1}, got {index}")
+        return dataclasses.replace(self, b=1, hq=self.group, hkv=1, layout="bshd")

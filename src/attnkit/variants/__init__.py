@@ -1,0 +1,30 @@
+"""The table of variants: a module a variant (or family), and one line here.
+
+Importing this needs torch alone. A variant whose package is missing is in the table all the same and says so in `absent`.
+"""
+
+from attnkit.variant import Variant
+from attnkit.variants import flash_attn, flex, naive, sdpa, triton_flash, triton_unfused
+
+__all__ = ["TABLE", "variant"]
+
+TABLE: tuple[Variant, ...] = (
+    naive.VARIANT,
+    *sdpa.VARIANTS,
+    flex.VARIANT,
+    triton_unfused.VARIANT,
+    triton_flash.VARIANT,
+    flash_attn.VARIANT,
+)
+
+
+def variant(name: str) -> Variant:
+    """Return the variant of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for entry in TABLE:
+        if entry.name == name:
+            return entry
+    raise ValueError(f"no variant is called {name!r}: take one of {', '.join(entry.name for entry in TABLE)}")

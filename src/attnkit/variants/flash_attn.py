@@ -1,0 +1,54 @@
+"""The flash-attn package, FlashAttention-2 by its authors (Dao, 2023), behind the same call as every other variant.
+
+Its layout is ours, it takes grouped heads as they are, and its causal mask is aligned bottom-right since its version 2.1.
+Rows without a live key give 0.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from attnkit.problem import Mask, Pass, Problem
+from attnkit.variant import Variant
+
+__all__ = ["VARIANT"]
+
+MAX_D = 256
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
+) -> torch.Tensor:
+    """FlashAttention-2: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, d] to out [b, sq, hq, d]."""
+    from flash_attn import flash_attn_func
+
+    out: torch.Tensor = flash_attn_func(q, k, v, softmax_scale=scale, causal=mask == "causal")
+    return out
+
+
+def absent() -> str | None:
+    """Say that the package is missing. Only its presence is looked at: importing it takes seconds and needs a GPU."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return "the package flash-attn is not installed: pip install flash-attn --no-build-isolation"
+    return None
+
+
+def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
+    """Say why the package cannot compute a problem on a device."""
+    if device.type != "cuda":
+        return f"runs on a CUDA device, got {device.type}"
+    if problem.dtype == "fp32":
+        return "takes fp16 and bf16, got fp32"
+    if problem.d != problem.dv:
+        return f"d must equal dv, got d={problem.d} and dv={problem.dv}"
+    if problem.d > MAX_D:
+        return f"d must be at most {MAX_D}, got {problem.d}"
+    if problem.d % 8:
+        return f"d must be a multiple of 8 (the package would copy q, k and v to pad them), got {problem.d}"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+
+
+VARIANT = Variant("flash_attn", "FlashAttention-2 from the flash-attn package", attention, rejects, absent)

@@ -1,0 +1,70 @@
+"""FlexAttention, compiled: torch generates a fused kernel from a Python mask (Dong et al., Flex Attention, 2024).
+
+Compiled for exactly these sizes, strides and dtypes at the first call with them, which takes seconds; blocks of keys that
+the causal mask hides from a whole block of queries are skipped. On the CPU it needs a C++ compiler and has no backward.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+
+import torch
+import torch._dynamo.config
+import torch._functorch.config
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from attnkit.problem import Mask, Pass, Problem
+from attnkit.variant import Variant
+
+__all__ = ["VARIANT"]
+
+MIN_D = 16  # what torch's kernels ask of d and dv on CUDA
+MAX_COMPILATIONS = 4096  # beyond this dynamo runs the slow eager code without a word; its own limit is 8
+
+
+@functools.cache
+def compiled() -> Callable[..., torch.Tensor]:
+    """Return the compiled function, which keeps what it compiled for each kind of input."""
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+@functools.lru_cache(maxsize=64)
+def block_mask(sq: int, skv: int, device: torch.device) -> BlockMask:
+    """Return the causal mask, aligned bottom-right, as blocks of 128 queries and keys. It is made once."""
+
+    def live(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return j <= i + (skv - sq)
+
+    return create_block_mask(live, None, None, sq, skv, device=device)
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
+) -> torch.Tensor:
+    """FlexAttention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv]."""
+    blocks = block_mask(q.shape[1], k.shape[1], q.device) if mask == "causal" else None
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
+    # without donated buffers a graph may be walked backward more than once, as timing backward alone does
+    with (
+        torch._dynamo.config.patch(recompile_limit=MAX_COMPILATIONS, accumulated_recompile_limit=MAX_COMPILATIONS),
+        torch._functorch.config.patch(donated_buffer=False),
+    ):
+        out = compiled()(q, k, v, block_mask=blocks, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2)
+
+
+def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
+    """Say why it cannot compute a problem on a device."""
+    if device.type == "cpu":
+        if pass_ != "fwd":
+            return "has no backward on the CPU"
+        if not any(map(shutil.which, ("g++", "clang++"))):
+            return "needs a C++ compiler on the CPU, found neither g++ nor clang++: install one"
+    elif min(problem.d, problem.dv) < MIN_D:
+        return f"d and dv must be at least {MIN_D}, got d={problem.d} and dv={problem.dv}"
+    return None
+
+
+VARIANT = Variant("flex", "FlexAttention, compiled by torch for each size", attention, rejects)

@@ -1,0 +1,216 @@
+"""Which tiles triton_flash uses on which GPU, and how tiles get to the kernel.
+
+A configuration is looked up, never searched for at run time: ``TABLE`` is what ``python -m attnkit.tune triton_flash``
+measured on an H200, and for architectures that nobody has measured what compiles for them without spilling. A call that
+wants another configuration passes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+Kernel = Literal["forward", "dkdv", "dq"]
+Loads = Literal["pointer", "tma", "tma_ws"]
+
+MAX_D = 256
+"""Largest head dim: a program holds whole rows of Q and of the output."""
+
+ROW_PADDING = 128
+"""Statistics of rows are padded to a multiple of this: no block_m of the backward exceeds it."""
+
+TMA_ALIGNMENT = 16
+"""Bytes: the unit of the copy engine's addresses and strides."""
+
+MAX_ROW_STRIDE = 2**31 // 256
+"""Elements: inside a tile, of at most 256 rows, offsets are 32-bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One compiled form of a kernel.
+
+    Attributes:
+        block_m: Queries a tile.
+        block_n: Keys a tile.
+        warps: Warps a program; ``tma_ws`` adds its own producer and consumers to the 4 it must be given.
+        stages: Tiles in flight in the inner loop.
+        loads: How tiles arrive; see triton_flash_forward.py.
+        split: dkdv alone: dK and dV by two launches, for accumulators too wide to hold both.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+    loads: Loads = "pointer"
+    split: bool = False
+
+
+# Family of architectures -> (kernel, dtype, how tiles may arrive, head dim padded to 64, 128 or 256), with "causal" behind
+# it where that mask wants another tile. 80 serves whatever has no row of its own: it fits 99 KiB of shared memory.
+TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
+    80: {
+        ("forward", "half", "pointer", 64): Config(128, 64, 4, 2),
+        ("forward", "half", "pointer", 128): Config(128, 64, 8, 2),
+        ("forward", "half", "pointer", 256): Config(64, 32, 4, 2),
+        ("dkdv", "half", "pointer", 64): Config(32, 128, 8, 2),
+        ("dkdv", "half", "pointer", 128): Config(64, 64, 8, 2),
+        ("dkdv", "half", "pointer", 256): Config(32, 64, 8, 1, split=True),
+        ("dq", "half", "pointer", 64): Config(128, 64, 8, 2),
+        ("dq", "half", "pointer", 128): Config(64, 64, 4, 2),
+        ("dq", "half", "pointer", 256): Config(64, 32, 8, 1),
+        ("forward", "fp32", "pointer", 64): Config(64, 32, 4, 2),
+        ("forward", "fp32", "pointer", 128): Config(64, 16, 4, 1),
+        ("forward", "fp32", "pointer", 256): Config(16, 16, 4, 1),
+        ("dkdv", "fp32", "pointer", 64): Config(32, 32, 4, 1),
+        ("dkdv", "fp32", "pointer", 128): Config(16, 32, 4, 1, split=True),
+        ("dkdv", "fp32", "pointer", 256): Config(16, 16, 4, 1, split=True),
+        ("dq", "fp32", "pointer", 64): Config(32, 32, 4, 1),
+        ("dq", "fp32", "pointer", 128): Config(32, 16, 4, 1),
+        ("dq", "fp32", "pointer", 256): Config(16, 16, 4, 1),
+    },
+    90: {
+        ("forward", "half", "tma", 64): Config(128, 128, 4, 2, "tma_ws"),
+        ("forward", "half", "tma", 128): Config(128, 128, 4, 2, "tma_ws"),
+        ("forward", "half", "tma", 256): Config(128, 64, 8, 2, "tma"),
+        ("forward", "half", "pointer", 64): Config(128, 128, 8, 3),
+        ("forward", "half", "pointer", 128): Config(128, 64, 8, 3),
+        ("forward", "half", "pointer", 256): Config(128, 32, 8, 2),
+        ("dkdv", "half", "tma", 64): Config(64, 128, 8, 3, "tma"),
+        ("dkdv", "half", "tma", 128): Config(64, 128, 8, 2, "tma"),
+        ("dkdv", "half", "tma", 256): Config(64, 128, 8, 1, "tma", split=True),
+        ("dkdv", "half", "pointer", 64): Config(64, 128, 8, 3),
+        ("dkdv", "half", "pointer", 128): Config(32, 128, 8, 2),
+        ("dkdv", "half", "pointer", 256): Config(64, 128, 8, 1, split=True),
+        ("dq", "half", "tma", 64): Config(128, 128, 8, 2, "tma"),
+        ("dq", "half", "tma", 128): Config(128, 64, 8, 3, "tma"),
+        ("dq", "half", "tma", 256): Config(128, 32, 8, 2, "tma"),
+        ("dq", "half", "pointer", 64): Config(128, 128, 8, 2),
+        ("dq", "half", "pointer", 128): Config(128, 64, 8, 2),
+        ("dq", "half", "pointer", 256): Config(128, 32, 8, 2),
+        ("forward", "fp32", "pointer", 64): Config(64, 32, 4, 2),
+        ("forward", "fp32", "pointer", 128): Config(128, 32, 8, 2),
+        ("forward", "fp32", "pointer", 256): Config(64, 16, 8, 1),
+        ("dkdv", "fp32", "pointer", 64): Config(16, 64, 4, 1),
+        ("dkdv", "fp32", "pointer", 128): Config(32, 32, 8, 1, split=True),
+        ("dkdv", "fp32", "pointer", 256): Config(16, 32, 8, 1, split=True),
+        ("dq", "fp32", "pointer", 64): Config(64, 32, 4, 1),
+        ("dq", "fp32", "pointer", 128): Config(64, 16, 8, 1),
+        ("dq", "fp32", "pointer", 256): Config(32, 16, 8, 1),
+    },
+    100: {
+        ("forward", "half", "pointer", 64): Config(128, 64, 4, 3),
+        ("forward", "half", "pointer", 128): Config(128, 64, 8, 3),
+        ("forward", "half", "pointer", 256): Config(128, 32, 8, 2),
+        ("dq", "half", "pointer", 64): Config(128, 64, 8, 2),
+        ("dq", "half", "pointer", 128): Config(128, 64, 8, 2),
+        ("dq", "half", "pointer", 256): Config(128, 32, 8, 1),
+        ("dkdv", "half", "pointer", 64): Config(64, 128, 8, 1),
+        ("dkdv", "half", "pointer", 128): Config(64, 128, 8, 1),
+        ("dkdv", "half", "pointer", 256): Config(64, 64, 8, 1, split=True),
+    },
+}
+
+
+def family(device: torch.device) -> int:
+    """The device's part of the table; Hopper's for the CPU, where only the interpreter runs."""
+    if device.type != "cuda":
+        return 90
+    major = torch.cuda.get_device_capability(device)[0]
+    return {9: 90, 10: 100}.get(major, 80)
+
+
+def row(
+    arch: int, kernel: Kernel, dtype: torch.dtype, d: int, causal: bool, loads: Literal["pointer", "tma"]
+) -> Config | None:
+    """A row of the table, that of the mask before that of any."""
+    key = (kernel, "fp32" if dtype == torch.float32 else "half", loads, max(64, padded(d)))
+    return TABLE[arch].get((*key, "causal") if causal else key) or TABLE[arch].get(key)
+
+
+def choose(kernel: Kernel, device: torch.device, dtype: torch.dtype, d: int, causal: bool, copyable: bool) -> Config:
+    """The configuration for a call; ``copyable`` says whether the copy engine can load all inputs."""
+    arch = family(device)
+    fast = row(arch, kernel, dtype, d, causal, "tma") if copyable else None
+    config = fast or row(arch, kernel, dtype, d, causal, "pointer") or row(80, kernel, dtype, d, causal, "pointer")
+    if config is None:
+        raise LookupError(f"no tiles for {kernel}, {dtype}, d={d}: d must be at most {MAX_D}")
+    return config
+
+
+def padded(d: int) -> int:
+    """The head dim as the kernels see it: a power of two, at least 16 for the tensor cores."""
+    return max(16, 1 << (d - 1).bit_length())
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How fp32 products are made: three tf32 products on the tensor cores; half precision is exact as it is."""
+    return "tf32x3" if dtype == torch.float32 else "ieee"
+
+
+def loadable(t: torch.Tensor) -> torch.Tensor:
+    """``t [b, s, h, d]`` itself, or a copy where its last dimension is not contiguous or its rows are too far apart."""
+    return t if t.stride(3) == 1 and t.stride(1) < MAX_ROW_STRIDE else t.contiguous()
+
+
+def copyable(t: torch.Tensor) -> bool:
+    """Whether the copy engine can load ``t``: 16-byte addresses and strides, nothing broadcast."""
+    unit = TMA_ALIGNMENT // t.element_size()
+    strides = [stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True) if size > 1]
+    return t.data_ptr() % TMA_ALIGNMENT == 0 and all(stride > 0 and stride % unit == 0 for stride in strides)
+
+
+def constants(config: Config, q: torch.Tensor, k: torch.Tensor, causal: bool) -> dict[str, object]:
+    """The compile-time arguments that every kernel has."""
+    d = q.shape[3]
+    return {
+        "D": d,
+        "DP": padded(d),
+        "BM": config.block_m,
+        "BN": config.block_n,
+        "CAUSAL": causal,
+        "EVEN_Q": q.shape[1] % config.block_m == 0,
+        "EVEN_KV": k.shape[1] % config.block_n == 0,
+        "LOADS": config.loads,
+        "PRECISION": precision(q.dtype),
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+    }
+
+
+def source(t: torch.Tensor, rows: int, config: Config) -> Any:
+    """What the kernel loads ``t [b, s, h, d]`` from, in tiles of ``rows``: the tensor, or a host descriptor of it."""
+    if config.loads != "tma":
+        return t
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    b, s, h, d = t.shape
+    # the stride of a dimension of size one is never used, but must be valid
+    strides = [t.stride(i) if t.shape[i] > 1 else TMA_ALIGNMENT for i in (0, 2, 1)]
+    return TensorDescriptor(t, [b, h, s, d], [*strides, 1], [1, 1, rows, padded(d)])
+
+
+def launch(call: Callable[[], object], config: Config, device: torch.device) -> None:
+    """Run ``call`` on ``device``. Descriptors made by a kernel need memory: torch's, and for this launch only."""
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        if config.loads != "tma_ws":
+            call()
+            return
+
+        def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+            return torch.empty(size, dtype=torch.int8, device=device)
+
+        def with_allocator() -> None:
+            import triton
+
+            triton.set_allocator(allocate)
+            call()
+
+        # triton keeps its allocator in a context variable: the user's own is untouched outside this copy
+        contextvars.copy_context().run(with_allocator)

@@ -1,0 +1,114 @@
+"""Fusion alone: one Triton kernel makes P = softmax(Q Kᵀ · scale, over live keys), then a matrix product makes out = P V.
+
+It is the step between the textbook and FlashAttention: scores and mask never reach memory, but P does, ``[b, hq, sq, skv]``
+in the dtype of the inputs, so memory and traffic still grow with sq · skv. The kernel is in triton_unfused_kernel.py.
+
+Backward is the explicit formula on the saved P, in torch's operations; it materialises dP and dS as well:
+
+    dV = Pᵀ dO        dP = dO Vᵀ        dS = P · (dP - rowsum(P · dP)) · scale        dQ = dS K        dK = dSᵀ Q
+
+Inputs may have any strides; q and k are copied first where their last dimension is not contiguous. The matrix products see
+the queries of a group of heads as the rows of one matrix, so K and V are never repeated. float32 scores are three tf32
+products (``tf32x3``), as accurate as float32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from attnkit.problem import Mask, Pass, Problem
+from attnkit.variant import Variant
+
+__all__ = ["VARIANT", "attention"]
+
+MAX_D = 256
+"""Largest head dim: a program of the kernel holds whole rows of Q."""
+
+
+def by_group(t: torch.Tensor, hkv: int) -> torch.Tensor:
+    """Turn ``[b, hq, s, ·]`` into ``[b, hkv, group · s, ·]``: the query heads of a key head under each other."""
+    return t.reshape(t.shape[0], hkv, -1, t.shape[3])
+
+
+class Unfused(torch.autograd.Function):
+    """Forward and backward on a saved P."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
+    ) -> torch.Tensor:
+        """Make P by the kernel and out by a product."""
+        from attnkit.variants.triton_unfused_kernel import probabilities
+
+        q, k = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k))
+        b, sq, hq, _ = q.shape
+        p = probabilities(q, k, causal, scale)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.scale = scale
+        out = by_group(p, k.shape[2]) @ v.transpose(1, 2)
+        return out.view(b, hq, sq, -1).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        """Make dq, dk and dv from P; dS is rounded to the dtype of q for its products, as P was."""
+        q, k, v, p = ctx.saved_tensors
+        b, sq, hq, d = q.shape
+        q, p, dout = (by_group(t, k.shape[2]) for t in (q.transpose(1, 2), p, dout.transpose(1, 2)))
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # [b, hkv, skv, ·]
+        dv = p.mT @ dout
+        dp = (dout @ v.mT).float()
+        ds = (p * (dp - (p * dp).sum(-1, keepdim=True)) * ctx.scale).to(q.dtype)
+        dq = (ds @ k).view(b, hq, sq, d)
+        dk = ds.mT @ q
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
+) -> torch.Tensor:
+    """Attention that writes P to memory.
+
+    Args:
+        q: ``[b, sq, hq, d]``, float16, bfloat16 or float32; d is at most 256.
+        k: ``[b, skv, hkv, d]``, hkv divides hq: query head h reads key head ``h // (hq // hkv)``.
+        v: ``[b, skv, hkv, dv]``.
+        mask: ``full``, or ``causal``: query i sees key j where ``j <= i + skv - sq``.
+        scale: ``1 / sqrt(d)`` unless given.
+
+    Returns:
+        out ``[b, sq, hq, dv]``; 0 for a query without a live key.
+    """
+    return Unfused.apply(q, k, v, mask == "causal", q.shape[3] ** -0.5 if scale is None else scale)
+
+
+def absent() -> str | None:
+    """Say that there is no Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed: pip install 'triton>=3.6' (Linux)"
+    return None
+
+
+def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
+    """Say why this variant cannot compute a problem on a device."""
+    if problem.d > MAX_D:
+        return f"d must be at most {MAX_D}, got {problem.d}"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+    import triton
+
+    if not triton.knobs.runtime.interpret:
+        return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
+    return None
+
+
+VARIANT = Variant(
+    name="triton_unfused",
+    summary="softmax(Q Kᵀ) in one Triton kernel that writes P to memory, then a matrix product with V",
+    attention=attention,
+    rejects=rejects,
+    absent=absent,
+)

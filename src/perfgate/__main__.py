@@ -1,0 +1,200 @@
+"""The command line: ``perfgate baseline`` measures and files a baseline, ``perfgate report`` writes what files hold."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perfgate import baseline, journal, preflight, recording
+from perfgate.baseline import BaselineError
+from perfgate.gate import Exit, decide
+from perfgate.journal import JournalError
+from perfgate.report import FORMATS, Axis, Results
+from perfgate.report.markdown import replace_block
+
+__all__ = ["main"]
+
+INTERRUPTED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code (see `perfgate.gate.Exit`)."""
+    before, pytest_arguments = _split(sys.argv[1:] if argv is None else list(argv))
+    options = _parser().parse_args(before)
+    try:
+        if options.command == "baseline":
+            return _baseline(options, [*options.paths, *pytest_arguments])
+        return _report(options)
+    except (BaselineError, JournalError) as error:
+        return _refuse(str(error), Exit.REFUSED)
+    except (ValueError, OSError, ImportError) as error:
+        return _refuse(str(error), Exit.USAGE)
+    except KeyboardInterrupt:
+        return _refuse("interrupted", INTERRUPTED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="perfgate", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    make = commands.add_parser(
+        "baseline",
+        help="measure a suite in several fresh processes and file the result",
+        usage="%(prog)s [options] [path ...] [-- pytest's arguments]",
+        description="Run the suite in fresh processes, merge what they measured, and write "
+        "STORAGE/<environment>/<machine>/NNNN_LABEL.json, unless they disagree too much or the device was unfit.",
+        allow_abbrev=False,
+    )
+    make.add_argument("paths", nargs="*", help="what pytest is to run; its own default if left out")
+    make.add_argument("--processes", type=_count, default=5, metavar="N", help="how many processes (default: 5)")
+    make.add_argument("--storage", type=Path, default=Path("baselines"), help="default: baselines")
+    make.add_argument("--label", default="default", help="the suite's name in the file's name (default: default)")
+    make.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep each process's files here; else only if there is no baseline of them",
+    )
+    make.add_argument("--from", dest="files", type=Path, nargs="+", metavar="FILE", help="merge these, measure nothing")
+    make.add_argument(
+        "--visible",
+        type=float,
+        default=10.0,
+        metavar="PERCENT",
+        help="refuse if the processes disagree so much that a slowdown of this size could hide (default: 10); "
+        "a larger one lets a noisy machine have a baseline, whose gate then sees less",
+    )
+
+    show = commands.add_parser("report", help="write what saved runs or journals hold", allow_abbrev=False)
+    show.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="pytest-benchmark's JSON, or a journal (.jsonl)"
+    )
+    show.add_argument("--format", choices=sorted(FORMATS), default="text", help="default: text")
+    show.add_argument("--out", type=Path, metavar="PATH", help="write here instead of to the terminal")
+    show.add_argument("--block", metavar="NAME", help="replace only the generated block of this name in --out")
+    show.add_argument("--against", type=Path, metavar="BASELINE", help="judge FILE against this; sets the exit code")
+    show.add_argument(
+        "--axis", metavar="PATTERN", help=r"what runs along x, as a field of the cases' names, e.g. 's(\d+)'"
+    )
+    show.add_argument("--label", default="", help="what x is, e.g. 'sequence length'")
+    show.add_argument(
+        "--along", metavar="PATTERN", help=r"fields that change along x without another panel, e.g. 'b\d+'"
+    )
+    return parser
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """What is ours, and what stands after the first ``--``."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of processes, 1 or more, got {text!r}")
+    return int(text)
+
+
+def _refuse(why: str, code: int) -> int:
+    print(f"perfgate: {why}", file=sys.stderr)
+    return int(code)
+
+
+def _baseline(options: argparse.Namespace, arguments: list[str]) -> int:
+    if not 0 < options.visible < 1000:
+        raise ValueError(f"--visible must be a percentage above 0 and below 1000, got {options.visible:g}")
+    if options.files and arguments:
+        raise ValueError(f"--from measures nothing, so it takes no suite, got {' '.join(arguments)}")
+    started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    directory = options.keep or Path(".perfgate") / f"baseline-{started}-{os.getpid()}"
+    files: list[Path] = options.files or []
+    if not files:
+        for path in (directory, options.storage):
+            if sentence := preflight.room([path]):
+                return _refuse(sentence, Exit.LOST)
+        try:
+            files = recording.measure(arguments, processes=options.processes, directory=directory)
+        except recording.ProcessFailed as error:
+            return _refuse(str(error), error.code or Exit.INCOMPLETE)
+    code = _file(files, options)
+    if code == Exit.OK and not options.files and not options.keep:
+        shutil.rmtree(directory)
+    elif code != Exit.OK:
+        print(f"nothing was written to {options.storage}; to merge what was measured all the same:", file=sys.stderr)
+        print(f"    perfgate baseline --from {' '.join(map(str, files))}", file=sys.stderr)
+    return code
+
+
+def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
+    """Merge the processes' files and write the baseline, or say why there is none."""
+    try:
+        document = baseline.merge([baseline.load(path) for path in files])
+        merged = baseline.from_document(document)
+        unfit = baseline.spread(merged.records.values(), allowed=options.visible / 100)
+        if unfit:
+            return _refuse("no baseline:\n    " + "\n    ".join(unfit), Exit.UNFIT)
+        directory = options.storage / merged.environment.key / preflight.machine_id()
+        path = baseline.write(document, directory, options.label)
+    except BaselineError as error:
+        return _refuse(f"no baseline: {error}", Exit.REFUSED)
+    memory = f", {len(merged.out_of_memory)} out of memory" if merged.out_of_memory else ""
+    print(f"{path}: {len(merged.records)} cases in {merged.processes} processes{memory}")
+    return Exit.OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    if (options.label or options.along) and not options.axis:
+        raise ValueError("--label and --along say more of --axis: give that too")
+    if options.block and not options.out:
+        raise ValueError("--block names a part of a document: give the document with --out")
+    if options.format == "svg" and len(options.files) > 1:
+        raise ValueError(f"a picture shows one file, got {len(options.files)}")
+    axis = Axis(pattern=options.axis, label=options.label, along=options.along) if options.axis else None
+    against = baseline.read(options.against) if options.against else None
+    results = [_results(path, against) for path in options.files]
+    text = "\n".join(FORMATS[options.format](result, axis) for result in results)
+    if options.block:
+        text = replace_block(options.out.read_text(encoding="utf-8"), options.block, text)
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    return max((result.outcome.exit for result in results if result.outcome), default=Exit.OK)
+
+
+def _results(path: Path, against: baseline.Baseline | None) -> Results:
+    """What a file holds, judged if there is something to judge it against."""
+    notes: list[str] = []
+    absent: Mapping[str, str] = {}
+    found: journal.Contents | baseline.Baseline
+    if path.suffix == ".jsonl":
+        found = contents = journal.read(path)
+        if not contents.complete:
+            notes.append(f"{path} is of a run that did not come to its end, or failed")
+    else:
+        document: Any = baseline.load(path)
+        found = baseline.from_document(document, path)
+        absent = document["perfgate"].get("absent", {})
+    outcome = None
+    if against is not None:
+        notes += baseline.check_comparable(against, found.environment)
+        outcome = decide(found.records, against, out_of_memory=found.out_of_memory)
+    return Results.of(
+        found.records,
+        found.environment,
+        ceilings=found.ceilings,
+        outcome=outcome,
+        out_of_memory=found.out_of_memory,
+        absent=absent,
+        notes=notes,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""A clock times a call on a device and gives samples.
+
+All that perfgate asks of hardware is `Clock`, a protocol of one method. Here are the clock of the host and a fake
+one for tests; the clock of a CUDA device is in `perfgate.cuda`. Nothing here imports torch or pytest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from perfgate.stats import median_half_width, quantile
+
+__all__ = ["Budget", "Clock", "FakeClock", "HostClock", "Inputs", "MeasureError", "Method", "Samples"]
+
+Inputs = Sequence[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
+"""Argument tuples for the call, each at addresses of its own; or a function that makes the i-th, for a clock to call as
+often as it has use for another one."""
+
+
+class MeasureError(RuntimeError):
+    """A case could not be timed honestly: the message names the culprit and the remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How a case was timed. Durations are comparable only if they were taken by equal methods.
+
+    Attributes:
+        clock: ``"cuda-events"``, ``"host"`` or ``"fake"``.
+        l2: The device's last cache before a call: ``"cold"``, ``"warm"``, or ``"any"`` where a clock has no say.
+        launch: What removes launch gaps: ``"graph"`` (CUDA-graph replay), ``"queue"`` (work queued behind a blocking
+            kernel), or ``"direct"`` (nothing does).
+        version: Raised whenever a clock's durations change their meaning.
+    """
+
+    clock: str
+    l2: str = "any"
+    launch: str = "direct"
+    version: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.clock} v{self.version}, L2 {self.l2}, {self.launch}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Durations of independent calls, in the order they ran.
+
+    Attributes:
+        seconds: One duration a call (the mean of a window where calls are batched). The order keeps drift visible;
+            nothing is ever dropped.
+        method: How they were taken.
+        counters: What else was reported, in SI units: ``peak_bytes``, ``sm_hz``, ``watts``, ``celsius``,
+            ``throttle_reasons`` (NVML's bits), ``calls_per_window``, ``input_sets``, ``half_width`` (relative 95 %
+            interval of the median).
+        notes: What a reader must know, e.g. that the time bound was hit.
+    """
+
+    seconds: tuple[float, ...]
+    method: Method
+    counters: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.seconds:
+            raise ValueError("samples are empty: at least one duration is needed")
+        bad = [s for s in self.seconds if not (math.isfinite(s) and s > 0)]
+        if bad:
+            raise ValueError(f"durations must be positive and finite, got {bad[0]!r} among {len(self.seconds)}")
+
+    @property
+    def median(self) -> float:
+        """Median duration in seconds."""
+        return quantile(self.seconds, 0.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """When a measurement has enough samples.
+
+    Attributes:
+        half_width: Relative half width of the median's 95 % interval at which to stop.
+        max_seconds: Time bound for the samples of one case; hitting it is said in the samples' notes.
+        min_samples: No stop for precision before this many. The time bound stops no earlier than `LEAST`.
+        max_samples: Never more than this many.
+        warmup_seconds: Least time of untimed work before the first sample.
+    """
+
+    half_width: float = 0.003
+    max_seconds: float = 0.5
+    min_samples: int = 20
+    max_samples: int = 1000
+    warmup_seconds: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.half_width < 1:
+            raise ValueError(f"half_width must lie between 0 and 1, got {self.half_width!r}")
+        if not 1 <= self.min_samples <= self.max_samples:
+            raise ValueError(f"expected 1 <= min_samples <= max_samples, got {self.min_samples} and {self.max_samples}")
+
+    LEAST = 6
+    """The fewest samples whose range covers the median with more than 95 % (1 - 2 / 2**6)."""
+
+    def enough(self, seconds: Sequence[float], spent: float) -> tuple[bool, float, str | None]:
+        """Return (stop?, relative half width reached, a note if the stop is not for precision)."""
+        if len(seconds) < min(self.LEAST, self.min_samples):
+            return False, math.inf, None
+        width = median_half_width(seconds)
+        if width <= self.half_width and len(seconds) >= self.min_samples:
+            return True, width, None
+        if spent >= self.max_seconds or len(seconds) >= self.max_samples:
+            bound = f"{self.max_seconds:g} s" if spent >= self.max_seconds else f"{self.max_samples} samples"
+            return True, width, f"stopped at the bound of {bound}: the median is known to ±{width:.1%}"
+        return False, width, None
+
+
+class Clock(Protocol):
+    """Times a callable on one device. All that perfgate asks of hardware."""
+
+    def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
+        """Time ``call(*inputs[i])``, the input sets taken in turn.
+
+        Args:
+            call: What to time. Its result is ignored.
+            inputs: Argument tuples, or what makes them; taken in turn.
+            l2: ``"cold"`` or ``"warm"``: what the device's last cache holds before a call, where the clock has a say.
+
+        Raises:
+            MeasureError: If the durations would not be honest.
+        """
+        ...
+
+
+class HostClock:
+    """The host's monotonic clock, a call at a time: for work on the CPU.
+
+    Args:
+        budget: When to stop.
+    """
+
+    VERSION = 1
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget = budget or Budget()
+
+    def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
+        """Time one call after the other; the caches are as the previous call left them, whatever ``l2`` asks for."""
+        sets = [inputs(0)] if callable(inputs) else list(inputs)
+        if not sets:
+            raise ValueError("inputs is empty: expected at least one tuple of arguments, () for a call without any")
+        turns = itertools.cycle(sets)
+        start = time.perf_counter()
+        while True:
+            call(*next(turns))
+            if time.perf_counter() - start >= self.budget.warmup_seconds:
+                break
+        seconds: list[float] = []
+        start = time.perf_counter()
+        while True:
+            args = next(turns)
+            begin = time.perf_counter()
+            call(*args)
+            end = time.perf_counter()
+            seconds.append(end - begin)
+            done, width, note = self.budget.enough(seconds, end - start)
+            if done:
+                return Samples(
+                    seconds=tuple(seconds),
+                    method=Method(clock="host", version=self.VERSION),
+                    counters={"half_width": width, "input_sets": float(len(sets))},
+                    notes=(note,) if note else (),
+                )
+
+
+class FakeClock:
+    """Calls once and invents the durations: for tests of suites, plugins and gates.
+
+    Args:
+        seconds: Duration of a call, or a function from the call's first result to it.
+        noise: Relative standard deviation of the samples.
+        process: Relative shift of all samples, as another process would show.
+        seed: Makes the durations reproducible.
+        n: Samples a measurement.
+    """
+
+    VERSION = 1
+
+    def __init__(
+        self,
+        seconds: float | Callable[[object], float] = 1e-3,
+        *,
+        noise: float = 0.002,
+        process: float = 0.0,
+        seed: int = 0,
+        n: int = 40,
+    ) -> None:
+        self._seconds, self._noise, self._process, self._n = seconds, noise, process, n
+        self._random = random.Random(seed)
+
+    def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
+        """Call once with the first input set and return normally distributed durations."""
+        result = call(*(inputs(0) if callable(inputs) else inputs[0]))
+        centre = self._seconds(result) if callable(self._seconds) else self._seconds
+        centre *= 1 + self._process
+        return Samples(
+            seconds=tuple(abs(centre * (1 + self._noise * self._random.gauss(0, 1))) for _ in range(self._n)),
+            method=Method(clock="fake", l2=l2, version=self.VERSION),
+            counters={"peak_bytes": 1024.0},
+        )

@@ -1,0 +1,299 @@
+"""The clock of a CUDA device: events around calls that one CUDA graph replays.
+
+    graph:   | flush L2 | event | call(set 0) call(set 1) ... call(set k-1) | event |  next window ...
+                          `------------- one window, at least 100 us -------'
+    sample = (event - event) / k
+
+- A window holds k calls on k input sets, so every call finds the L2 cold although the flush is not timed: each set is
+  touched once after a flush. Measured against CUPTI this is true; the difference between graphs with and without the
+  flush is not (the flush hides part of the next kernel's launch), and a window for each call costs 2 us a call.
+- Graph replay removes launch gaps. A call that cannot be captured is queued behind a blocking kernel instead; one that
+  synchronises with the host is timed as it is. `Method.launch` tells which.
+- Nothing is subtracted: a window's events cost up to a microsecond, which is at most 1 % of it.
+- A profiler that has once been used slows every later graph replay of its process by about 0.3 us a kernel (CUPTI stays
+  attached), so profile in a process of its own.
+
+This module and `windows` are all of perfgate that imports torch, and only where a CUDA device is wanted.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import itertools
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from perfgate import nvml
+from perfgate.clock import Budget, Inputs, Method, Samples
+from perfgate.environment import Environment
+from perfgate.guard import Guard
+from perfgate.windows import GraphRounds, Plan, QueueRounds, Rounds, capture, elapsed
+
+__all__ = ["OUT_OF_MEMORY", "CudaClock", "available", "busy", "ceilings", "environment"]
+
+OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
+
+WINDOW = 100e-6
+"""Least length of a timed window in seconds."""
+MAX_SETS = 128
+MIN_SETS = 4
+SETS_SHARE = 0.1
+"""Share of the device's memory that input sets and results may fill."""
+STEADY = 0.005
+"""Warm-up goes on while the median still moves by more than this share from one block of windows to the next."""
+WARMUP_BOUND = 1.0
+
+
+def available() -> str | None:
+    """Why there is no CUDA device to time on, with the remedy, or None if there is one."""
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA: install a CUDA build"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device: check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
+    return None
+
+
+def busy() -> list[str]:
+    """Who else computes on the device, a sentence each; ask before anything has used the device."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    return nvml.busy(int(visible)) if visible.isdigit() else []
+
+
+def environment() -> Environment:
+    """The current device and the software that decides its speed."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    versions = {
+        "cuda": str(torch.version.cuda),
+        "torch": torch.__version__,
+        "cudnn": str(torch.backends.cudnn.version()),
+    }
+    try:
+        versions["triton"] = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        versions["triton"] = "absent"
+    if version := nvml.driver():
+        versions["driver"] = version
+    facts = {
+        "uuid": str(properties.uuid),
+        "sm_count": str(properties.multi_processor_count),
+        "memory_bytes": str(properties.total_memory),
+        "l2_bytes": str(properties.L2_cache_size),
+    }
+    if watts := nvml.power_limit(_uuid()):
+        facts["power_limit_watts"] = f"{watts:g}"
+    return Environment(device=properties.name, versions=versions, facts=facts)
+
+
+def ceilings(clock: CudaClock) -> dict[str, float]:
+    """What this device does at best now: copy and read bandwidth, and the rate of an 8192 x 8192 x 8192 matrix product.
+
+    The copy counts bytes read and written. The product runs on normally distributed numbers, float32 without TF32.
+    """
+    elements = 2**28
+    source, target = torch.randn(elements, device="cuda"), torch.empty(elements, device="cuda")
+    found = {
+        "copy_bytes_per_second": 2 * source.nbytes / clock.measure(_copy, [(source, target)]).median,
+        "read_bytes_per_second": source.nbytes / clock.measure(torch.sum, [(source,)]).median,
+    }
+    del source, target
+    n = 8192
+    for name, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.items():
+        a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
+        found[f"flops_per_second.{name}"] = 2 * n**3 / clock.measure(torch.mm, [(a, b)]).median
+    return found
+
+
+class CudaClock:
+    """Times calls on the current CUDA device; see the module's description.
+
+    Args:
+        budget: When to stop.
+    """
+
+    VERSION = 1
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget = budget or Budget()
+        self._stream = torch.cuda.Stream()
+        l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+        self._flush_source = torch.ones(max(2 * l2, 2**20) // 4, device="cuda")
+        self._flush_sink = torch.empty((), device="cuda")
+
+    def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
+        """Time ``call(*inputs[i])``; it runs on a stream of the clock's, several times before the first sample.
+
+        Raises:
+            MeasureError: If a call compiles, tunes or takes device memory from the driver inside a timed window.
+            ValueError: If ``l2`` is neither ``"cold"`` nor ``"warm"``, or there is no input set.
+            torch.OutOfMemoryError: If the device's memory does not suffice.
+        """
+        if l2 not in ("cold", "warm"):
+            raise ValueError(f"l2 must be 'cold' or 'warm', got {l2!r}")
+        if not callable(inputs) and not inputs:
+            raise ValueError("inputs must hold at least one tuple of arguments, got none")
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._stream):
+                return self._measure(call, inputs, l2)
+        finally:
+            torch.cuda.synchronize()
+            gc.collect()
+            torch.cuda.empty_cache()  # a graph's private pool would else stay and squeeze the next case
+
+    def _measure(self, call: Callable[..., object], inputs: Inputs, l2: str) -> Samples:
+        first, set_bytes = self._first_set(inputs)
+        peak, result_bytes = self._peak(call, first)
+        windows, joined = self._windows(call, first, inputs, l2, set_bytes + result_bytes)
+        plan = Plan(windows, joined, l2, self.flush)
+        for args in itertools.chain.from_iterable(windows):
+            call(*args)  # whatever is done once for an input set is done here
+        rounds: Rounds
+        try:
+            rounds = GraphRounds(call, plan)
+        except OUT_OF_MEMORY:
+            raise
+        except RuntimeError:  # what cannot be captured says so in many words, all of this type
+            rounds = QueueRounds(call, plan)
+        notes = self._warm_up(rounds)
+        if joined > 1 and plan.calls == 1 and l2 == "cold":
+            notes += ("one input set only: each call has a window of its own and carries up to 3 us of its events",)
+        with Guard(getattr(call, "__qualname__", repr(call)), torch):
+            seconds, counters, more = self._sample(rounds)
+        return Samples(
+            seconds=tuple(seconds),
+            method=Method(clock="cuda-events", l2=l2, launch=rounds.launch, version=self.VERSION),
+            counters={
+                **counters,
+                "peak_bytes": float(peak),
+                "calls_per_window": float(plan.calls),
+                "windows_per_sample": float(joined),
+                "input_sets": float(len({id(args) for window in windows for args in window})),
+            },
+            notes=(*notes, *more),
+        )
+
+    def flush(self) -> None:
+        """Fill the L2 with other data by reading twice its size: nothing is left to be written back."""
+        torch.amax(self._flush_source, dim=0, out=self._flush_sink)
+
+    def _first_set(self, inputs: Inputs) -> tuple[tuple[Any, ...], int]:
+        if not callable(inputs):
+            return inputs[0], 0
+        before = torch.cuda.memory_allocated()
+        args = inputs(0)
+        return args, torch.cuda.memory_allocated() - before
+
+    def _peak(self, call: Callable[..., object], args: tuple[Any, ...]) -> tuple[int, int]:
+        """Bytes that a call needs at its peak beyond what was there, and bytes that its result keeps."""
+        call(*args)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = call(*args)
+        torch.cuda.synchronize()
+        peak, kept = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
+        del result
+        return peak, max(kept, 0)
+
+    def _windows(
+        self, call: Callable[..., object], first: tuple[Any, ...], inputs: Inputs, l2: str, bytes_a_set: int
+    ) -> tuple[tuple[tuple[tuple[Any, ...], ...], ...], int]:
+        """The argument tuples of each window, and how many windows make one sample."""
+        needed = max(1, math.ceil(WINDOW / self._duration(call, first)))
+        if callable(inputs):
+            memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+            room = max(1, int(SETS_SHARE * memory) // max(bytes_a_set, 1))
+            wanted = needed * math.ceil(MIN_SETS / needed) if l2 == "cold" else MIN_SETS
+            sets: Sequence[tuple[Any, ...]] = [first, *(inputs(i) for i in range(1, min(wanted, MAX_SETS, room)))]
+        else:
+            sets = list(inputs)
+        if l2 == "warm":
+            return tuple((args,) * needed for args in sets[:MIN_SETS]), 1
+        calls = min(needed, len(sets))
+        joined = math.ceil(needed / calls)
+        windows = [tuple(sets[i : i + calls]) for i in range(0, len(sets) - calls + 1, calls)]
+        turns = itertools.cycle(windows)
+        return tuple(next(turns) for _ in range(math.ceil(len(windows) / joined) * joined)), joined
+
+    def _duration(self, call: Callable[..., object], args: tuple[Any, ...]) -> float:
+        """Seconds a call, roughly: in a graph, since launching a short call may take longer than the call."""
+        seconds = elapsed(lambda: call(*args))
+        if seconds > 20 * WINDOW:
+            return seconds
+        repeats = 4
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with capture(graph):
+                results = [call(*args) for _ in range(repeats)]
+        except OUT_OF_MEMORY:
+            raise
+        except RuntimeError:  # cannot be captured
+            return seconds
+        graph.replay()
+        seconds = elapsed(graph.replay) / repeats
+        del results
+        return seconds
+
+    def _warm_up(self, rounds: Rounds) -> tuple[str, ...]:
+        """Keep the device busy until its speed is steady; return what must be said of it."""
+        start, busy_seconds, previous = time.perf_counter(), 0.0, math.inf
+        while True:
+            block: list[float] = []
+            busy_until = busy_seconds + self.budget.warmup_seconds / 3
+            while busy_seconds < busy_until:
+                samples, seconds = rounds.run()
+                block += samples
+                busy_seconds += seconds
+            median = statistics.median(block)
+            moved, previous = abs(median / previous - 1), median
+            if busy_seconds < self.budget.warmup_seconds:
+                continue
+            if moved <= STEADY:
+                return ()
+            if time.perf_counter() - start >= WARMUP_BOUND:
+                return (f"not steady after {WARMUP_BOUND:g} s of warm-up: the median still moved by {moved:.1%}",)
+
+    def _sample(self, rounds: Rounds) -> tuple[list[float], dict[str, float], tuple[str, ...]]:
+        """Samples until the budget has enough, counters, and what must be said of them."""
+        before = _reading(rounds)
+        seconds: list[float] = []
+        start = time.perf_counter()
+        while True:
+            seconds += rounds.run()[0]
+            done, width, bound = self.budget.enough(seconds, time.perf_counter() - start)
+            if done:
+                break
+        late = rounds.late
+        after = _reading(rounds)
+        counters = {"half_width": width}
+        for name in before.keys() & after.keys():
+            counters[name] = (before[name] + after[name]) / 2
+        if "throttle_reasons" in counters:
+            counters["throttle_reasons"] = float(int(before["throttle_reasons"]) | int(after["throttle_reasons"]))
+        notes = [bound] if bound else []
+        if late:
+            notes.append(f"{late} windows began before their work was queued: the host's launches are in them")
+        return seconds, counters, tuple(notes)
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    torch.mul(source, 1.0, out=target)  # a kernel: in a graph, `copy_` may run on a copy engine, far slower
+
+
+def _reading(rounds: Rounds) -> dict[str, float]:
+    """The driver's telemetry while the device works; a round runs unread on either side of it."""
+    rounds.run()
+    reading = nvml.telemetry(_uuid())
+    rounds.run()
+    return reading
+
+
+def _uuid() -> str:
+    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"

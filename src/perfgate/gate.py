@@ -1,0 +1,156 @@
+"""From verdicts to an exit code, and to the sentences that must be said.
+
+Knows nothing of pytest or of files. Whatever cannot be vouched for is not green.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from perfgate.baseline import Baseline
+from perfgate.record import Record
+from perfgate.verdict import Noise, Rule, State, Verdict, judge
+
+__all__ = ["Exit", "Outcome", "decide"]
+
+
+class Exit(IntEnum):
+    """Exit codes; 0, 1 and 4 are pytest's own, and pytest's 2, 3 and 5 keep their meaning."""
+
+    OK = 0
+    REGRESSED = 1
+    """At least one case is slower than its baseline (or a test failed)."""
+    USAGE = 4
+    """Wrong options, or a baseline that cannot be read."""
+    REFUSED = 10
+    """The baseline is of another device or software, or cases were timed by another method."""
+    INCOMPLETE = 11
+    """Nothing could be compared; or cases are new or missing, and that was asked to fail."""
+    UNFIT = 12
+    """The device is busy, hot or the wrong one."""
+    LOST = 13
+    """What was measured could not be kept, e.g. because the disk is full."""
+
+
+WORST_FIRST = (
+    State.REGRESSED,
+    State.REFUSED,
+    State.MISSING,
+    State.UNRESOLVED,
+    State.NEW,
+    State.IMPROVED,
+    State.UNCHANGED,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run comes to.
+
+    Attributes:
+        verdicts: Worst first; the slowest ratio first within a state.
+        exit: The exit code.
+        sentences: What must be said, a line each.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    exit: Exit
+    sentences: tuple[str, ...]
+
+
+def decide(
+    new: Mapping[str, Record],
+    baseline: Baseline | None,
+    *,
+    selected: Collection[str] | None = None,
+    out_of_memory: Mapping[str, str] | None = None,
+    strict: bool = False,
+    rule: Rule | None = None,
+) -> Outcome:
+    """Judge every case and give the run its exit code.
+
+    The worst thing found gives the code: a regression (it is certain, and whoever reads this can act on it), then a
+    refusal, then a comparison with nothing in it, then, if `strict`, cases new or missing. A run that was to be
+    compared and shares no case with its baseline is `Exit.INCOMPLETE`, strict or not: a gate that looked at nothing is
+    not green. Without a baseline nothing is compared, every case is new, and only `strict` makes that fail.
+
+    Args:
+        new: Records by case name.
+        baseline: What to compare with, already found comparable; None if there is none.
+        selected: The cases this run was meant to measure, None for all of the baseline's. What is not among them is
+            deselected, not missing.
+        out_of_memory: Reasons by name of the cases that did not fit. What fitted in the baseline has regressed.
+        strict: Whether cases new or missing fail the run.
+        rule: Floor, confidence and session; the default rule if None.
+    """
+    rule, lost = rule or Rule(), out_of_memory or {}
+    before = baseline.records if baseline else {}
+    known = {**before, **baseline.out_of_memory} if baseline else {}
+    noise = Noise.of(before.values())
+    verdicts = [
+        judge(record, before[name], rule, noise) if name in before else _first_time(name, baseline)
+        for name, record in new.items()
+        if name not in lost
+    ]
+    verdicts += [_did_not_fit(name, reason, baseline) for name, reason in lost.items()]
+    verdicts += [
+        Verdict(case=name, state=State.MISSING, reason="is in the baseline and was not measured now")
+        for name in known
+        if name not in new and name not in lost and (selected is None or name in selected)
+    ]
+    verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
+    return Outcome(
+        verdicts=tuple(verdicts),
+        exit=_exit(verdicts, baseline, strict),
+        sentences=tuple(_sentences(verdicts, baseline)),
+    )
+
+
+def _first_time(name: str, baseline: Baseline | None) -> Verdict:
+    if baseline and name in baseline.out_of_memory:
+        return Verdict(case=name, state=State.IMPROVED, reason="fits into memory now, did not in the baseline")
+    reason = "is not in the baseline" if baseline else "there is no baseline"
+    return Verdict(case=name, state=State.NEW, reason=reason)
+
+
+def _did_not_fit(name: str, reason: str, baseline: Baseline | None) -> Verdict:
+    if baseline and name in baseline.records:
+        return Verdict(case=name, state=State.REGRESSED, reason=f"out of memory, but not in the baseline: {reason}")
+    if baseline and name in baseline.out_of_memory:
+        return Verdict(case=name, state=State.UNCHANGED, reason=f"out of memory, as in the baseline: {reason}")
+    return Verdict(case=name, state=State.NEW, reason=f"out of memory: {reason}")
+
+
+def _exit(verdicts: list[Verdict], baseline: Baseline | None, strict: bool) -> Exit:
+    states = {v.state for v in verdicts}
+    if State.REGRESSED in states:
+        return Exit.REGRESSED
+    if State.REFUSED in states:
+        return Exit.REFUSED
+    if baseline and states <= {State.NEW, State.MISSING}:
+        return Exit.INCOMPLETE
+    return Exit.INCOMPLETE if strict and states & {State.NEW, State.MISSING} else Exit.OK
+
+
+def _sentences(verdicts: list[Verdict], baseline: Baseline | None) -> list[str]:
+    said = [str(v) for v in verdicts if v.state in (State.REGRESSED, State.REFUSED)]
+    if not baseline:
+        return [*said, f"no baseline: {_cases(len(verdicts))} measured, none compared"]
+    if all(v.state in (State.NEW, State.MISSING) for v in verdicts):
+        said.append(f"nothing was compared: no case measured now is in {baseline.path or 'the baseline'}")
+    for state, what in ((State.MISSING, "in the baseline, not measured now"), (State.NEW, "not in the baseline")):
+        names = [v.case for v in verdicts if v.state is state]
+        if names:
+            said.append(f"{_cases(len(names))} {what}: {', '.join(names)}")
+    open_ = [v for v in verdicts if v.state is State.UNRESOLVED]
+    if open_:
+        worst = max((v.visible for v in open_ if v.visible is not None), default=None)
+        least = f"; slowdowns up to {worst:.1%} may hide there" if worst is not None else ""
+        said.append(f"{_cases(len(open_))} unresolved{least}")
+    return said
+
+
+def _cases(n: int) -> str:
+    return f"{n} case{'' if n == 1 else 's'}"

@@ -1,0 +1,255 @@
+"""A pytest session as perfgate sees it: from the tests that time something to the exit code.
+
+`pytest_sessionfinish` wraps around pytest-benchmark's, which saves, and stands inside the terminal reporter's, which
+prints the summary: its object is registered after the one and before the other. The exit code is set there and not in
+the terminal summary, which ``--no-summary`` leaves out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from perfgate.case import Case
+from perfgate.clock import Clock, Inputs, MeasureError
+from perfgate.gate import Exit, Outcome
+from perfgate.journal import JournalError
+from perfgate.plugin.fixture import TIMER, GpuBenchmark
+from perfgate.plugin.state import disabled, environment_of, idle, processes, run_of
+from perfgate.plugin.storage import Storage
+from perfgate.record import Record
+from perfgate.replay import ReplayClock
+from perfgate.report import terminal
+from perfgate.verdict import Rule
+
+__all__ = ["Session"]
+
+T = TypeVar("T")
+Wrapper = Generator[None, T, T]
+
+PARALLEL = "perfgate_parallel"
+ALONE = "perf needs the device to itself: run without -n (got -n {}), or with --benchmark-disable"
+SUMMARISED = {0, 1, 2, 4, 5}
+"""Exit codes with which pytest prints its summary."""
+
+
+class Session:
+    """The hooks around the tests of one session.
+
+    Args:
+        config: pytest's.
+        storage: What is saved and compared.
+    """
+
+    def __init__(self, config: pytest.Config, storage: Storage) -> None:
+        self.config, self.run, self._storage = config, run_of(config), storage
+        self._clock: Clock | None = None
+        self._benchmarks: dict[str, Any] = {}
+        self._deselected = False
+        self._refused_parallel = False
+        self._outcome: Outcome | None = None
+        self._shown = False
+
+    # Collecting
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Give each test that times a case its timer, beside what its own ``benchmark`` markers say."""
+        for item in _timing(items):
+            own = item.get_closest_marker("benchmark")
+            item.stash[TIMER] = ReplayClock()
+            settings = {**(own.kwargs if own else {}), "timer": item.stash[TIMER]}
+            item.add_marker(pytest.mark.benchmark(**settings), append=False)
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        """Remember that something was left out, so that nothing is called missing for it."""
+        self._deselected |= bool(items)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Find the device before the first case is timed."""
+        self.run.selected = {item.nodeid for item in _timing(session.items)}
+        if self.run.selected and not idle(self.config):
+            environment_of(self.config)
+
+    def pytest_report_collectionfinish(self) -> list[str]:
+        """Say where it is measured, and where baseline and finished cases are."""
+        if self.run.environment is None or not self.run.selected or self.config.option.verbose < 0:
+            return []
+        compared = f", compared with {self.run.baseline.path}" if self.run.baseline else ""
+        return [f"perfgate: {self.run.environment.key}{compared}", f"perfgate: journal {self.run.journal_path}"]
+
+    # Testing
+
+    @pytest.fixture
+    def gpu_benchmark(self, request: pytest.FixtureRequest, benchmark: Any) -> GpuBenchmark:
+        """Time one case on the device; see `perfgate.plugin.GpuBenchmark`."""
+        if benchmark.disabled and not disabled(self.config):
+            self._refused_parallel = True
+            pytest.fail(ALONE.format(processes(self.config)), pytrace=False)
+        self._benchmarks[request.node.nodeid] = benchmark
+        return GpuBenchmark(self, request.node, benchmark)
+
+    def measure(self, case: Case, call: Callable[..., object], inputs: Inputs, l2: str) -> Record:
+        """Time a case; what cannot be timed honestly fails the test with one line."""
+        hook = self.config.hook
+        if self._clock is None:
+            self._clock = hook.pytest_perf_clock(config=self.config)
+        clock = self._clock
+        try:
+            if case.work is not None:
+                self.run.measure_ceilings(lambda: hook.pytest_perf_ceilings(config=self.config, clock=clock) or {})
+            return Record(case=case, processes=(clock.measure(call, inputs, l2=l2),))
+        except MeasureError as error:
+            sentence = f"{case.name}: {error}"
+        pytest.fail(sentence, pytrace=False)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Wrapper[object]:
+        """Inputs may not fit into memory."""
+        if item.nodeid in self.run.selected:
+            self.run.reached.add(item.nodeid)
+        return (yield from self._within_memory(item))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Wrapper[object]:
+        """Nor may the call."""
+        return (yield from self._within_memory(item))
+
+    def _within_memory(self, item: pytest.Item) -> Wrapper[object]:
+        """Running out of memory is a result: the test is skipped with the reason."""
+        try:
+            return (yield)
+        except _out_of_memory() as error:
+            if item.nodeid not in self.run.selected or idle(self.config):
+                raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        # the error is gone here, and with its frames the memory that it held
+        self._keep(item, lambda: self.run.run_out(item.nodeid, reason))
+        pytest.skip(f"out of memory: {reason}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Wrapper[pytest.TestReport]:
+        """Keep the case of a test that passed, and no other."""
+        report = yield
+        if item.nodeid in self.run.selected:
+            if not report.passed:
+                self._discard(item.nodeid)
+                self._keep(item, lambda: self.run.void(item.nodeid, report.outcome))
+            elif report.when == "call":
+                self._keep(item, lambda: self.run.finish(item.nodeid))
+            if report.skipped:
+                self.run.skipped.add(item.nodeid)
+            if self._refused_parallel:
+                setattr(report, PARALLEL, True)  # travels to xdist's controller
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A worker of xdist tells that it refused to time."""
+        self._refused_parallel |= getattr(report, PARALLEL, False)
+
+    def _discard(self, node: str) -> None:
+        """Keep a case out of pytest-benchmark's table, JSON and comparisons."""
+        if (benchmark := self._benchmarks.get(node)) is not None:
+            benchmark.has_error = True
+            if benchmark.stats is not None:
+                benchmark.stats.stats.data.clear()
+
+    def _keep(self, item: pytest.Item, write: Callable[[], None]) -> None:
+        """Write to the journal; if that cannot be, the run ends after this test."""
+        try:
+            write()
+        except JournalError as error:
+            item.session.shouldstop = str(error)
+
+    # The end
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Wrapper[object]:
+        """Let pytest-benchmark save what is to be kept, judge it, and set the exit code."""
+        self.run.exitstatus = int(exitstatus)
+        for node in self.run.unfinished:
+            self._discard(node)
+            self.run.forget(node)
+        if self.run.selected:
+            self._storage.guard_saving()
+        try:
+            return (yield)
+        finally:
+            self._conclude(session)
+
+    def _conclude(self, session: pytest.Session) -> None:
+        if self.run.selected and not idle(self.config) and self.config.getoption("benchmark_compare"):
+            self._outcome = self.run.judge(
+                rule=Rule(floor=self.config.getoption("perf_floor") / 100),
+                strict=self.config.getoption("perf_strict"),
+                gone=self._gone,
+            )
+        self.run.close()
+        if self._refused_parallel:
+            session.exitstatus = Exit.USAGE
+        elif self.run.lost is not None:
+            session.exitstatus = Exit.LOST
+        elif session.exitstatus == Exit.OK and self._outcome is not None:
+            session.exitstatus = self._outcome.exit
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        if reporter is not None and (
+            self.run.exitstatus not in SUMMARISED or self.config.getoption("no_summary", False)
+        ):
+            reporter.write_line("")
+            self._show(reporter)  # pytest prints no summary that it could be part of
+
+    def _gone(self, node: str) -> bool:
+        """Whether the test would have been collected here, and was not: it was removed or renamed.
+
+        Only what lies below the command's paths can be said to be gone, and nothing where tests were deselected.
+        """
+        option = self.config.option
+        if self._deselected or option.keyword or option.markexpr or getattr(option, "pyargs", False):
+            return False
+        if node in self.run.selected:
+            return False
+        root, here = self.config.rootpath, self.config.invocation_params.dir
+        for argument in self.config.args:
+            path, _, inside = argument.partition("::")
+            prefix = Path(os.path.relpath(here / path, root)).as_posix() + (f"::{inside}" if inside else "")
+            if prefix == "." or node == prefix or node.startswith((f"{prefix}/", f"{prefix}::", f"{prefix}[")):
+                return True
+        return False
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Wrapper[object]:
+        """Print our section after pytest-benchmark's table, also where that ends with an error of its own."""
+        try:
+            return (yield)
+        finally:
+            self._show(terminalreporter)
+
+    def _show(self, reporter: pytest.TerminalReporter) -> None:
+        """Print the section, once."""
+        results = None if idle(self.config) or self._shown else self.run.results(self._outcome)
+        if results is None:
+            return
+        self._shown = True
+        writer = self.config.get_terminal_writer()
+
+        def paint(text: str, *markup: str) -> str:
+            return writer.markup(text, **dict.fromkeys(markup, True))
+
+        reporter.section("perfgate")
+        for line in terminal.render(results, width=writer.fullwidth, paint=paint):
+            reporter.write_line(line)
+
+
+def _timing(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    return [item for item in items if "gpu_benchmark" in getattr(item, "fixturenames", ())]
+
+
+def _out_of_memory() -> tuple[type[BaseException], ...]:
+    """What says that there is no memory: the host's error, and the device's where its clock is in use."""
+    return (MemoryError, *getattr(sys.modules.get("perfgate.cuda"), "OUT_OF_MEMORY", ()))

@@ -1,0 +1,80 @@
+"""A baseline's processes: the same suite in fresh processes, one after the other, each into a file of its own.
+
+The unit of replication is the process, so a baseline needs several; what a process leaves is merged elsewhere
+(`perfgate.baseline`). Nothing here imports pytest: it is run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+__all__ = ["ProcessFailed", "measure", "plugin_arguments"]
+
+TAIL = 20
+"""Lines of a failed process's output that are shown."""
+
+
+class ProcessFailed(Exception):
+    """A process of the suite failed; `code` is its exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def measure(
+    arguments: Sequence[str], *, processes: int, directory: Path, say: Callable[[str], object] = print
+) -> list[Path]:
+    """Run pytest with these arguments in fresh processes, and return the path of each one's JSON.
+
+    Args:
+        arguments: What pytest gets besides the options that make it time and save.
+        processes: How many processes.
+        directory: Where each leaves ``process-<i>.json``, its journal and its output.
+        say: Gets a line of progress.
+
+    Raises:
+        ProcessFailed: If one does not end with exit code 0, or times nothing.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    made = []
+    for i in range(1, processes + 1):
+        say(f"process {i} of {processes}{_remaining(time.monotonic() - start, i - 1, processes)}")
+        made.append(_process(arguments, directory / f"process-{i}.json"))
+    say(f"{processes} process{'es' if processes > 1 else ''} in {time.monotonic() - start:.0f} s")
+    return made
+
+
+def plugin_arguments() -> list[str]:
+    """What makes pytest load the plugin if it is not installed; by name and by entry point pytest would refuse it."""
+    installed = importlib.metadata.entry_points(group="pytest11", name="perfgate")
+    named = os.environ.get("PYTEST_PLUGINS", "").split(",")
+    return [] if installed or "perfgate.plugin" in named else ["-p", "perfgate.plugin"]
+
+
+def _remaining(elapsed: float, done: int, processes: int) -> str:
+    return f": {elapsed:.0f} s so far, about {elapsed / done * (processes - done):.0f} s to go" if done else ""
+
+
+def _process(arguments: Sequence[str], path: Path) -> Path:
+    options = ["--benchmark-only", f"--benchmark-json={path}", f"--perf-journal={path.with_suffix('.jsonl')}"]
+    command = [sys.executable, "-m", "pytest", *plugin_arguments(), *options, *arguments]
+    log = path.with_suffix(".log")
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as child:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            child.wait()  # the terminal interrupted it too: let it close its journal
+            raise
+    if code != 0 or not path.exists():
+        what = f"ended with exit code {code}" if code else "timed nothing"
+        tail = "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-TAIL:])
+        raise ProcessFailed(f"{' '.join(command)}\n{what}; the end of {log}:\n{tail}", code)
+    return path

@@ -1,0 +1,41 @@
+"""The kernels of triton_flash compile for GPUs that are not here: nothing spills, everything fits, tensor cores are used.
+
+A part of the table, so that it takes under a minute; `python tests/attnkit/triton_compile.py` compiles all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+ATTNKIT = Path(__file__).parents[2] / "src"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The compile check in a process of its own: the interpreter and the compiler cannot share one."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ATTNKIT), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, str(Path(__file__).with_name("triton_compile.py")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arch", "ds"), [("90", "64"), ("90", "128"), ("80", "128"), ("100", "128")], ids=lambda part: part
+)
+def test_the_table_compiles(arch: str, ds: str) -> None:
+    done = run("--arch", arch, "--dtype", "bf16", "--d", ds, "--causal-only")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert f"sm_{arch} dq" in done.stdout
+
+
+def test_a_form_that_does_not_fit_is_told_apart() -> None:
+    # float32 with wide heads spills: a check that calls it clean would call everything clean
+    done = run("--arch", "80", "--dtype", "fp32", "--d", "256", "--causal-only", "--out", os.devnull)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(" 0 stack" not in line for line in done.stdout.splitlines())

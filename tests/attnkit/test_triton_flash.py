@@ -1,0 +1,235 @@
+"""triton_flash: what its three ways to load, its tiles and its table must keep. The parity suite draws problems at random.
+
+Without a GPU the kernels run in Triton's interpreter, which knows neither the compiler's limits nor its rounding of
+tf32: test_triton_compile.py has the one, a GPU the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from attnkit import oracle
+from attnkit.problem import Problem
+from attnkit.variants import naive, triton_flash, triton_flash_tiles
+from attnkit.variants.triton_flash import attention, attention_with_lse
+from attnkit.variants.triton_flash_tiles import MAX_D, MAX_ROW_STRIDE, ROW_PADDING, TABLE, Config, choose, copyable
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+KERNELS = ("forward", "dkdv", "dq")
+LOADS = ("pointer", "tma", "tma_ws")
+
+PROBLEMS = [
+    Problem(b=2, hq=2, sq=64, d=32, dtype="fp32"),
+    Problem(b=1, hq=4, hkv=2, sq=77, d=32, dtype="fp32", mask="causal"),
+    Problem(b=1, hq=3, hkv=1, sq=77, skv=45, d=16, dtype="fp16", mask="causal"),
+    Problem(b=1, hq=2, sq=45, skv=77, d=24, dtype="bf16", mask="causal"),
+    Problem(b=2, hq=2, sq=33, skv=50, d=40, dtype="bf16", layout="bhsd"),
+    Problem(b=2, hq=2, sq=1, skv=50, d=64, dtype="fp16", layout="padded", mask="causal"),
+    Problem(b=2, hq=2, sq=65, d=16, dtype="fp32", scale=0.7, layout="packed", mask="causal"),
+]
+
+
+def configs(loads: str, split: bool = False) -> dict[str, Config]:
+    """Tiles small enough that these problems have several, some of them ragged, some on the diagonal."""
+    on_gpu = DEVICE.type == "cuda"
+    wide = Config(128, 64, 4, 2, "tma_ws")  # the one shape that warp specialisation takes
+    backward = "tma" if loads == "tma_ws" else loads
+    return {
+        "forward": wide if on_gpu and loads == "tma_ws" else Config(32, 16, 4, 2, loads),
+        "dkdv": Config(16, 32, 4, 2, backward, split=split),
+        "dq": Config(32, 16, 4, 2, backward),
+    }
+
+
+def error(value: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((value.detach().double() - truth).norm() / truth.norm().clamp_min(1e-30))
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, truth: torch.Tensor) -> bool:
+    """Both round P and the result once: over a whole tensor the errors of two right ways are the same within noise."""
+    return error(ours, truth) <= 1.5 * error(theirs, truth) + 1e-6
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("loads", LOADS)
+def test_every_way_to_load_gives_attention(loads: str, problem: Problem) -> None:
+    q, k, v, dout = problem.inputs(DEVICE, requires_grad=True)
+    if loads != "pointer" and not all(map(copyable, (q, k, v))):
+        pytest.skip(f"the copy engine cannot load {problem.name}")
+    out, lse = attention_with_lse(q, k, v, mask=problem.mask, scale=problem.scale, configs=configs(loads))
+    gradients = torch.autograd.grad(out, (q, k, v), dout)
+    textbook = naive.VARIANT.attention(q, k, v, mask=problem.mask, scale=problem.scale)
+    theirs = torch.autograd.grad(textbook, (q, k, v), dout)
+
+    data = [t.detach() for t in (q, k, v)]
+    truth, truth_lse = oracle.forward(*data, mask=problem.mask, scale=problem.scale)
+    truths = oracle.gradients(*data, dout, mask=problem.mask, scale=problem.scale)
+    assert close(out, textbook, truth)
+    for name, mine, other, exact in zip(("dq", "dk", "dv"), gradients, theirs, truths, strict=True):
+        assert close(mine, other, exact), name
+    live = torch.isfinite(truth_lse)
+    assert torch.equal(torch.isfinite(lse), live)
+    # scores are float32 sums of products of the inputs: what is left is float32's rounding of numbers of this size
+    torch.testing.assert_close(lse[live].double(), truth_lse[live], rtol=1e-5, atol=1e-5)
+
+
+def test_dk_and_dv_are_the_same_from_one_launch_and_from_two() -> None:
+    problem = Problem(b=1, hq=4, hkv=2, sq=50, skv=70, d=32, dtype="fp32", mask="causal")
+    q, k, v, dout = problem.inputs(DEVICE, requires_grad=True)
+    one, two = (
+        torch.autograd.grad(attention(q, k, v, mask="causal", configs=configs("pointer", split)), (k, v), dout)
+        for split in (False, True)
+    )
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_the_tiles_do_not_matter() -> None:
+    problem = Problem(b=1, hq=2, sq=100, skv=130, d=32, dtype="fp32", mask="causal")
+    q, k, v, _ = problem.inputs(DEVICE)
+    first, *others = (
+        attention(q, k, v, mask="causal", configs={"forward": Config(block_m, block_n, 4, 1)})
+        for block_m, block_n in ((16, 16), (64, 16), (16, 64), (128, 128))
+    )
+    for other in others:
+        torch.testing.assert_close(other, first)
+
+
+@pytest.mark.parametrize("loads", LOADS)
+def test_a_query_without_a_live_key_gives_zero_and_takes_part_in_nothing(loads: str) -> None:
+    problem = Problem(b=1, hq=2, sq=70, skv=20, d=32, dtype="fp32", mask="causal")
+    q, k, v, dout = problem.inputs(DEVICE, requires_grad=True)
+    out, lse = attention_with_lse(q, k, v, mask="causal", configs=configs(loads))
+    dq, dk, dv = torch.autograd.grad(out, (q, k, v), dout)
+    assert torch.equal(out[:, :50], torch.zeros_like(out[:, :50]))
+    assert torch.equal(dq[:, :50], torch.zeros_like(dq[:, :50]))
+    assert torch.equal(lse[..., :50], torch.full_like(lse[..., :50], float("-inf")))
+    dout[:, :50] = 1e6
+    again = torch.autograd.grad(attention(q, k, v, mask="causal", configs=configs(loads)), (q, k, v), dout)
+    for a, b in zip((dq, dk, dv), again, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("loads", LOADS)
+def test_keys_behind_the_mask_do_not_matter(loads: str) -> None:
+    q, k, v, _ = Problem(b=1, hq=2, sq=60, skv=70, d=32, dtype="fp32", mask="causal").inputs(DEVICE)
+    before = attention(q, k, v, mask="causal", configs=configs(loads))
+    # query 29 is the last of the first half; it sees key 39
+    k[:, 40:], v[:, 40:] = 1e4, 1e4
+    after = attention(q, k, v, mask="causal", configs=configs(loads))
+    assert torch.equal(before[:, :30], after[:, :30])
+    assert not torch.equal(before[:, 30:], after[:, 30:])
+
+
+@pytest.mark.parametrize("loads", LOADS)
+def test_every_element_is_written(loads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def poisoned(*size: object, **options: object) -> torch.Tensor:
+        t = empty(*size, **options)
+        return t.fill_(float("nan")) if t.is_floating_point() else t
+
+    q, k, v, dout = Problem(b=2, hq=4, hkv=2, sq=37, skv=51, d=24, dtype="fp16", mask="causal").inputs(
+        DEVICE, requires_grad=True
+    )
+    monkeypatch.setattr(torch, "empty", poisoned)
+    out, lse = attention_with_lse(q, k, v, mask="causal", configs=configs(loads))
+    for t in (out, lse, *torch.autograd.grad(out, (q, k, v), dout)):
+        assert torch.isfinite(t).all()
+
+
+def test_the_same_input_gives_the_same_bits() -> None:
+    q, k, v, dout = Problem(b=2, hq=4, hkv=2, sq=130, d=32, dtype="fp16", mask="causal").inputs(
+        DEVICE, requires_grad=True
+    )
+    runs = []
+    for _ in range(3):
+        out = attention(q, k, v, mask="causal")
+        runs.append((out, *torch.autograd.grad(out, (q, k, v), dout)))
+    for tensors in zip(*runs, strict=True):
+        assert all(torch.equal(tensors[0], t) for t in tensors[1:])
+
+
+def test_a_last_dimension_that_is_not_contiguous_is_copied() -> None:
+    q, k, v, dout = Problem(b=1, hq=2, sq=40, d=32, dtype="fp32").inputs(DEVICE)
+    want = attention(q, k, v)
+    got = attention(*(t.mT.contiguous().mT for t in (q, k, v)))
+    assert torch.equal(got, want)
+    q.requires_grad_()
+    # the gradient of a sum is one number with stride 0 everywhere
+    (expanded,) = torch.autograd.grad(attention(q, k, v).sum(), q)
+    (dense,) = torch.autograd.grad(attention(q, k, v), q, torch.ones_like(dout))
+    assert torch.equal(expanded, dense)
+
+
+def test_batches_may_lie_more_than_two_to_the_31_elements_apart() -> None:
+    q, k, v, _ = Problem(b=3, hq=1, sq=20, d=16, dtype="fp16").inputs(DEVICE)
+    # memory that is never touched is never taken
+    far = torch.empty(2**31 + q[0].numel(), dtype=q.dtype, device=DEVICE).as_strided(q.shape, (2**30, *q.stride()[1:]))
+    far.copy_(q)
+    assert torch.equal(attention(far, k, v, configs=configs("pointer")), attention(q, k, v, configs=configs("pointer")))
+
+
+def test_rows_too_far_apart_for_offsets_of_32_bits_are_copied() -> None:
+    memory = torch.zeros(MAX_ROW_STRIDE + 1)
+    near, far = (memory.as_strided((1, 2, 1, 1), (1, stride, 1, 1)) for stride in (MAX_ROW_STRIDE - 1, MAX_ROW_STRIDE))
+    assert triton_flash_tiles.loadable(near) is near
+    assert triton_flash_tiles.loadable(far) is not far
+
+
+def test_the_copy_engine_wants_multiples_of_16_bytes_and_nothing_broadcast() -> None:
+    t = torch.zeros(2, 8, 3, 24, dtype=torch.float16)
+    assert copyable(t)
+    assert copyable(t[:, :, :, :16])  # rows of 24 elements are 48 bytes apart
+    assert not copyable(t[:, :, :, 1:17])  # begins 2 bytes too late
+    assert not copyable(torch.zeros(2, 8, 3, 20, dtype=torch.float16))  # rows of 40 bytes
+    assert not copyable(t[:1].expand(2, -1, -1, -1))
+    assert copyable(t[:1])  # the stride of a dimension of one is never used
+
+
+@pytest.mark.parametrize("arch", TABLE)
+def test_the_table_serves_every_call(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_flash_tiles, "family", lambda device: arch)
+    choices = itertools.product(
+        KERNELS, (torch.float16, torch.float32), range(1, MAX_D + 1), (False, True), (False, True)
+    )
+    for kernel, dtype, d, causal, can_copy in choices:
+        config = choose(kernel, DEVICE, dtype, d, causal, can_copy)
+        assert can_copy or config.loads == "pointer"
+
+
+@pytest.mark.parametrize(
+    ("arch", "key"), [(arch, key) for arch, rows in TABLE.items() for key in rows], ids=lambda part: str(part)
+)
+def test_a_row_of_the_table_is_a_form_the_kernels_have(arch: int, key: tuple[str | int, ...]) -> None:
+    config = TABLE[arch][key]
+    kernel, _, loads, _, *_ = key
+    assert (config.loads == "pointer") == (loads == "pointer")
+    assert kernel == "forward" or (ROW_PADDING % config.block_m == 0 and config.loads != "tma_ws")
+    assert kernel == "dkdv" or not config.split
+    assert config.loads != "tma_ws" or (config.block_m, config.warps) == (128, 4)
+
+
+def test_what_it_cannot_do_it_says() -> None:
+    rejects = triton_flash.VARIANT.rejects
+    assert "dv" in (rejects(Problem(b=1, hq=1, sq=8, d=32, dv=64), DEVICE, "fwd") or "")
+    assert "256" in (rejects(Problem(b=1, hq=1, sq=8, d=264), DEVICE, "fwd") or "")
+    assert "scale" in (rejects(Problem(b=1, hq=1, sq=8, d=32, scale=-1.0), DEVICE, "bwd") or "")
+    assert rejects(Problem(b=1, hq=1, sq=8, d=32), DEVICE, "fwd+bwd") is None
+
+
+def test_a_wrong_argument_is_named() -> None:
+    q, k, v, _ = Problem(b=1, hq=3, sq=8, d=16, dtype="fp32").inputs(DEVICE)
+    with pytest.raises(ValueError, match="scale must be positive, got 0"):
+        attention(q, k, v, scale=0.0)
+    with pytest.raises(ValueError, match=r"k and v \[b, skv, hkv, d\], got"):
+        attention(q, k, v[..., :8])
+    with pytest.raises(ValueError, match="one dtype"):
+        attention(q, k.half(), v)
+    with pytest.raises(ValueError, match="hkv must divide hq"):
+        attention(q, k[:, :, :2], v[:, :, :2])

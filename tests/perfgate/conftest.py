@@ -1,0 +1,139 @@
+"""A project with a few cases, timed by a fake clock, to run pytest on: in this process or in one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfgate import baseline, preflight
+from perfgate.recording import plugin_arguments
+
+KEY = "Fake-GPU_torch2.11"
+NODES = {case: f"test_speed.py::test_speed[{case}]" for case in ("a", "b", "c")}
+
+CONFTEST = """
+    import os
+    import pytest
+    from perfgate import Environment, FakeClock
+
+    def pytest_perf_clock(config):
+        return FakeClock(process=float(os.environ.get("PROCESS", "0")), seconds=lambda result: result)
+
+    def pytest_perf_environment(config):
+        return Environment(
+            device=os.environ.get("DEVICE", "Fake GPU"),
+            versions={"torch": "2.11.0", "driver": os.environ.get("DRIVER", "580.1")},
+        )
+
+    def pytest_perf_ceilings(config, clock):
+        return {"copy_bytes_per_second": 4e12}
+
+    def pytest_benchmark_generate_machine_info():
+        return {"node": os.environ.get("NODE", "here"), "machine": "m"}  # asking the processor takes a second
+
+    def pytest_benchmark_generate_commit_info(config):
+        return {"id": "0" * 40}
+
+    @pytest.fixture
+    def seconds(request):
+        case = request.node.callspec.params["case"]
+        return 1e-3 * (1.10 if case in os.environ.get("SLOW", "").split() else 1.0)
+"""
+
+SPEED = """
+    import pytest
+    from perfgate import Work
+
+    @pytest.mark.parametrize("case", ["a", "b", "c"])
+    def test_speed(case, seconds, gpu_benchmark):
+        gpu_benchmark(lambda: seconds, name=f"speed/{case}", group="speed", reference=case == "a", work=Work(bytes=1e9))
+"""
+
+ENVIRONMENT = ("PROCESS", "DEVICE", "DRIVER", "NODE", "SLOW")
+
+
+class Suite:
+    """A project in a directory of its own; keywords of `run` and `spawn` are environment variables."""
+
+    def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pytester, self._monkeypatch = pytester, monkeypatch
+        self.path = pytester.path
+        for name in [*ENVIRONMENT, *(n for n in os.environ if n.startswith("PYTEST_XDIST"))]:
+            monkeypatch.delenv(name, raising=False)
+        pytester.makeconftest(CONFTEST)
+        pytester.makepyfile(test_speed=SPEED)
+
+    def write(self, **files: str) -> None:
+        self.pytester.makepyfile(**files)
+
+    def run(self, *arguments: str, **environment: str) -> pytest.RunResult:
+        with self._monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            # hypothesis, which takes half a second to load, would be loaded anew each time
+            return self.pytester.runpytest_inprocess(*self._arguments(arguments), "-p", "no:hypothesispytest")
+
+    def spawn(self, *arguments: str, **environment: str) -> pytest.RunResult:
+        with self._monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            return self.pytester.runpytest_subprocess(*self._arguments(arguments), timeout=60)
+
+    def _arguments(self, arguments: tuple[str, ...]) -> list[str]:
+        return [*plugin_arguments(), "-p", "no:cacheprovider", *arguments]
+
+    def document(self, name: str = "out.json") -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.path / name).read_text())
+        return document
+
+    def cases(self, name: str = "out.json") -> set[str]:
+        return {b["extra_info"]["perfgate"]["case"]["name"] for b in self.document(name)["benchmarks"]}
+
+    @property
+    def journals(self) -> list[Path]:
+        return sorted((self.path / ".perfgate").glob("*.jsonl"))
+
+    def file(self, document: Mapping[str, Any], label: str = "base", key: str = KEY) -> Path:
+        """File a baseline where ``--benchmark-compare`` finds it."""
+        return baseline.write(document, self.path / ".benchmarks" / key / preflight.machine_id(), label)
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    return Suite(pytester, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture
+def processes(suite: Suite, cache: Path) -> list[dict[str, Any]]:
+    """What five processes of the suite saved; run once for all tests."""
+    for i in range(1, 6):
+        kept = cache / f"{i}.json"
+        if not kept.exists():
+            result = suite.run(f"--benchmark-json={i}.json", PROCESS=f"{0.001 * (i - 3)}")
+            assert result.ret == 0
+            shutil.move(suite.path / f"{i}.json", kept)
+    shutil.rmtree(suite.path / ".perfgate", ignore_errors=True)
+    return [json.loads((cache / f"{i}.json").read_text()) for i in range(1, 6)]
+
+
+@pytest.fixture
+def document(processes: list[dict[str, Any]]) -> dict[str, Any]:
+    """A whole baseline of the suite."""
+    return baseline.merge(processes)
+
+
+@pytest.fixture
+def filed(suite: Suite, document: dict[str, Any]) -> Path:
+    """That baseline where ``--benchmark-compare`` finds it."""
+    return suite.file(document)

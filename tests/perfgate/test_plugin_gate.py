@@ -1,0 +1,160 @@
+"""From a run to its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfgate.gate import Exit
+
+from .conftest import NODES, Suite
+
+
+def test_unchanged_code_is_green_twice(suite: Suite, filed: Path) -> None:
+    for process in ("0.001", "-0.001"):
+        result = suite.run("--benchmark-compare", PROCESS=process)
+        assert result.ret == Exit.OK
+        result.stdout.fnmatch_lines(["0 regressed, 0 improved, 3 unchanged, 0 unresolved, 0 new, 0 missing"])
+
+
+def test_a_regression_fails_the_run_and_only_the_slowed_case_is_named(suite: Suite, filed: Path) -> None:
+    result = suite.run("--benchmark-compare", SLOW="b")
+    assert result.ret == Exit.REGRESSED
+    named = [line for line in result.outlines if "regressed: new/old in [" in line]
+    assert [line.split()[0] for line in named] == ["speed/b"]
+    result.assert_outcomes(passed=3)
+
+
+@pytest.mark.parametrize("option", ["--no-summary", "-q", "-qq", "--tb=no", "--benchmark-quiet"])
+def test_the_exit_code_does_not_hang_on_what_is_printed(suite: Suite, filed: Path, option: str) -> None:
+    result = suite.run("--benchmark-compare", option, SLOW="b")
+    assert result.ret == Exit.REGRESSED
+    result.stdout.fnmatch_lines(["speed/b regressed: new/old in *"])
+
+
+def test_the_section_stands_below_the_table(suite: Suite, filed: Path) -> None:
+    lines = suite.run("--benchmark-compare").outlines
+    table = next(i for i, line in enumerate(lines) if line.startswith("Name (time in "))
+    section = next(i for i, line in enumerate(lines) if "= perfgate =" in line)
+    assert table < section
+    assert sum("= perfgate =" in line for line in lines) == 1
+
+
+def test_the_section_stands_also_where_pytest_benchmark_fails_the_run(suite: Suite, filed: Path) -> None:
+    result = suite.spawn("--benchmark-compare", "--benchmark-compare-fail=median:5%", SLOW="b")
+    assert result.ret == Exit.REGRESSED
+    result.stdout.fnmatch_lines(["speed/b regressed: new/old in *"])
+
+
+def test_a_floor_above_the_change_lets_it_pass(suite: Suite, filed: Path) -> None:
+    assert suite.run("--benchmark-compare", "--perf-floor=20", SLOW="b").ret == Exit.OK
+
+
+def test_without_a_baseline_all_is_new_and_that_is_said(suite: Suite) -> None:
+    result = suite.run("--benchmark-compare")
+    assert result.ret == Exit.OK
+    result.stdout.fnmatch_lines(["note: no baseline of Fake-GPU_torch2.11 in *: `perfgate baseline` measures one"])
+    result.stdout.fnmatch_lines(["*3 new, 0 missing"])
+    assert suite.run("--benchmark-compare", "--perf-strict").ret == Exit.INCOMPLETE
+
+
+def test_a_new_case_is_listed_and_fails_only_a_strict_run(suite: Suite, filed: Path) -> None:
+    suite.write(test_new="def test_new(gpu_benchmark):\n    gpu_benchmark(lambda: 1e-3, name='new/one')")
+    result = suite.run("--benchmark-compare")
+    assert result.ret == Exit.OK
+    result.stdout.fnmatch_lines(["new/one new: *"])
+    assert suite.run("--benchmark-compare", "--perf-strict").ret == Exit.INCOMPLETE
+
+
+def test_a_case_whose_test_gave_no_number_is_missing(suite: Suite, filed: Path) -> None:
+    suite.pytester.makepyfile(
+        test_speed="""
+        import pytest
+
+        @pytest.mark.parametrize("case", ["a", "b", "c"])
+        def test_speed(case, seconds, gpu_benchmark):
+            if case == "c":
+                pytest.skip("not on this device")
+            gpu_benchmark(lambda: seconds, name=f"speed/{case}", group="speed", reference=case == "a")
+        """
+    )
+    result = suite.run("--benchmark-compare")
+    assert result.ret == Exit.OK
+    result.stdout.fnmatch_lines(["speed/c missing: *", "*0 new, 1 missing"])
+    assert suite.run("--benchmark-compare", "--perf-strict").ret == Exit.INCOMPLETE
+
+
+@pytest.mark.parametrize("arguments", [[], ["test_speed.py"], ["."], ["test_speed.py::test_speed"]])
+def test_a_case_whose_test_was_removed_is_missing(suite: Suite, filed: Path, arguments: list[str]) -> None:
+    source = (suite.path / "test_speed.py").read_text()
+    (suite.path / "test_speed.py").write_text(source.replace('"a", "b", "c"', '"a", "b"'))
+    result = suite.run(*arguments, "--benchmark-compare", "--perf-strict")
+    assert result.ret == Exit.INCOMPLETE
+    result.stdout.fnmatch_lines(["speed/c missing: *"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [NODES["a"]],
+        ["-k", "a or b"],
+        ["-m", "not slow", "-k", "b"],
+        ["--deselect", NODES["c"]],
+        ["test_other.py", NODES["b"]],
+    ],
+)
+def test_what_was_deselected_is_not_missing(suite: Suite, filed: Path, arguments: list[str]) -> None:
+    suite.write(test_other="def test_other():\n    pass")
+    (suite.path / "pytest.ini").write_text("[pytest]\nmarkers = slow")
+    result = suite.run(*arguments, "--benchmark-compare", "--perf-strict")
+    assert result.ret == Exit.OK
+    result.stdout.fnmatch_lines(["*0 new, 0 missing"])
+
+
+def test_a_gate_that_measured_nothing_is_not_green(suite: Suite, filed: Path) -> None:
+    suite.pytester.makepyfile(
+        test_speed="""
+        import pytest
+
+        @pytest.mark.parametrize("case", ["a", "b", "c"])
+        def test_speed(case, gpu_benchmark):
+            pytest.skip("no")
+        """
+    )
+    assert suite.run("--benchmark-compare").ret == Exit.INCOMPLETE
+
+
+def test_a_run_without_cases_is_none_of_our_business(suite: Suite, filed: Path) -> None:
+    suite.write(test_other="def test_other():\n    pass")
+    result = suite.run("test_other.py", "--benchmark-compare", "--perf-strict")
+    assert result.ret == Exit.OK
+    assert "perfgate" not in "\n".join(line for line in result.outlines if not line.startswith("plugins:"))
+    assert not suite.journals
+
+
+def test_a_failing_test_keeps_its_own_exit_code(suite: Suite, document: dict[str, Any]) -> None:
+    for benchmark in document["benchmarks"]:
+        benchmark["extra_info"]["perfgate"]["method"]["version"] = 0
+    suite.file(document)
+    suite.write(test_wrong="def test_wrong():\n    assert False")
+    assert suite.run("--benchmark-compare").ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_out_of_memory_where_the_baseline_has_a_number_is_a_regression(suite: Suite, filed: Path) -> None:
+    suite.pytester.makepyfile(
+        test_speed="""
+        import pytest
+
+        @pytest.mark.parametrize("case", ["a", "b", "c"])
+        def test_speed(case, seconds, gpu_benchmark):
+            if case == "c":
+                raise MemoryError("Tried to allocate 80 GiB")  # before the case has told its name
+            gpu_benchmark(lambda: seconds, name=f"speed/{case}", group="speed", reference=case == "a")
+        """
+    )
+    result = suite.run("--benchmark-compare")
+    assert result.ret == Exit.REGRESSED
+    result.stdout.fnmatch_lines(["speed/c regressed: out of memory, but not in the baseline: Tried to allocate 80 GiB"])
+    result.assert_outcomes(passed=2, skipped=1)
