@@ -46,10 +46,9 @@ CANDIDATES: dict[tuple[Kernel, int], list[Config]] = {
     ("forward", 64): [
         *configs("tma_ws", (128, 128, 4, 2), (128, 128, 4, 3)),
         *configs("tma", (128, 128, 8, 2), (128, 64, 4, 3)),
-        *configs("pointer", (128, 128, 4, 3), (128, 64, 4, 3)),
-        *configs("tma", (128, 128, 4, 2), (64, 128, 4, 2), (128, 128, 8, 3), (256, 64, 8, 2)),
+        *configs("pointer", (128, 64, 4, 3), (128, 128, 8, 3)),
+        *configs("tma", (64, 128, 4, 2), (128, 128, 8, 3), (256, 64, 8, 2)),
         *configs("tma_ws", (128, 64, 4, 3)),
-        *configs("pointer", (128, 128, 8, 3)),
     ],
     ("forward", 128): [
         *configs("tma_ws", (128, 128, 4, 2), (128, 64, 4, 3)),
@@ -67,7 +66,7 @@ CANDIDATES: dict[tuple[Kernel, int], list[Config]] = {
     ("dkdv", 64): [
         *configs("tma", (64, 128, 8, 3), (64, 128, 8, 2), (64, 64, 4, 3)),
         *configs("pointer", (64, 128, 8, 3)),
-        *configs("tma", (128, 64, 8, 2), (32, 128, 8, 3), (128, 128, 8, 2)),
+        *configs("tma", (128, 64, 8, 2), (32, 128, 8, 3)),
     ],
     ("dkdv", 128): [
         *configs("tma", (64, 128, 8, 2), (64, 128, 8, 3)),
@@ -76,8 +75,8 @@ CANDIDATES: dict[tuple[Kernel, int], list[Config]] = {
     ],
     ("dkdv", 256): [
         *configs("tma", (64, 128, 8, 1), (32, 128, 8, 2), (64, 64, 4, 1), split=True),
-        *configs("pointer", (64, 128, 8, 1), (32, 128, 8, 1), split=True),
-        *configs("tma", (64, 64, 8, 1), (32, 64, 8, 2)),
+        *configs("tma", (32, 64, 8, 2)),
+        *configs("pointer", (32, 128, 8, 1), (64, 128, 8, 1), split=True),
     ],
     ("dq", 64): [
         *configs("tma", (128, 128, 8, 2), (128, 64, 4, 3), (128, 64, 8, 3)),
@@ -251,8 +250,8 @@ class Search:
             self.note(trial=dataclasses.asdict(trial), tflops=rates)
             scores[trial] = [statistics.geometric_mean(rates)]
         ranked = sorted(scores, key=lambda trial: -scores[trial][0])
-        for _ in range(ROUNDS):
-            for trial in ranked[:FINALISTS]:
+        for _, trial in itertools.product(range(ROUNDS), ranked[:FINALISTS]):
+            if time.monotonic() < self.deadline:
                 scores[trial].append(statistics.geometric_mean(self.rate(trial)))
         rows = []
         for loads in ("tma", "pointer"):
@@ -261,11 +260,12 @@ class Search:
                 continue
             best = max(of_kind, key=lambda trial: statistics.median(scores[trial]))
             self.note(best=dataclasses.asdict(best), loads=loads, rounds=scores[best])
-            key = (best.kernel, "half", loads, max(64, padded(best.d)))
-            key = (*key, "causal") if self.problems[0].mask == "causal" else key
+            mask = ("causal",) if self.problems[0].mask == "causal" else ()
+            key = (best.kernel, "half", loads, max(64, padded(best.d)), *mask)
             rows.append(f"{key!r}: {best.config!r},  # {statistics.median(scores[best]):.0f} TFLOP/s".replace("'", '"'))
         if ranked:
-            self.chosen[ranked[0].kernel] = max(ranked, key=lambda t: statistics.median(scores[t])).config
+            winner = max(ranked[:FINALISTS], key=lambda trial: statistics.median(scores[trial]))
+            self.chosen[winner.kernel] = winner.config
         return rows
 
     def note(self, **result: object) -> None:

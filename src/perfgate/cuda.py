@@ -42,6 +42,8 @@ OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
 
 WINDOW = 100e-6
 """Least length of a timed window in seconds."""
+SHORT = 20e-6
+"""Calls of fewer seconds get windows of twice the length, so that a window's events are 0.1 us a call and less."""
 MAX_SETS = 128
 MIN_SETS = 4
 SETS_SHARE = 0.1
@@ -206,7 +208,8 @@ class CudaClock:
         self, call: Callable[..., object], first: tuple[Any, ...], inputs: Inputs, l2: str, bytes_a_set: int
     ) -> tuple[tuple[tuple[tuple[Any, ...], ...], ...], int]:
         """The argument tuples of each window, and how many windows make one sample."""
-        needed = max(1, math.ceil(WINDOW / self._duration(call, first)))
+        seconds = self._duration(call, first)
+        needed = max(1, math.ceil((2 if seconds < SHORT else 1) * WINDOW / seconds))
         if callable(inputs):
             memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             room = max(1, int(SETS_SHARE * memory) // max(bytes_a_set, 1))

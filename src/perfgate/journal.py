@@ -51,10 +51,6 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        except FileExistsError:
-            raise JournalError(
-                f"journal {path} exists already: give --perf-journal another path, or remove it"
-            ) from None
         except OSError as error:
             raise JournalError(
                 f"cannot create journal {path}: {error.strerror}; --perf-journal puts it elsewhere"

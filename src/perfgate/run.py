@@ -130,6 +130,10 @@ class Run:
         self.out_of_memory[case] = reason
         self._write(lambda journal: journal.add_out_of_memory(case, reason))
 
+    def ran_out(self, node: str) -> bool:
+        """Whether the device had no memory for the case of this test."""
+        return any(self._claims[case] == node for case in self.out_of_memory)
+
     def measure_ceilings(self, ceilings: Callable[[], Mapping[str, float]]) -> None:
         """Ask once what the machine does at best.
 

@@ -1,4 +1,4 @@
-"""The kernels of triton_flash compile for GPUs that are not here: nothing spills, everything fits, tensor cores are used.
+"""The kernels of triton_flash compile for GPUs that are not here: they fit, do not spill, and use tensor cores.
 
 A part of the table, so that it takes under a minute; `python tests/attnkit/triton_compile.py` compiles all of it.
 """
@@ -34,7 +34,7 @@ def test_the_table_compiles(arch: str, ds: str) -> None:
     assert f"sm_{arch} dq" in done.stdout
 
 
-def test_a_form_that_does_not_fit_is_told_apart() -> None:
+def test_a_form_that_spills_is_told_apart() -> None:
     # float32 with wide heads spills: a check that calls it clean would call everything clean
     done = run("--arch", "80", "--dtype", "fp32", "--d", "256", "--causal-only", "--out", os.devnull)
     assert done.returncode == 0, done.stderr[-2000:]

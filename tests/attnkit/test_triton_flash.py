@@ -1,4 +1,4 @@
-"""triton_flash: what its three ways to load, its tiles and its table must keep. The parity suite draws problems at random.
+"""triton_flash: what its three ways to load, its tiles and its table must keep. The parity suite draws problems.
 
 Without a GPU the kernels run in Triton's interpreter, which knows neither the compiler's limits nor its rounding of
 tf32: test_triton_compile.py has the one, a GPU the other.

@@ -36,7 +36,7 @@ KERNELS = {"forward": forward_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # bytes a block may ask for; sm_86, sm_89 and sm_120 use the rows of sm_80, so those must fit the smallest
 SHARED = {80: 101376, 90: 232448, 100: 232448}
-INSTRUCTIONS = r"\b(HGMMA|HMMA|UTCHMMA|UTMALDG|LDGSTS|USETMAXREG|MUFU\.EX2)\b"
+INSTRUCTIONS = r"\b(HGMMA|HMMA|UTCHMMA|UTMALDG|LDGSTS|USETMAXREG|MUFU\.EX2|WARPGROUP\.DEPBAR)\b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,9 @@ def read(compiled: triton.compiler.CompiledKernel) -> Compiled:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
-        text = subprocess.run([tool, "-sass", "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [tool, "-sass", "-res-usage", cubin.name], capture_output=True, text=True, check=True
+        ).stdout
     registers, stack = (int(number) for number in re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
     counts = Counter(re.findall(INSTRUCTIONS, text))
     return Compiled(registers, stack, compiled.metadata.shared, compiled.metadata.num_warps, dict(counts))
@@ -139,6 +141,9 @@ def faults(form: Form, compiled: Compiled) -> list[str]:
     wanted = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[form.arch]
     if form.dtype != "fp32" and not compiled.instructions.get(wanted):
         found.append(f"has no {wanted}")
+    # a product of two tiles is several HGMMA and one wait; ptxas serialises them where it cannot prove them independent
+    if compiled.instructions.get("HGMMA", 0) < 3 * compiled.instructions.get("WARPGROUP.DEPBAR", 0):
+        found.append("waits between the instructions of one product")
     if form.config.loads != "pointer" and not compiled.instructions.get("UTMALDG"):
         found.append("has no UTMALDG: the copy engine is not used")
     if form.config.loads == "tma_ws" and not compiled.instructions.get("USETMAXREG"):
@@ -152,7 +157,9 @@ def main() -> int:
     parser.add_argument("--arch", default=",".join(map(str, TABLE)))
     parser.add_argument("--dtype", default="bf16,fp32")
     parser.add_argument("--d", default="16,32,64,128,256")
-    parser.add_argument("--causal-only", action="store_true", help="leave out the full mask, which needs less of everything")
+    parser.add_argument(
+        "--causal-only", action="store_true", help="leave out the full mask, which needs less of everything"
+    )
     parser.add_argument("--out", help="write everything there, as JSON")
     arguments = parser.parse_args()
     record, failed = [], False
@@ -163,7 +170,8 @@ def main() -> int:
             continue
         c = form.config
         tile = f"{c.loads} {c.block_m}x{c.block_n} {c.warps} warps {c.stages} stages"
-        name = f"sm_{form.arch} {form.kernel} {form.want} {form.dtype} d{form.d} {'causal' if form.causal else 'full'} {tile}"
+        mask = "causal" if form.causal else "full"
+        name = " ".join(filter(None, (f"sm_{form.arch}", form.kernel, form.want, form.dtype, f"d{form.d}", mask, tile)))
         print(f"{name:80}", end="", flush=True)
         compiled = compile_form(form)
         wrong = faults(form, compiled)

@@ -111,7 +111,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
 
 def test_an_earlier_journal_is_not_overwritten(tmp_path: Path) -> None:
     Journal.open(tmp_path / "j", HERE)
-    with pytest.raises(JournalError, match="exists already"):
+    with pytest.raises(JournalError, match="File exists; --perf-journal puts it elsewhere"):
         Journal.open(tmp_path / "j", HERE)
 
 

@@ -6,8 +6,11 @@ the causal mask hides from a whole block of queries are skipped. On the CPU it n
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import shutil
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -21,12 +24,18 @@ from attnkit.variant import Variant
 __all__ = ["VARIANT"]
 
 MIN_D = 16  # what torch's kernels ask of d and dv on CUDA
-MAX_COMPILATIONS = 4096  # beyond this dynamo runs the slow eager code without a word; its own limit is 8
+MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
 
 
 @functools.cache
 def compiled() -> Callable[..., torch.Tensor]:
     """Return the compiled function, which keeps what it compiled for each kind of input."""
+    with warnings.catch_warnings():
+        # the compiler's own modules use, while they are imported, what torch has deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._inductor.compile_fx")
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MAX_COMPILATIONS))
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
@@ -46,11 +55,9 @@ def attention(
     """FlexAttention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv]."""
     blocks = block_mask(q.shape[1], k.shape[1], q.device) if mask == "causal" else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
-    # without donated buffers a graph may be walked backward more than once, as timing backward alone does
-    with (
-        torch._dynamo.config.patch(recompile_limit=MAX_COMPILATIONS, accumulated_recompile_limit=MAX_COMPILATIONS),
-        torch._functorch.config.patch(donated_buffer=False),
-    ):
+    training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    # without donated buffers a graph can be walked backward more than once, as timing backward alone does
+    with torch._functorch.config.patch(donated_buffer=False) if training else contextlib.nullcontext():
         out = compiled()(q, k, v, block_mask=blocks, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2)
 

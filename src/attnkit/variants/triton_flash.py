@@ -47,7 +47,7 @@ class Flash(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, dout: torch.Tensor, _dlse: object) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: torch.Tensor, _dlse: object) -> tuple[torch.Tensor | None, ...]:
         from attnkit.variants import triton_flash_backward
 
         q, k, v, out, lse = ctx.saved_tensors

@@ -16,6 +16,8 @@ and it takes part in nothing, without a mask. Letters and ``LOADS`` are those of
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -212,6 +214,6 @@ def backward(
 
     launch(statistics, dkdv, q.device)
     for wanted in ((True, False), (False, True)) if dkdv.split else ((True, True),):
-        launch(lambda wanted=wanted: keys(*wanted), dkdv, q.device)
+        launch(partial(keys, *wanted), dkdv, q.device)
     launch(queries, dq, q.device)
     return grad_q, grad_k, grad_v

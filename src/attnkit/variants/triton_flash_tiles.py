@@ -52,8 +52,8 @@ class Config:
     split: bool = False
 
 
-# Family of architectures -> (kernel, dtype, how tiles may arrive, head dim padded to 64, 128 or 256), with "causal" behind
-# it where that mask wants another tile. 80 serves whatever has no row of its own: it fits 99 KiB of shared memory.
+# Family of architectures -> (kernel, dtype, how tiles may arrive, head dim padded to 64, 128 or 256), with "causal"
+# behind it where that mask wants another tile. 80 serves what has no row of its own: it fits 99 KiB of shared memory.
 TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
     80: {
         ("forward", "half", "pointer", 64): Config(128, 64, 4, 2),
@@ -87,7 +87,7 @@ TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
         ("dkdv", "half", "tma", 256): Config(64, 128, 8, 1, "tma", split=True),
         ("dkdv", "half", "pointer", 64): Config(64, 128, 8, 3),
         ("dkdv", "half", "pointer", 128): Config(32, 128, 8, 2),
-        ("dkdv", "half", "pointer", 256): Config(64, 128, 8, 1, split=True),
+        ("dkdv", "half", "pointer", 256): Config(32, 128, 8, 1, split=True),
         ("dq", "half", "tma", 64): Config(128, 128, 8, 2, "tma"),
         ("dq", "half", "tma", 128): Config(128, 64, 8, 3, "tma"),
         ("dq", "half", "tma", 256): Config(128, 32, 8, 2, "tma"),

@@ -1,15 +1,16 @@
-"""Fusion alone: one Triton kernel makes P = softmax(Q Kᵀ · scale, over live keys), then a matrix product makes out = P V.
+"""Fusion alone: one Triton kernel makes P = softmax(Q Kᵀ · scale, over live keys), then a matrix product out = P V.
 
-It is the step between the textbook and FlashAttention: scores and mask never reach memory, but P does, ``[b, hq, sq, skv]``
-in the dtype of the inputs, so memory and traffic still grow with sq · skv. The kernel is in triton_unfused_kernel.py.
+It is the step between the textbook and FlashAttention: scores and mask never reach memory, but P does,
+``[b, hq, sq, skv]`` in the dtype of the inputs, so memory and traffic still grow with sq · skv. The kernel is in
+triton_unfused_kernel.py.
 
 Backward is the explicit formula on the saved P, in torch's operations; it materialises dP and dS as well:
 
     dV = Pᵀ dO        dP = dO Vᵀ        dS = P · (dP - rowsum(P · dP)) · scale        dQ = dS K        dK = dSᵀ Q
 
-Inputs may have any strides; q and k are copied first where their last dimension is not contiguous. The matrix products see
-the queries of a group of heads as the rows of one matrix, so K and V are never repeated. float32 scores are three tf32
-products (``tf32x3``), as accurate as float32.
+Inputs may have any strides; q and k are copied first where their last dimension is not contiguous. The matrix products
+see the queries of a group of heads as the rows of one matrix, so K and V are never repeated. float32 scores are three
+tf32 products (``tf32x3``), as accurate as float32.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Unfused(torch.autograd.Function):
         return out.view(b, hq, sq, -1).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Make dq, dk and dv from P; dS is rounded to the dtype of q for its products, as P was."""
         q, k, v, p = ctx.saved_tensors
         b, sq, hq, d = q.shape

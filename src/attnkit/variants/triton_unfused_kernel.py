@@ -1,8 +1,8 @@
 """P = softmax(Q Kᵀ · scale, over live keys) in one Triton kernel that writes P to memory.
 
-One program owns BM queries of one head and walks twice over the keys in tiles of BN: first for the running maximum and sum
-(Milakov and Gimelshein, 2018), then, with Q Kᵀ computed again, to write P. So any number of keys fits, and the scores
-themselves never reach memory. Keys behind the diagonal are written as zeros without a product.
+One program owns BM queries of one head and walks twice over the keys in tiles of BN: first for the running maximum and
+sum (Milakov and Gimelshein, 2018), then, with Q Kᵀ computed again, to write P. So any number of keys fits, and the
+scores themselves never reach memory. Keys behind the diagonal are written as zeros without a product.
 
 Letters: BM queries and BN keys a tile, D the head dim, DP the same rounded up to a power of two.
 """

@@ -7,6 +7,7 @@ the terminal summary, which ``--no-summary`` leaves out.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -117,9 +118,9 @@ class Session:
         return (yield from self._within_memory(item))
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Wrapper[object]:
-        """Nor may the call."""
-        return (yield from self._within_memory(item))
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Wrapper[object]:
+        """Nor may the call; caught so far inside that pytest does not keep the error, and with it what it had taken."""
+        return (yield from self._within_memory(pyfuncitem))
 
     def _within_memory(self, item: pytest.Item) -> Wrapper[object]:
         """Running out of memory is a result: the test is skipped with the reason."""
@@ -129,7 +130,6 @@ class Session:
             if item.nodeid not in self.run.selected or idle(self.config):
                 raise
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        # the error is gone here, and with its frames the memory that it held
         self._keep(item, lambda: self.run.run_out(item.nodeid, reason))
         pytest.skip(f"out of memory: {reason}")
 
@@ -145,6 +145,8 @@ class Session:
                 self._keep(item, lambda: self.run.finish(item.nodeid))
             if report.skipped:
                 self.run.skipped.add(item.nodeid)
+            if report.when == "teardown" and self.run.ran_out(item.nodeid):
+                gc.collect()  # errors in fixtures leave cycles, which would hold their memory for long
             if self._refused_parallel:
                 setattr(report, PARALLEL, True)  # travels to xdist's controller
         return report

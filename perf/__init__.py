@@ -1,0 +1,1 @@
+"""The suites: a pytest case is a variant on a problem."""

@@ -1,0 +1,65 @@
+"""Times one pass of one variant on one problem, after it has been checked at this very problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from attnkit.parity import parity
+
+from attnkit.problem import Pass
+from attnkit.variants import variant
+from perf.problems import Contest
+from perfgate import Work
+from perfgate.plugin import GpuBenchmark
+
+__all__ = ["TITLE", "time_attention"]
+
+TITLE: dict[Pass, str] = {"fwd": "forward", "bwd": "backward", "fwd+bwd": "forward+backward"}
+
+
+def time_attention(gpu_benchmark: GpuBenchmark, contest: Contest, name: str, pass_: Pass, device: torch.device) -> None:
+    """Time a pass; skip what the variant states it cannot do, fail what it gets wrong.
+
+    Backward alone is timed with the forward's results among its inputs, so they count neither for time nor for memory.
+    """
+    problem, way = contest.problem, variant(name)
+    if reason := way.why_not(problem, device, pass_):
+        pytest.skip(f"{name} cannot: {reason}")
+
+    def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return way.attention(q, k, v, mask=problem.mask, scale=problem.scale)
+
+    def backward(out: torch.Tensor, inputs: tuple[torch.Tensor, ...], dout: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(out, inputs, dout, retain_graph=True)
+
+    def both(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(forward(q, k, v), (q, k, v), dout)
+
+    def inputs(i: int) -> tuple[Any, ...]:
+        q, k, v, dout = problem.inputs(device, seed=i, requires_grad=pass_ != "fwd")
+        if pass_ == "fwd":
+            return q, k, v
+        return (forward(q, k, v), (q, k, v), dout) if pass_ == "bwd" else (q, k, v, dout)
+
+    def check(_: object) -> None:
+        found = parity(way, problem, device, pass_)
+        if not found.ok:
+            pytest.fail(f"{name} is wrong at {problem.name}: {'; '.join(found.failures)}", pytrace=False)
+
+    calls = {"fwd": forward, "bwd": backward, "fwd+bwd": both}
+    gpu_benchmark(
+        calls[pass_],
+        inputs=inputs,
+        work=Work(
+            flops=problem.flops(pass_),
+            bytes=problem.bytes(pass_),
+            tokens=problem.tokens,
+            dtype=problem.dtype,
+        ),
+        name=f"{TITLE[pass_]}/{name}/{problem.name}",
+        group=f"{TITLE[pass_]}/{problem.name}",
+        reference=name == contest.reference,
+        check=check,
+    )

@@ -1,0 +1,61 @@
+"""What is timed here: which problems on which device, and what a CPU can do at best."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnkit.variants import variant
+from perf.problems import SUITES, contests
+from perfgate import Clock
+from perfgate.plugin import absent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("perfgate").addoption(
+        "--perf-suite",
+        choices=SUITES,
+        default="default",
+        help="Which problems are timed. Default: a selection of a few minutes; full is all of them.",
+    )
+
+
+def kind(config: pytest.Config) -> str:
+    """Return ``"cuda"`` or ``"cpu"``, as the option and the machine have it."""
+    wanted = config.getoption("perf_device")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(wanted)
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    return torch.device(kind(pytestconfig))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test every contest of its module's pass, a case for each variant that is here."""
+    if "contest" not in metafunc.fixturenames:
+        return
+    cases = []
+    for contest in contests(metafunc.module.PASS, metafunc.config.getoption("perf_suite"), kind(metafunc.config)):
+        for name in contest.variants:
+            if reason := variant(name).absent():
+                absent(metafunc.config, name, reason)
+            else:
+                cases.append(pytest.param(contest, name, id=f"{name}-{contest.problem.name}"))
+    metafunc.parametrize(("contest", "variant_name"), cases)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_perf_ceilings(config: pytest.Config, clock: Clock) -> dict[str, float] | None:
+    """What the CPU does at best, by the same clock: a copy, bytes read and written, and a float32 matrix product."""
+    if kind(config) != "cpu":
+        return None
+    source, target = torch.ones(2**26), torch.empty(2**26)
+    n = 1024
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    return {
+        "copy_bytes_per_second": 2 * source.nbytes / clock.measure(target.copy_, [(source,)]).median,
+        "flops_per_second.fp32": 2 * n**3 / clock.measure(torch.mm, [(a, b)]).median,
+    }

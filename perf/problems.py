@@ -1,0 +1,105 @@
+"""The sizes we defend, each with where it comes from.
+
+`default` is what `nox -s perf` times in a few minutes; `full` adds the rest of each family (``--perf-suite full``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from attnkit.problem import Mask, Pass, Problem
+
+__all__ = ["SUITES", "Contest", "Suite", "contests"]
+
+Suite = Literal["default", "full"]
+SUITES: tuple[Suite, ...] = ("default", "full")
+
+EVERY = (
+    "naive",
+    "sdpa_math",
+    "sdpa_efficient",
+    "sdpa_flash",
+    "sdpa_cudnn",
+    "flex",
+    "triton_unfused",
+    "triton_flash",
+    "flash_attn",
+)
+FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", "flash_attn")
+SMALL = ("naive", "sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn")
+ON_CPU = ("naive", "sdpa_math", "sdpa_flash", "flex")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contest:
+    """Variants that compute one problem, and the one that the others are compared with."""
+
+    problem: Problem
+    variants: tuple[str, ...]
+    reference: str
+
+
+def contests(pass_: Pass, suite: Suite, device: str) -> list[Contest]:
+    """Return what is timed of one pass on one kind of device (``"cuda"`` or ``"cpu"``).
+
+    A problem of several families is timed once, by the variants of the first that has it.
+    """
+    found: dict[Problem, Contest] = {}
+    for contest in _on_cpu(pass_) if device == "cpu" else _on_cuda(pass_, suite):
+        found.setdefault(contest.problem, contest)
+    return list(found.values())
+
+
+def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Contest]:
+    full, forward = suite == "full", pass_ == "fwd"
+
+    # Sequence sweep at fixed batch, width (2048) and heads: "naive, SDPA, FlashAttention in a minimal block" and
+    # "fusion only against flash" draw time and memory over it, naive until it runs out of memory.
+    lengths = [128, 256, 512, 1024, 2048, 4096, 8192, 16384] if full else [128, 1024, 4096, 16384]
+    some = ("naive", "sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn")
+    for s in lengths if forward or full else lengths[1:]:
+        variants = EVERY if forward or full else some
+        yield Contest(problem=Problem(b=4, hq=16, sq=s, d=128), variants=variants, reference="naive")
+
+    # The FlashAttention-3 paper's grid (Shah et al., 2024): 16k tokens, width 2048.
+    grid: list[tuple[int, int, Mask]]
+    if full:
+        sizes = [512, 1024, 2048, 4096, 8192, 16384]
+        grid = [(d, s, mask) for d in (64, 128, 256) for s in sizes for mask in ("full", "causal")]
+    elif pass_ == "fwd+bwd":
+        grid = [(128, 4096, "causal")]
+    else:
+        grid = [(128, s, mask) for s in (1024, 4096, 16384) for mask in ("full", "causal")]
+        grid += [(d, 16384, "causal") for d in (64, 256)]
+    for d, s, mask in grid:
+        problem = Problem(b=16384 // s, hq=2048 // d, sq=s, d=d, mask=mask)
+        yield Contest(problem=problem, variants=FUSED, reference="sdpa_flash")
+
+    # Prefill of one prompt: Llama-2-7B (32 heads) and Llama-3-8B (32 query and 8 key heads).
+    for hkv, s in [(32, 4096), (8, 8192)] if not full else [(h, s) for h in (32, 8) for s in (512, 2048, 4096, 8192)]:
+        problem = Problem(b=1, hq=32, hkv=hkv, sq=s, d=128, mask="causal")
+        yield Contest(problem=problem, variants=FUSED, reference="sdpa_flash")
+
+    # The eight rows (batch x length x heads x head dim) of the source project with forward, backward and both.
+    rows = [
+        (1, 32, 4, 16),
+        (1, 64, 8, 32),
+        (2, 128, 8, 32),
+        (4, 256, 16, 64),
+        (8, 512, 16, 64),
+        (16, 512, 32, 64),
+        (32, 1024, 32, 128),
+        (64, 1024, 64, 128),
+    ]
+    for b, s, h, d in rows if forward or full else rows[3:6]:
+        yield Contest(problem=Problem(b=b, sq=s, hq=h, d=d), variants=EVERY if full else SMALL, reference="naive")
+
+
+def _on_cpu(pass_: Pass) -> Iterator[Contest]:
+    # Small enough for a laptop, large enough that the materialised scores leave its caches.
+    for s in (128, 512, 1024):
+        yield Contest(
+            problem=Problem(b=1, hq=4, sq=s, d=64, dtype="fp32", mask="causal"), variants=ON_CPU, reference="naive"
+        )

@@ -1,0 +1,91 @@
+"""CUPTI's word on some kernels, from a process of its own: ``python -m tests.perfgate.cupti < sets.json``.
+
+A profiler that has once run slows every later graph replay of its process, so the clock must not share one with it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
+
+Make = Callable[[int], tuple[Any, ...]]
+
+
+def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> Make:
+    return lambda i: tuple(torch.randn(*shape, device="cuda", dtype=dtype) for shape in shapes)
+
+
+def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+        return scaled_dot_product_attention(q, k, v)
+
+
+def softmax(x: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(x, -1)
+
+
+def increment(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+KERNELS: dict[str, tuple[Callable[..., object], Make]] = {
+    "increment 4 kB": (increment, tensors((2048,))),
+    "increment 1 MB": (increment, tensors((2**19,))),
+    "product 512": (torch.mm, tensors((512, 512), (512, 512))),
+    "product 1024": (torch.mm, tensors((1024, 1024), (1024, 1024))),
+    "flash 1x4x32x16": (flash, tensors(*[(1, 4, 32, 16)] * 3)),
+    "flash 4x16x256x64": (flash, tensors(*[(4, 16, 256, 64)] * 3)),
+    "flash 8x16x512x64": (flash, tensors(*[(8, 16, 512, 64)] * 3)),
+    "norm 8192x4096": (lambda x: layer_norm(x, (4096,)), tensors((8192, 4096))),
+    "softmax 2048x4096": (softmax, tensors((2048, 4096))),
+    "softmax 8192x4096": (softmax, tensors((8192, 4096))),
+    "flash 16x32x512x64": (flash, tensors(*[(16, 32, 512, 64)] * 3)),
+    "flash 4x16x4096x128": (flash, tensors(*[(4, 16, 4096, 128)] * 3)),
+}
+
+
+def durations(flush: Callable[[], object], call: Callable[..., object], make: Make, sets: int) -> list[float]:
+    """Seconds of the kernel in each of many calls, a flush of the L2 before every round over the input sets."""
+    from torch.profiler import ProfilerActivity, profile
+
+    inputs = [make(i) for i in range(sets)]
+    rounds = -(-200 // sets)
+    for _ in range(rounds):  # as warm as the clock's own
+        for args in inputs:
+            call(*args)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
+        for _ in range(rounds):
+            flush()
+            kept = [call(*args) for args in inputs]  # every call writes to memory of its own, as in the clock's graph
+        torch.cuda.synchronize()
+        del kept
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("cat") == "kernel"]
+    events.sort(key=lambda e: e["ts"])
+    flushing = len(events) // rounds - sets
+    return [e["dur"] / 1e6 for i, e in enumerate(events) if i % (sets + flushing) >= flushing]
+
+
+def main() -> None:
+    """Read ``{kernel: input sets}``, print ``{kernel: median seconds}``."""
+    from perfgate.cuda import CudaClock
+
+    flush = CudaClock().flush
+    sets = json.load(sys.stdin)
+    print(json.dumps({name: statistics.median(durations(flush, *KERNELS[name], n)) for name, n in sets.items()}))
+
+
+if __name__ == "__main__":
+    main()

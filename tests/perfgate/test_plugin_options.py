@@ -1,0 +1,108 @@
+"""Bad input of each kind: one clear line and the right exit code. And where the device comes from."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+
+import pytest
+
+from perfgate import Environment, FakeClock
+from perfgate.gate import Exit
+
+from .conftest import Suite
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--perf-floor=nan", "argument --perf-floor: expected a percentage from 0 to 100, got 'nan'"),
+        ("--perf-floor=-1", "argument --perf-floor: expected a percentage from 0 to 100, got '-1'"),
+        ("--perf-floor=101", "argument --perf-floor: expected a percentage from 0 to 100, got '101'"),
+        ("--perf-floor=two", "argument --perf-floor: expected a number, got 'two'"),
+        ("--perf-max-time=0", "argument --perf-max-time: expected a positive number of seconds, got '0'"),
+        ("--perf-max-time=nan", "argument --perf-max-time: expected a positive number of seconds, got 'nan'"),
+        ("--perf-max-time=inf", "argument --perf-max-time: expected a positive number of seconds, got 'inf'"),
+        ("--perf-device=tpu", "argument --perf-device: invalid choice: 'tpu' (choose from *"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(suite: Suite, option: str, message: str) -> None:
+    result = suite.run(option)
+    assert result.ret == Exit.USAGE
+    result.stderr.fnmatch_lines([f"*: error: {message}"])
+
+
+def test_a_journal_of_an_earlier_run_is_not_overwritten(suite: Suite) -> None:
+    assert suite.run("--perf-journal=here.jsonl").ret == 0
+    result = suite.run("--perf-journal=here.jsonl")
+    assert result.ret == Exit.USAGE
+    result.stderr.fnmatch_lines(["ERROR: --perf-journal: here.jsonl exists already: move it, or give another"])
+
+
+def test_the_help_says_what_each_option_is_for(suite: Suite) -> None:
+    text = " ".join(suite.run("--help").stdout.str().split())
+    assert "cases new or missing fail the run (exit code 11)" in text
+    assert "the least change of a case's time that matters. Default: 2." in text
+
+
+class Cuda(types.ModuleType):
+    """Stands in for `perfgate.cuda`, which needs torch and a device."""
+
+    def __init__(self, *, why_not: str | None = None, others: list[str] | None = None) -> None:
+        super().__init__("perfgate.cuda")
+        self.OUT_OF_MEMORY = (ZeroDivisionError,)
+        self.CudaClock = lambda budget: FakeClock(lambda result: 1e-3)
+        self.available = lambda: why_not
+        self.busy = lambda: others or []
+        self.environment = lambda: Environment(device="NVIDIA H200", versions={"cuda": "13.0", "torch": "2.11.0"})
+        self.ceilings = lambda clock: {"read_bytes_per_second": 1e12}
+
+
+@pytest.fixture
+def cuda(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    """A machine with a GPU, and a suite that asks for the default clock."""
+    suite.pytester.makeconftest("import pytest\n\n@pytest.fixture\ndef seconds():\n    return 1e-3")
+    module = Cuda()
+    monkeypatch.setitem(sys.modules, "perfgate.cuda", module)
+    monkeypatch.setattr("perfgate.cuda", module, raising=False)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: object() if name == "torch" else found(name, *a))
+    return module
+
+
+def test_a_gpu_is_taken_if_there_is_one(suite: Suite, cuda: Cuda) -> None:
+    result = suite.run()
+    assert result.ret == Exit.OK
+    result.stdout.fnmatch_lines(["perfgate: NVIDIA-H200_cu130_torch2.11"])
+
+
+def test_no_gpu_is_said_plainly(suite: Suite, cuda: Cuda) -> None:
+    cuda.available = lambda: "torch sees no CUDA device: check the driver"
+    result = suite.run("--perf-device=cuda")
+    assert result.ret == Exit.USAGE
+    result.stderr.fnmatch_lines(["ERROR: --perf-device cuda: torch sees no CUDA device: check the driver"])
+    assert not suite.journals
+    result = suite.run("--perf-max-time=0.01", "-k", "a")
+    assert result.ret == Exit.OK
+    result.stdout.fnmatch_lines(["*CPU timings by the host clock*"])
+    result.stdout.fnmatch_lines(["note: timed on the CPU by the host's clock: torch sees no CUDA device: check the driver"])
+
+
+def test_a_busy_gpu_ends_the_run_before_anything_is_timed(suite: Suite, cuda: Cuda) -> None:
+    cuda.busy = lambda: ["process 7 computes on GPU 0"]
+    result = suite.run()
+    assert result.ret == Exit.UNFIT
+    result.stdout.fnmatch_lines(["*the GPU is busy: process 7 computes on GPU 0. Wait, or give --perf-allow-busy*"])
+    assert not suite.journals
+    assert suite.run("--benchmark-save=x").ret == Exit.UNFIT
+    result = suite.run("--perf-allow-busy")
+    assert result.ret == Exit.OK
+    result.stdout.fnmatch_lines(["note: timed although process 7 computes on GPU 0"])
+
+
+def test_a_device_without_memory_is_a_result(suite: Suite, cuda: Cuda) -> None:
+    suite.write(test_speed="def test_speed(gpu_benchmark):\n    gpu_benchmark(lambda: 1 / 0, name='big')")
+    result = suite.run()
+    result.assert_outcomes(skipped=1)
+    assert result.ret == Exit.OK
