@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from perfgate import Environment, FakeClock
+from perfgate import Budget, Environment, FakeClock
 from perfgate.gate import Exit
 
 from .conftest import Suite
@@ -46,13 +46,20 @@ def test_the_help_says_what_each_option_is_for(suite: Suite) -> None:
     assert "the least change of a case's time that matters. Default: 2." in text
 
 
+class CudaClock(FakeClock):
+    """A fake clock with a budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        super().__init__(1e-3)
+
+
 class Cuda(types.ModuleType):
     """Stands in for `perfgate.cuda`, which needs torch and a device."""
 
     def __init__(self, *, why_not: str | None = None, others: list[str] | None = None) -> None:
         super().__init__("perfgate.cuda")
         self.OUT_OF_MEMORY = (ZeroDivisionError,)
-        self.CudaClock = lambda budget: FakeClock(lambda result: 1e-3)
+        self.CudaClock = CudaClock
         self.available = lambda: why_not
         self.busy = lambda: others or []
         self.environment = lambda: Environment(device="NVIDIA H200", versions={"cuda": "13.0", "torch": "2.11.0"})

@@ -15,8 +15,8 @@ Tiles arrive in one of three ways (``LOADS``):
     tma       a 4-D descriptor made by the host: the copy engine computes addresses, and zeroes what lies outside
     tma_ws    2-D descriptors made by the kernel, one a head: the form that Triton 3.6 splits into a producer warp and
               two consumer warpgroups on Hopper (``warp_specialize``), so that one group's softmax runs under the
-              other's products. It wants 4 warps and BM = 128, and one loop without a branch: where a mask is needed at
-              all, every tile is masked.
+              other's products. It wants half precision, 4 warps, BM = 128, and one loop without a branch: where a mask
+              is needed at all, every tile is masked.
 """
 
 from __future__ import annotations

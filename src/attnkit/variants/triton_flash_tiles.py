@@ -66,7 +66,7 @@ TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
         ("dq", "half", "pointer", 128): Config(64, 64, 4, 2),
         ("dq", "half", "pointer", 256): Config(64, 32, 8, 1),
         ("forward", "fp32", "pointer", 64): Config(64, 32, 4, 2),
-        ("forward", "fp32", "pointer", 128): Config(64, 16, 4, 1),
+        ("forward", "fp32", "pointer", 128): Config(32, 16, 4, 2),
         ("forward", "fp32", "pointer", 256): Config(16, 16, 4, 1),
         ("dkdv", "fp32", "pointer", 64): Config(32, 32, 4, 1),
         ("dkdv", "fp32", "pointer", 128): Config(16, 32, 4, 1, split=True),

@@ -88,7 +88,7 @@ def probabilities_kernel(
 def tiles(dtype: torch.dtype, d: int) -> tuple[int, int, int]:
     """Queries and keys a tile, and warps: smaller where a row of Q takes many registers."""
     if dtype == torch.float32:
-        return (32, 32, 4) if d > 64 else (64, 32, 4)
+        return (64, 32, 4) if d <= 64 else (32, 16, 4) if d <= 128 else (16, 16, 4)
     return (64, 32, 4) if d > 128 else (128, 64, 8)
 
 
