@@ -142,9 +142,7 @@ def parity(
     return Parity(tuple(comparisons))
 
 
-def _comparisons(
-    got: dict[str, torch.Tensor], problem: Problem, inputs: Inputs, pass_: Pass
-) -> tuple[Comparison, ...]:
+def _comparisons(got: dict[str, torch.Tensor], problem: Problem, inputs: Inputs, pass_: Pass) -> tuple[Comparison, ...]:
     q, k, v, dout = (x.detach() for x in inputs)
     truth = {"out": oracle.forward(q, k, v, mask=problem.mask, scale=problem.scale)[0]}
     if pass_ != "fwd":

@@ -44,24 +44,19 @@ def configs(loads: Loads, *tiles: tuple[int, int, int, int], split: bool = False
 # best guesses first: under a time limit the end of a list is not reached
 CANDIDATES: dict[tuple[Kernel, int], list[Config]] = {
     ("forward", 64): [
-        *configs("tma_ws", (128, 128, 4, 2), (128, 128, 4, 3)),
         *configs("tma", (128, 128, 8, 2), (128, 64, 4, 3)),
         *configs("pointer", (128, 64, 4, 3), (128, 128, 8, 3)),
-        *configs("tma", (64, 128, 4, 2), (128, 128, 8, 3), (256, 64, 8, 2)),
-        *configs("tma_ws", (128, 64, 4, 3)),
+        *configs("tma", (64, 128, 4, 2), (64, 64, 4, 3), (64, 128, 4, 3)),
     ],
     ("forward", 128): [
-        *configs("tma_ws", (128, 128, 4, 2), (128, 64, 4, 3)),
         *configs("tma", (128, 128, 8, 2), (128, 64, 8, 3)),
         *configs("pointer", (128, 64, 8, 3), (128, 128, 8, 2)),
-        *configs("tma", (128, 64, 4, 2), (64, 64, 4, 3), (64, 128, 4, 2), (128, 64, 8, 2)),
-        *configs("tma_ws", (128, 64, 4, 2)),
+        *configs("tma", (128, 64, 4, 2), (128, 64, 4, 3), (128, 32, 4, 3), (64, 64, 4, 3)),
+        *configs("pointer", (128, 64, 4, 2)),
     ],
     ("forward", 256): [
-        *configs("tma_ws", (128, 64, 4, 2)),
         *configs("tma", (128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2)),
         *configs("pointer", (128, 32, 8, 2), (64, 32, 4, 3)),
-        *configs("tma_ws", (128, 32, 4, 2)),
     ],
     ("dkdv", 64): [
         *configs("tma", (64, 128, 8, 3), (64, 128, 8, 2), (64, 64, 4, 3)),

@@ -1,4 +1,4 @@
-"""triton_flash: what its three ways to load, its tiles and its table must keep. The parity suite draws problems.
+"""triton_flash: what its two ways to load, its tiles and its table must keep. The parity suite draws problems.
 
 Without a GPU the kernels run in Triton's interpreter, which knows neither the compiler's limits nor its rounding of
 tf32: test_triton_compile.py has the one, a GPU the other.
@@ -21,7 +21,7 @@ from attnkit.variants.triton_flash_tiles import MAX_D, MAX_ROW_STRIDE, ROW_PADDI
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KERNELS = ("forward", "dkdv", "dq")
-LOADS = ("pointer", "tma", "tma_ws")
+LOADS = ("pointer", "tma")
 
 PROBLEMS = [
     Problem(b=2, hq=2, sq=64, d=32, dtype="fp32"),
@@ -36,13 +36,10 @@ PROBLEMS = [
 
 def configs(loads: str, split: bool = False) -> dict[str, Config]:
     """Tiles small enough that these problems have several, some of them ragged, some on the diagonal."""
-    on_gpu = DEVICE.type == "cuda"
-    wide = Config(128, 64, 4, 2, "tma_ws")  # the one shape that warp specialisation takes
-    backward = "tma" if loads == "tma_ws" else loads
     return {
-        "forward": wide if on_gpu and loads == "tma_ws" else Config(32, 16, 4, 2, loads),
-        "dkdv": Config(16, 32, 4, 2, backward, split=split),
-        "dq": Config(32, 16, 4, 2, backward),
+        "forward": Config(32, 16, 4, 2, loads),
+        "dkdv": Config(16, 32, 4, 2, loads, split=split),
+        "dq": Config(32, 16, 4, 2, loads),
     }
 
 
@@ -61,8 +58,6 @@ def test_every_way_to_load_gives_attention(loads: str, problem: Problem) -> None
     q, k, v, dout = problem.inputs(DEVICE, requires_grad=True)
     if loads != "pointer" and not all(map(copyable, (q, k, v))):
         pytest.skip(f"the copy engine cannot load {problem.name}")
-    if loads == "tma_ws" and problem.dtype == "fp32" and DEVICE.type == "cuda":
-        pytest.skip("warps are specialised for half precision alone")
     out, lse = attention_with_lse(q, k, v, mask=problem.mask, scale=problem.scale, configs=configs(loads))
     gradients = torch.autograd.grad(out, (q, k, v), dout)
     textbook = naive.VARIANT.attention(q, k, v, mask=problem.mask, scale=problem.scale)
@@ -212,9 +207,8 @@ def test_a_row_of_the_table_is_a_form_the_kernels_have(arch: int, key: tuple[str
     config = TABLE[arch][key]
     kernel, _, loads, _, *_ = key
     assert (config.loads == "pointer") == (loads == "pointer")
-    assert kernel == "forward" or (ROW_PADDING % config.block_m == 0 and config.loads != "tma_ws")
+    assert kernel == "forward" or ROW_PADDING % config.block_m == 0
     assert kernel == "dkdv" or not config.split
-    assert config.loads != "tma_ws" or (config.block_m, config.warps) == (128, 4)
 
 
 def test_what_it_cannot_do_it_says() -> None:

@@ -8,7 +8,6 @@ wants another configuration passes it.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 Kernel = Literal["forward", "dkdv", "dq"]
-Loads = Literal["pointer", "tma", "tma_ws"]
+Loads = Literal["pointer", "tma"]
 
 MAX_D = 256
 """Largest head dim: a program holds whole rows of Q and of the output."""
@@ -38,7 +37,7 @@ class Config:
     Attributes:
         block_m: Queries a tile.
         block_n: Keys a tile.
-        warps: Warps a program; ``tma_ws`` adds its own producer and consumers to the 4 it must be given.
+        warps: Warps a program.
         stages: Tiles in flight in the inner loop.
         loads: How tiles arrive; see triton_flash_forward.py.
         split: dkdv alone: dK and dV by two launches, for accumulators too wide to hold both.
@@ -76,8 +75,8 @@ TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
         ("dq", "fp32", "pointer", 256): Config(16, 16, 4, 1),
     },
     90: {
-        ("forward", "half", "tma", 64): Config(128, 128, 4, 2, "tma_ws"),
-        ("forward", "half", "tma", 128): Config(128, 128, 4, 2, "tma_ws"),
+        ("forward", "half", "tma", 64): Config(64, 128, 4, 2, "tma"),
+        ("forward", "half", "tma", 128): Config(128, 64, 4, 2, "tma"),
         ("forward", "half", "tma", 256): Config(128, 64, 8, 2, "tma"),
         ("forward", "half", "pointer", 64): Config(128, 128, 8, 3),
         ("forward", "half", "pointer", 128): Config(128, 64, 8, 3),
@@ -196,21 +195,7 @@ def source(t: torch.Tensor, rows: int, config: Config) -> Any:
     return TensorDescriptor(t, [b, h, s, d], [*strides, 1], [1, 1, rows, padded(d)])
 
 
-def launch(call: Callable[[], object], config: Config, device: torch.device) -> None:
-    """Run ``call`` on ``device``. Descriptors made by a kernel need memory: torch's, and for this launch only."""
+def launch(call: Callable[[], object], device: torch.device) -> None:
+    """Run ``call`` with ``device`` as the current one, which is where Triton launches."""
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        if config.loads != "tma_ws":
-            call()
-            return
-
-        def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
-            return torch.empty(size, dtype=torch.int8, device=device)
-
-        def with_allocator() -> None:
-            import triton
-
-            triton.set_allocator(allocate)
-            call()
-
-        # triton keeps its allocator in a context variable: the user's own is untouched outside this copy
-        contextvars.copy_context().run(with_allocator)
+        call()
