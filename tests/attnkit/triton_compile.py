@@ -36,7 +36,7 @@ KERNELS = {"forward": forward_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # bytes a block may ask for; sm_86, sm_89 and sm_120 use the rows of sm_80, so those must fit the smallest
 SHARED = {80: 101376, 90: 232448, 100: 232448}
-INSTRUCTIONS = r"\b(HGMMA|HMMA|UTCHMMA|UTMALDG|LDGSTS|USETMAXREG|MUFU\.EX2|WARPGROUP\.DEPBAR)\b"
+INSTRUCTIONS = r"\b(HGMMA|HMMA|UTCHMMA|UTMALDG|LDGSTS|MUFU\.EX2|WARPGROUP\.DEPBAR)\b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Compiled:
         registers: Of a thread.
         stack: Bytes of a thread in local memory; more than none is spilling.
         shared: Bytes of a block.
-        warps: Of a block, with those that warp specialisation added.
+        warps: Of a block.
         instructions: How often each instruction of interest occurs.
     """
 
@@ -146,8 +146,6 @@ def faults(form: Form, compiled: Compiled) -> list[str]:
         found.append("waits between the instructions of one product")
     if form.config.loads != "pointer" and not compiled.instructions.get("UTMALDG"):
         found.append("has no UTMALDG: the copy engine is not used")
-    if form.config.loads == "tma_ws" and not compiled.instructions.get("USETMAXREG"):
-        found.append("has no USETMAXREG: warps are not specialised")
     return found
 
 

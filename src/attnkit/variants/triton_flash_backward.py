@@ -212,8 +212,8 @@ def backward(
             *strides, *grad_q.stride()[:3], hq, hq // hkv, sq, skv, rows, **constants(dq, q, k, causal),
         )  # fmt: skip
 
-    launch(statistics, dkdv, q.device)
+    launch(statistics, q.device)
     for wanted in ((True, False), (False, True)) if dkdv.split else ((True, True),):
-        launch(partial(keys, *wanted), dkdv, q.device)
-    launch(queries, dq, q.device)
+        launch(partial(keys, *wanted), q.device)
+    launch(queries, q.device)
     return grad_q, grad_k, grad_v

@@ -10,13 +10,9 @@ Letters: BM queries and BN keys a tile, D the head dim, DP the same rounded up t
 ``scale_log2 = scale · log2 e`` is folded into the multiply-add in front of exp2.
 
 Keys that every row of the tile sees are walked first and without a mask; the diagonal and the ragged tail are masked.
-Tiles arrive in one of three ways (``LOADS``):
+Tiles arrive in one of two ways (``LOADS``):
     pointer   ordinary (asynchronous) loads: any strides, any D
     tma       a 4-D descriptor made by the host: the copy engine computes addresses, and zeroes what lies outside
-    tma_ws    2-D descriptors made by the kernel, one a head: the form that Triton 3.6 splits into a producer warp and
-              two consumer warpgroups on Hopper (``warp_specialize``), so that one group's softmax runs under the
-              other's products. It wants half precision, 4 warps, BM = 128, and one loop without a branch: where a mask
-              is needed at all, every tile is masked.
 """
 
 from __future__ import annotations
@@ -57,13 +53,11 @@ def load_tile(
     source, stride, i_b, i_h, i_row, n_rows,
     ROWS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, EVEN: tl.constexpr, LOADS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one head: ``source`` is the head's pointer, the tensor's host descriptor or the head's descriptor."""
+    """A tile of one head: ``source`` is the head's pointer, or the descriptor of the whole tensor."""
     if LOADS == "pointer":
         b_rows = load_rows(source, stride, i_row, n_rows, ROWS, D, DP, EVEN)
-    elif LOADS == "tma":
-        b_rows = source.load([i_b, i_h, i_row, 0]).reshape(ROWS, DP)
     else:
-        b_rows = source.load([i_row, 0])
+        b_rows = source.load([i_b, i_h, i_row, 0]).reshape(ROWS, DP)
     return b_rows
 
 
@@ -108,28 +102,22 @@ def forward_kernel(
     o_m = i_m + tl.arange(0, BM)
     diagonal = skv - sq
 
-    if LOADS != "tma":
+    if LOADS == "pointer":
         q += i_b * tl.cast(s_qb, tl.int64) + i_h * tl.cast(s_qh, tl.int64)
         k += i_b * tl.cast(s_kb, tl.int64) + i_hkv * tl.cast(s_kh, tl.int64)
         v += i_b * tl.cast(s_vb, tl.int64) + i_hkv * tl.cast(s_vh, tl.int64)
-    if LOADS == "tma_ws":
-        q = tl.make_tensor_descriptor(q, shape=[sq, D], strides=[s_qs, 1], block_shape=[BM, DP])
-        k = tl.make_tensor_descriptor(k, shape=[skv, D], strides=[s_ks, 1], block_shape=[BN, DP])
-        v = tl.make_tensor_descriptor(v, shape=[skv, D], strides=[s_vs, 1], block_shape=[BN, DP])
     b_q = load_tile(q, s_qs, i_b, i_h, i_m, sq, BM, D, DP, EVEN_Q, LOADS)
 
     m = tl.full([BM], float("-inf"), tl.float32)
     l = tl.zeros([BM], tl.float32)
     b_out = tl.zeros([BM, DP], tl.float32)
     i_full, i_end = keys_of(i_m, diagonal, skv, BM, BN, CAUSAL)
-    for i_n in tl.range(0, i_end, BN, warp_specialize=LOADS == "tma_ws"):
+    for i_n in tl.range(0, i_end, BN):
         o_n = i_n + tl.arange(0, BN)
         b_k = load_tile(k, s_ks, i_b, i_hkv, i_n, skv, BN, D, DP, EVEN_KV, LOADS)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         if CAUSAL or not EVEN_KV:
-            if LOADS == "tma_ws":
-                b_s = tl.where(is_live(o_m, o_n, diagonal, skv, CAUSAL), b_s, float("-inf"))
-            elif i_n >= i_full:
+            if i_n >= i_full:
                 b_s = tl.where(is_live(o_m, o_n, diagonal, skv, CAUSAL), b_s, float("-inf"))
         m_new = tl.maximum(m, tl.max(b_s, 1) * scale_log2)
         if CAUSAL:
@@ -172,6 +160,6 @@ def forward(
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], hq, hq // hkv, sq, skv,
             **constants(config, q, k, causal),
         ),
-        config, q.device,
+        q.device,
     )  # fmt: skip
     return out, lse
