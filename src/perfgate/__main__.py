@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import time
@@ -54,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("paths", nargs="*", help="what pytest is to run; its own default if left out")
     make.add_argument("--processes", type=_count, default=5, metavar="N", help="how many processes (default: 5)")
     make.add_argument("--storage", type=Path, default=Path("baselines"), help="default: baselines")
-    make.add_argument("--label", default="default", help="the suite's name in the file's name (default: default)")
+    make.add_argument(
+        "--label", type=_label, default="default", help="the suite's name in the file's name (default: default)"
+    )
     make.add_argument(
         "--keep",
         type=Path,
@@ -99,6 +102,12 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of processes, 1 or more, got {text!r}")
     return int(text)
+
+
+def _label(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", text):  # `baseline.write` wants the same, but after all was measured
+        raise argparse.ArgumentTypeError(f"expected letters, digits, '.', '_' and '-', got {text!r}")
+    return text
 
 
 def _refuse(why: str, code: int) -> int:

@@ -185,8 +185,8 @@ class Run:
         )
 
     def results(self, outcome: Outcome | None) -> Results | None:
-        """What there is to report, or None if this run was not to time anything."""
-        if self.environment is None or not self.selected:
+        """What there is to report, or None if no test was begun that was to time something."""
+        if self.environment is None or not self.reached:
             return None
         notes = [f"results were lost: {self.lost}"] if self.lost else []
         if not self.complete:

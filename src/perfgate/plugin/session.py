@@ -186,7 +186,7 @@ class Session:
             self._conclude(session)
 
     def _conclude(self, session: pytest.Session) -> None:
-        if self.run.selected and not idle(self.config) and self.config.getoption("benchmark_compare"):
+        if self.run.reached and not idle(self.config) and self.config.getoption("benchmark_compare"):
             self._outcome = self.run.judge(
                 rule=Rule(floor=self.config.getoption("perf_floor") / 100),
                 strict=self.config.getoption("perf_strict"),

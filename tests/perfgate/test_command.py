@@ -1,0 +1,279 @@
+"""The commands: a baseline of several processes, and reports of what files hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfgate import baseline, preflight, recording
+from perfgate.__main__ import main
+from perfgate.gate import Exit
+from perfgate.record import Record
+
+from .conftest import KEY, Suite
+
+# each process differs a little, as they do; several processes count themselves
+COUNTED = """
+
+def pytest_configure(config):
+    count = pathlib.Path("count")
+    n = int(count.read_text()) + 1 if count.exists() else 1
+    count.write_text(str(n))
+    os.environ["PROCESS"] = str((n % 3 - 1) * float(os.environ.get("SPREAD", "0.002")))
+"""
+
+
+@pytest.fixture
+def counted(suite: Suite) -> Suite:
+    conftest = suite.path / "conftest.py"
+    conftest.write_text("import pathlib\n" + conftest.read_text() + COUNTED)
+    return suite
+
+
+@pytest.fixture
+def files(suite: Suite, processes: list[dict[str, Any]]) -> list[str]:
+    """What five processes left."""
+    names = [f"p{i}.json" for i in range(len(processes))]
+    for name, process in zip(names, processes, strict=True):
+        (suite.path / name).write_text(json.dumps(process))
+    return names
+
+
+def written(suite: Suite) -> list[Path]:
+    return sorted((suite.path / "baselines").rglob("*.json"))
+
+
+def test_a_baseline_is_measured_in_fresh_processes_and_found_by_compare(
+    counted: Suite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["baseline", "--processes=3", "--label=all", "test_speed.py", "--", "-p", "no:cacheprovider"]) == Exit.OK
+    (path,) = written(counted)
+    assert path.relative_to(counted.path / "baselines") == Path(KEY, preflight.machine_id(), "0001_all.json")
+    found = baseline.read(path)
+    assert found.processes == 3
+    assert [len(r.processes) for r in found.records.values()] == [3, 3, 3]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "process 1 of 3"
+    assert lines[1].startswith("process 2 of 3: ")
+    assert lines[-1] == f"{path.relative_to(counted.path)}: 3 cases in 3 processes"
+    assert not list((counted.path / ".perfgate").iterdir())  # nothing is left that the baseline holds
+    assert counted.run("--benchmark-compare", "--benchmark-storage=baselines").ret == Exit.OK
+    assert counted.run("--benchmark-compare", "--benchmark-storage=baselines", SLOW="c").ret == Exit.REGRESSED
+
+
+def test_processes_that_disagree_make_no_baseline_and_are_kept(
+    counted: Suite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPREAD", "0.08")
+    assert main(["baseline", "--processes=3", "--keep=kept", "--", "-p", "no:cacheprovider"]) == Exit.UNFIT
+    assert not written(counted)
+    said = capsys.readouterr().err
+    assert "speed/a: the medians of 3 processes lie 17" in said
+    again = next(line for line in said.splitlines() if "--from" in line).split()
+    assert [Path(name).name for name in again[3:]] == ["process-1.json", "process-2.json", "process-3.json"]
+    assert main([*again[1:], "--visible=90"]) == Exit.OK
+    assert len(written(counted)) == 1
+    assert len(list((counted.path / "kept").iterdir())) == 9
+
+
+def test_a_failing_suite_makes_no_baseline_and_shows_why(counted: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    counted.write(test_wrong="def test_wrong(benchmark):\n    benchmark(lambda: None)\n    assert 1 == 2")
+    assert main(["baseline", "--processes=2", "--keep=kept"]) == pytest.ExitCode.TESTS_FAILED
+    captured = capsys.readouterr()
+    assert "ended with exit code 1; the end of kept/process-1.log:" in captured.err
+    assert "FAILED test_wrong.py::test_wrong" in captured.err
+    assert captured.out.splitlines() == ["process 1 of 2"]
+    assert not written(counted)
+
+
+def test_a_suite_without_cases_makes_no_baseline(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    suite.write(test_speed="def test_speed():\n    pass")
+    assert main(["baseline", "--processes=1", "--keep=kept"]) == Exit.INCOMPLETE
+    assert "timed nothing; the end of kept/process-1.log:" in capsys.readouterr().err
+
+
+def test_processes_of_different_environments_are_not_merged(
+    suite: Suite, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = suite.document(files[1])
+    other["machine_info"]["perfgate"]["device"] = "Other GPU"
+    (suite.path / files[1]).write_text(json.dumps(other))
+    assert main(["baseline", "--from", *files]) == Exit.REFUSED
+    assert "perfgate: no baseline: process 1 ran on Fake-GPU_torch2.11, process 2 on Other-GPU" in capsys.readouterr().err
+    assert not written(suite)
+
+
+def test_a_broken_file_is_not_merged(suite: Suite, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = suite.path / files[2]
+    path.write_bytes(path.read_bytes()[:1000])
+    assert main(["baseline", "--from", *files]) == Exit.REFUSED
+    assert "p2.json is broken or cut off at line" in capsys.readouterr().err
+
+
+def test_numbers_are_taken_one_after_the_other(suite: Suite, files: list[str]) -> None:
+    for _ in range(2):
+        assert main(["baseline", "--from", *files]) == Exit.OK
+    assert [path.name for path in written(suite)] == ["0001_default.json", "0002_default.json"]
+
+
+def test_an_interrupt_leaves_nothing_but_the_processes_files(suite: Suite) -> None:
+    suite.write(
+        test_speed="""
+        import pathlib, time
+
+        def test_speed(gpu_benchmark):
+            gpu_benchmark(lambda: 1.0, name="first")
+
+        def test_wait(gpu_benchmark):
+            pathlib.Path("waiting").touch()
+            time.sleep(30)
+        """
+    )
+    command = [sys.executable, "-m", "perfgate", "baseline", "--keep=kept"]
+    with subprocess.Popen(command, cwd=suite.path, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
+        deadline = time.monotonic() + 30
+        while not (suite.path / "waiting").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+        _, said = child.communicate(timeout=30)
+    assert child.returncode == 2
+    assert said.strip() == "perfgate: interrupted"
+    assert not written(suite)
+    assert (suite.path / "kept" / "process-1.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["baseline", "--processes=0"], "expected a number of processes, 1 or more, got '0'"),
+        (["baseline", "--visible=nan", "--from", "p0.json"], "--visible must be a percentage above 0"),
+        (["baseline", "--from", "p0.json", "--", "-k", "a"], "--from measures nothing, so it takes no suite, got -k a"),
+        (["baseline", "--label=a/b", "--from", "p0.json"], "expected letters, digits, '.', '_' and '-', got 'a/b'"),
+        (["report", "nowhere.json"], "nowhere.json cannot be read: No such file"),
+        (["report", "nowhere.jsonl"], "cannot read journal nowhere.jsonl: No such file"),
+        (["report", "p0.json", "--format=pdf"], "invalid choice: 'pdf'"),
+        (["report", "p0.json", "--axis=("], "not a regular expression"),
+        (["report", "p0.json", "--along=b"], "give that too"),
+        (["report", "p0.json", "--block=x"], "give the document with --out"),
+        (["report", "p0.json", "p1.json", "--format=svg"], "a picture shows one file, got 2"),
+        (["judge"], "invalid choice: 'judge'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    suite: Suite, files: list[str], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as error:  # argparse
+        code = int(str(error.code))
+    said = capsys.readouterr()
+    assert code != 0
+    assert message in said.err.splitlines()[-1]
+    assert not said.out
+
+
+@pytest.mark.parametrize("command", [[], ["baseline"], ["report"]])
+def test_each_command_has_its_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main([*command, "--help"])
+    assert "usage: perfgate" in capsys.readouterr().out
+
+
+def test_a_report_of_a_baseline_and_of_a_journal_show_the_same_cases(
+    suite: Suite, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite.run()
+    capsys.readouterr()
+    texts = []
+    for path in (files[2], str(suite.journals[0])):
+        assert main(["report", path]) == Exit.OK
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert "copy 4.00 TB/s" in texts[0]
+
+
+def test_a_report_of_a_run_that_did_not_end_says_so(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    suite.write(test_wrong="def test_wrong():\n    assert False")
+    suite.run()
+    assert main(["report", str(suite.journals[0])]) == Exit.OK
+    assert "is of a run that did not come to its end, or failed" in capsys.readouterr().out
+
+
+def test_a_saved_run_is_judged_again(suite: Suite, filed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite.run("--benchmark-save=slow", SLOW="b")
+    (slow,) = (suite.path / ".benchmarks").rglob("*slow.json")
+    assert main(["report", str(slow), "--against", str(filed)]) == Exit.REGRESSED
+    assert "speed/b regressed: new/old in [" in capsys.readouterr().out
+    assert main(["report", str(filed), "--against", str(filed)]) == Exit.OK
+
+
+def test_markdown_goes_into_a_documents_block(suite: Suite, files: list[str]) -> None:
+    readme = suite.path / "README.md"
+    readme.write_text("before\n<!-- generated: table -->\nold\n<!-- end -->\nafter\n")
+    assert main(["report", files[0], "--format=markdown", "--out=README.md", "--block=table"]) == Exit.OK
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- generated: table -->\n")
+    assert text.endswith("\n<!-- end -->\nafter\n")
+    assert "speed/a" in text
+    assert "\nold\n" not in text
+
+
+def test_a_document_without_the_block_is_left_alone(suite: Suite, files: list[str], capsys: Any) -> None:
+    (suite.path / "README.md").write_text("text")
+    assert main(["report", files[0], "--out=README.md", "--block=table"]) == Exit.USAGE
+    assert (suite.path / "README.md").read_text() == "text"
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system without a free byte."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=8k", "perfgate", str(place)]
+    if mount is None or os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root and the right to do so")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_no_half_baseline(suite: Suite, files: list[str], full_disk: Path) -> None:
+    assert main(["baseline", "--from", *files, "--storage", str(full_disk)]) == Exit.REFUSED
+    assert not [path for path in full_disk.rglob("*") if path.is_file()]
+
+
+def test_a_full_disk_is_found_before_anything_is_measured(suite: Suite, full_disk: Path, capsys: Any) -> None:
+    assert main(["baseline", "--storage", str(full_disk)]) == Exit.LOST
+    assert "MiB are free at" in capsys.readouterr().err
+
+
+def test_the_plugin_is_named_only_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording.importlib.metadata, "entry_points", lambda **_: [])
+    monkeypatch.delenv("PYTEST_PLUGINS", raising=False)
+    assert recording.plugin_arguments() == ["-p", "perfgate.plugin"]
+    monkeypatch.setenv("PYTEST_PLUGINS", "other,perfgate.plugin")
+    assert recording.plugin_arguments() == []
+    monkeypatch.delenv("PYTEST_PLUGINS")
+    monkeypatch.setattr(recording.importlib.metadata, "entry_points", lambda **_: ["perfgate"])
+    assert recording.plugin_arguments() == []
+
+
+def test_a_merged_baseline_holds_what_its_processes_measured(suite: Suite, files: list[str]) -> None:
+    assert main(["baseline", "--from", *files]) == Exit.OK
+    (path,) = written(suite)
+    merged = {b["fullname"]: b for b in json.loads(path.read_text())["benchmarks"]}
+    for i, name in enumerate(files):
+        for benchmark in suite.document(name)["benchmarks"]:
+            alone = Record.from_json(benchmark["extra_info"]["perfgate"])
+            together = Record.from_json(merged[benchmark["fullname"]]["extra_info"]["perfgate"])
+            assert together.processes[i] == alone.processes[0]
