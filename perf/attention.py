@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from attnkit.parity import parity
 
+from attnkit.parity import parity
 from attnkit.problem import Pass
 from attnkit.variants import variant
 from perf.problems import Contest

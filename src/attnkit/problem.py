@@ -2,8 +2,8 @@
 
     O = softmax(Q Kᵀ · scale, over live keys) V          q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv]
 
-One alphabet for the whole package: b batch, hq query heads, hkv key heads (query head h reads key head h // (hq / hkv)),
-sq queries, skv keys, d the head dim of q and k, dv that of v.
+One alphabet for the whole package: b batch, hq query heads, hkv key heads (query head h reads key head
+h // (hq / hkv)), sq queries, skv keys, d the head dim of q and k, dv that of v.
 
 The causal mask is aligned bottom-right, so that the last query sees every key. Here sq = 2, skv = 5:
 
@@ -74,8 +74,8 @@ class Problem:
         mask: Which keys a query sees; causal is aligned bottom-right.
         scale: What scores are multiplied with; None is 1 / sqrt(d).
         layout: ``bshd`` contiguous; ``bhsd`` transposed views of contiguous [b, h, s, d]; ``packed`` q, k and v side by
-            side in one [b, s, hq + 2 hkv, d]; ``padded`` rows longer than d (the last dim is contiguous, NaN behind it);
-            ``broadcast`` k and v with stride 0 over the batch.
+            side in one [b, s, hq + 2 hkv, d]; ``padded`` rows longer than d (the last dim is contiguous, NaN behind
+            it); ``broadcast`` k and v with stride 0 over the batch.
         magnitude: Standard deviation of q, k and v.
 
     Raises:

@@ -25,7 +25,9 @@ class Attention(Protocol):
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
-    ) -> torch.Tensor: ...
+    ) -> torch.Tensor:
+        """Compute attention."""
+        ...
 
 
 def here() -> str | None:

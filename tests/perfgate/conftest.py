@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from perfgate import baseline, preflight
 from perfgate.recording import plugin_arguments
@@ -73,7 +75,8 @@ class Suite:
         self.pytester.makepyfile(**files)
 
     def run(self, *arguments: str, **environment: str) -> pytest.RunResult:
-        with self._monkeypatch.context() as patch:
+        with self._monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore", PytestBenchmarkWarning)  # not of the tests here, but of those run there
             for name, value in environment.items():
                 patch.setenv(name, value)
             # hypothesis, which takes half a second to load, would be loaded anew each time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -56,7 +57,8 @@ def written(suite: Suite) -> list[Path]:
 def test_a_baseline_is_measured_in_fresh_processes_and_found_by_compare(
     counted: Suite, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["baseline", "--processes=3", "--label=all", "test_speed.py", "--", "-p", "no:cacheprovider"]) == Exit.OK
+    arguments = ["--processes=3", "--label=all", "test_speed.py", "--", "-p", "no:cacheprovider"]
+    assert main(["baseline", *arguments]) == Exit.OK
     (path,) = written(counted)
     assert path.relative_to(counted.path / "baselines") == Path(KEY, preflight.machine_id(), "0001_all.json")
     found = baseline.read(path)
@@ -109,7 +111,7 @@ def test_processes_of_different_environments_are_not_merged(
     other["machine_info"]["perfgate"]["device"] = "Other GPU"
     (suite.path / files[1]).write_text(json.dumps(other))
     assert main(["baseline", "--from", *files]) == Exit.REFUSED
-    assert "perfgate: no baseline: process 1 ran on Fake-GPU_torch2.11, process 2 on Other-GPU" in capsys.readouterr().err
+    assert "no baseline: process 1 ran on Fake-GPU_torch2.11, process 2 on Other-GPU" in capsys.readouterr().err
     assert not written(suite)
 
 
@@ -184,7 +186,7 @@ def test_bad_input_is_one_clear_line(
 
 @pytest.mark.parametrize("command", [[], ["baseline"], ["report"]])
 def test_each_command_has_its_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main([*command, "--help"])
     assert "usage: perfgate" in capsys.readouterr().out
 
@@ -258,13 +260,13 @@ def test_a_full_disk_is_found_before_anything_is_measured(suite: Suite, full_dis
 
 
 def test_the_plugin_is_named_only_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording.importlib.metadata, "entry_points", lambda **_: [])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [])
     monkeypatch.delenv("PYTEST_PLUGINS", raising=False)
     assert recording.plugin_arguments() == ["-p", "perfgate.plugin"]
     monkeypatch.setenv("PYTEST_PLUGINS", "other,perfgate.plugin")
     assert recording.plugin_arguments() == []
     monkeypatch.delenv("PYTEST_PLUGINS")
-    monkeypatch.setattr(recording.importlib.metadata, "entry_points", lambda **_: ["perfgate"])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ["perfgate"])
     assert recording.plugin_arguments() == []
 
 

@@ -126,7 +126,7 @@ def test_one_name_for_two_cases_is_an_error_that_names_both(suite: Suite) -> Non
         """,
     )
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(["*'same' is timed by two tests, test_one.py::test_one?1? and test_one.py::test_one?2?*"])
+    result.stdout.fnmatch_lines(["*'same' is timed by two tests, *::test_one?1? and *::test_one?2?*"])
     assert suite.document()["perfgate"]["complete"] is False
 
 
@@ -326,8 +326,8 @@ def test_what_is_absent_is_said_once_and_saved(suite: Suite) -> None:
             gpu_benchmark(lambda: 1.0)
         """,
     )
-    for line in ("not here: flash_attn: not installed: pip install flash-attn", "not here: cudnn: this device has none"):
-        assert result.outlines.count(line) == 1
+    for line in ("flash_attn: not installed: pip install flash-attn", "cudnn: this device has none"):
+        assert sum(printed.endswith(line) for printed in result.outlines) == 1
     assert set(suite.document()["perfgate"]["absent"]) == {"flash_attn", "cudnn"}
 
 

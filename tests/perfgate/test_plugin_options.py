@@ -93,7 +93,7 @@ def test_no_gpu_is_said_plainly(suite: Suite, cuda: Cuda) -> None:
     result = suite.run("--perf-max-time=0.01", "-k", "a")
     assert result.ret == Exit.OK
     result.stdout.fnmatch_lines(["*CPU timings by the host clock*"])
-    result.stdout.fnmatch_lines(["note: timed on the CPU by the host's clock: torch sees no CUDA device: check the driver"])
+    result.stdout.fnmatch_lines(["note: timed on the CPU by the host's clock: torch sees no CUDA device: *"])
 
 
 def test_a_busy_gpu_ends_the_run_before_anything_is_timed(suite: Suite, cuda: Cuda) -> None:

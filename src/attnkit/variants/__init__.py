@@ -1,6 +1,6 @@
 """The table of variants: a module a variant (or family), and one line here.
 
-Importing this needs torch alone. A variant whose package is missing is in the table all the same and says so in `absent`.
+Importing this needs torch alone. A variant whose package is missing is in the table all the same, and `absent` says so.
 """
 
 from attnkit.variant import Variant

@@ -1,6 +1,6 @@
 """The flash-attn package, FlashAttention-2 by its authors (Dao, 2023), behind the same call as every other variant.
 
-Its layout is ours, it takes grouped heads as they are, and its causal mask is aligned bottom-right since its version 2.1.
+Its layout is ours, it takes grouped heads as they are, and since version 2.1 its causal mask is aligned bottom-right.
 Rows without a live key give 0.
 """
 

@@ -1,7 +1,8 @@
 """FlexAttention, compiled: torch generates a fused kernel from a Python mask (Dong et al., Flex Attention, 2024).
 
-Compiled for exactly these sizes, strides and dtypes at the first call with them, which takes seconds; blocks of keys that
-the causal mask hides from a whole block of queries are skipped. On the CPU it needs a C++ compiler and has no backward.
+Compiled for exactly these sizes, strides and dtypes at the first call with them, which takes seconds; blocks of keys
+that the causal mask hides from a whole block of queries are skipped. On the CPU it needs a C++ compiler and has no
+backward.
 """
 
 from __future__ import annotations

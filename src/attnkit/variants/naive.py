@@ -2,7 +2,7 @@
 
     S = Q Kᵀ · scale          P = softmax(S, over live keys)          O = P V          [b, hq, sq, skv] scores
 
-It is what the other variants are compared with: in speed and memory, and in error (a fused kernel that rounds less often
+It is what the others are compared with: in speed and memory, and in error (a fused kernel that rounds less often
 must not be further from the truth). Good for small sizes and for reading; bad for anything long, since S and P are
 written to memory and read again, forward and backward.
 """

@@ -5,17 +5,17 @@
     sdpa_flash       FlashAttention-2 on CUDA; on the CPU torch's own flash kernel
     sdpa_cudnn       cuDNN's fused attention (CUDA only)
 
-Grouped heads go in by ``enable_gqa``, which math, flash and cuDNN take; efficient takes it in no release up to 2.13, and
-repeating k and v for it would time a copy, so it rejects them. For the same reason head dims that torch would pad first
-are rejected.
+Grouped heads go in by ``enable_gqa``, which math, flash and cuDNN take; efficient takes it in no release up to 2.13,
+and repeating k and v for it would time a copy, so it rejects them. For the same reason head dims that torch would pad
+first are rejected.
 
-Torch's ``is_causal`` is aligned top-left, ours bottom-right. They agree for sq = skv, and these three are made to agree:
+Torch's ``is_causal`` is aligned top-left, ours bottom-right. They agree for sq = skv; these three are made to agree:
 
     sq > skv > 1   the first sq - skv queries see no key: they are cut off before and put back as zeros
     sq = 1         the one query sees every key: no mask
-    1 < sq < skv   flash and efficient have a bottom-right mask in the kernel on CUDA (torch.nn.attention.bias); math, and
-                   flash on the CPU, take a boolean mask in memory; cuDNN rejects it, since its backward with such a
-                   mask gives NaN on Hopper (pytorch#196678)
+    1 < sq < skv   flash and efficient have a bottom-right mask in the kernel on CUDA (torch.nn.attention.bias); math,
+                   and flash on the CPU, take a boolean mask in memory; cuDNN rejects it, since its backward with such
+                   a mask gives NaN on Hopper (pytorch#196678)
 """
 
 from __future__ import annotations
