@@ -79,9 +79,13 @@ class Target:
 
     def pytest(self, default: str, *options: str, env: dict[str, str] | None = None) -> None:
         """Run pytest on `default`, or on the paths among the session's arguments (those with a slash)."""
-        posargs = self.session.posargs  # a slash, since the word after -k may be a folder too
-        paths = [] if any("/" in arg and Path(arg.partition("::")[0]).exists() for arg in posargs) else [default]
-        self.run("-m", "pytest", *options, *paths, *posargs, env=env)
+        self.run("-m", "pytest", *options, *paths(self.session, default), *self.session.posargs, env=env)
+
+
+def paths(session: nox.Session, default: str) -> list[str]:
+    """Return the default path, or nothing where the arguments have one: with a slash, as a word after -k has none."""
+    given = any("/" in arg and Path(arg.partition("::")[0]).exists() for arg in session.posargs)
+    return [] if given else [default]
 
 
 def pins(*groups: str) -> list[str]:
@@ -166,7 +170,8 @@ def perf(session: nox.Session) -> None:
 def baseline(session: nox.Session) -> None:
     """Measure this machine's baseline in fresh processes and file it under baselines/."""
     target = provision(session, "perf")
-    target.run("-m", "perfgate", "baseline", *session.posargs, env={} if target.found["gpu"] else HOST_TIMING)
+    arguments = [*paths(session, "perf"), *session.posargs]
+    target.run("-m", "perfgate", "baseline", *arguments, env={} if target.found["gpu"] else HOST_TIMING)
 
 
 @nox.session

@@ -47,6 +47,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("contest", "variant_name"), cases)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What torch and Triton warn of while they compile is theirs: a number must not be lost for it."""
+    item.add_marker(pytest.mark.filterwarnings("default"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_perf_ceilings(config: pytest.Config, clock: Clock) -> dict[str, float] | None:
     """What the CPU does at best, by the same clock: a copy, bytes read and written, and a float32 matrix product."""

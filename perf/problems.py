@@ -28,7 +28,7 @@ EVERY = (
     "flash_attn",
 )
 FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", "flash_attn")
-SMALL = ("naive", "sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn")
+AGAINST_NAIVE = ("naive", "sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn")
 ON_CPU = ("naive", "sdpa_math", "sdpa_flash", "flex")
 
 
@@ -57,10 +57,9 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Contest]:
 
     # Sequence sweep at fixed batch, width (2048) and heads: "naive, SDPA, FlashAttention in a minimal block" and
     # "fusion only against flash" draw time and memory over it, naive until it runs out of memory.
-    lengths = [128, 256, 512, 1024, 2048, 4096, 8192, 16384] if full else [128, 1024, 4096, 16384]
-    some = ("naive", "sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn")
-    for s in lengths if forward or full else lengths[1:]:
-        variants = EVERY if forward or full else some
+    some: dict[Pass, list[int]] = {"fwd": [128, 1024, 4096, 16384], "bwd": [1024, 4096], "fwd+bwd": [1024, 16384]}
+    for s in [128, 256, 512, 1024, 2048, 4096, 8192, 16384] if full else some[pass_]:
+        variants = EVERY if forward or full else AGAINST_NAIVE
         yield Contest(problem=Problem(b=4, hq=16, sq=s, d=128), variants=variants, reference="naive")
 
     # The FlashAttention-3 paper's grid (Shah et al., 2024): 16k tokens, width 2048.
@@ -71,7 +70,8 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Contest]:
     elif pass_ == "fwd+bwd":
         grid = [(128, 4096, "causal")]
     else:
-        grid = [(128, s, mask) for s in (1024, 4096, 16384) for mask in ("full", "causal")]
+        sizes = [1024, 4096, 16384] if forward else [4096, 16384]
+        grid = [(128, s, mask) for s in sizes for mask in ("full", "causal")]
         grid += [(d, 16384, "causal") for d in (64, 256)]
     for d, s, mask in grid:
         problem = Problem(b=16384 // s, hq=2048 // d, sq=s, d=d, mask=mask)
@@ -93,8 +93,9 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Contest]:
         (32, 1024, 32, 128),
         (64, 1024, 64, 128),
     ]
-    for b, s, h, d in rows if forward or full else rows[3:6]:
-        yield Contest(problem=Problem(b=b, sq=s, hq=h, d=d), variants=EVERY if full else SMALL, reference="naive")
+    for b, s, h, d in rows if forward or full else rows[3:6] if pass_ == "bwd" else []:
+        variants = EVERY if full else AGAINST_NAIVE
+        yield Contest(problem=Problem(b=b, sq=s, hq=h, d=d), variants=variants, reference="naive")
 
 
 def _on_cpu(pass_: Pass) -> Iterator[Contest]:

@@ -5,7 +5,8 @@
     dV = Pᵀ dO       dP = dO Vᵀ       dS = P ∘ (dP - rowsum(P ∘ dP)) · scale       dQ = dS K       dK = dSᵀ Q
 
 Written from the formulas (Dao et al., FlashAttention, 2022, appendix B), not differentiated by autograd.
-It materialises the [sq, skv] scores, so use it on small problems or on a slice of a large one.
+It materialises the [sq, skv] scores, so use it on small problems or on a slice of a large one. It also says how much of
+a result no computation in float32 can know.
 Variants must not import it, nor it them: an oracle that shares code with its suspect proves nothing.
 """
 
@@ -19,14 +20,24 @@ import torch
 
 from attnkit.problem import Mask
 
-__all__ = ["Gradients", "forward", "gradients"]
+__all__ = ["Gradients", "Uncertainty", "forward", "gradients", "inherited", "uncertainty"]
 
 BLOCK_ELEMENTS = 2**26  # scores of one block of rows: 512 MiB in float64
+FLOAT32 = torch.finfo(torch.float32).eps
 
 
 class Gradients(NamedTuple):
     """What backward gives: dq [b, sq, hq, d], dk [b, skv, hkv, d], dv [b, skv, hkv, dv], in float64."""
 
+    dq: torch.Tensor
+    dk: torch.Tensor
+    dv: torch.Tensor
+
+
+class Uncertainty(NamedTuple):
+    """How far out, dq, dk and dv are left open by float32, each in its own shape, in float64 and not negative."""
+
+    out: torch.Tensor
     dq: torch.Tensor
     dk: torch.Tensor
     dv: torch.Tensor
@@ -81,6 +92,67 @@ def gradients(
         dk += (dscores.mT @ q[..., rows, :]).sum(2, keepdim=True)
         dv += (weights.mT @ b_dout).sum(2, keepdim=True)
     return Gradients(heads_last(dq), heads_last(dk), heads_last(dv))
+
+
+def uncertainty(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, *, mask: Mask, scale: float | None
+) -> Uncertainty:
+    """Return how far right results may lie from the truth because sums are made in float32, to first order.
+
+    A sum of products in float32 is known to eps · (the same sum of absolute values), eps = 2⁻²³ (Higham, Accuracy and
+    Stability of Numerical Algorithms, 2002, section 3.1; the factor n of its bound is not met by sums made in blocks):
+
+        exponent   S - lse to           e = eps · (1 + |lse| + max |Q||K|ᵀ · |scale|), of each row; so P to e P
+        dP         to                   eps · |dO||V|ᵀ         rowsum(P ∘ dP) to  eps · rowsum(P ∘ |dO||V|ᵀ)
+        dS         to  P ∘ ( e (|dP| + |rowsum(P ∘ dP)|) + eps (|dO||V|ᵀ + rowsum(P ∘ |dO||V|ᵀ)) ) · |scale|
+
+    from where it goes on through the matrix products of out, dq, dk and dv with absolute values. Inputs as for
+    `gradients`.
+    """
+    hkv, factor = k.shape[2], abs(default_scale(q, scale))
+    dout = grouped(dout, hkv)
+    q, k, v = heads_first(q, k, v)
+    out, dq, dk, dv = torch.empty_like(dout), torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for rows in row_blocks(q, k):
+        b_q, b_dout = q[..., rows, :], dout[..., rows, :]
+        weights, lse = softmax(b_q, k, rows, q.shape[-2], mask, scale)  # [b, hkv, group, rows, skv]
+        # the largest of the keys that have a weight: a row that sees none has 0, and an lse that is not finite
+        largest = (b_q.abs() @ k.abs().mT * factor).where(weights > 0, 0.0).amax(-1)
+        exponent = FLOAT32 * (1 + lse.abs().where(lse.isfinite(), 0.0) + largest)[..., None]
+        dweights, sums = b_dout @ v.mT, b_dout.abs() @ v.abs().mT
+        inner, inner_sums = ((weights * x).sum(-1, keepdim=True) for x in (dweights, sums))
+        dscores = exponent * (dweights.abs() + inner.abs()) + FLOAT32 * (sums + inner_sums)
+        dscores *= weights * factor
+        out[..., rows, :] = exponent * (weights @ v.abs())
+        dq[..., rows, :] = dscores @ k.abs()
+        dk += (dscores.mT @ b_q.abs()).sum(2, keepdim=True)
+        dv += (weights.mT @ (exponent * b_dout.abs())).sum(2, keepdim=True)
+    return Uncertainty(*(heads_last(x) for x in (out, dq, dk, dv)))
+
+
+def inherited(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, *, mask: Mask, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how far dq and dk must be expected off because backward takes rowsum(P ∘ dP) as rowsum(dO ∘ O).
+
+    That is how FlashAttention does it, with the O that forward stored in the dtype of q, eps of which is the distance of
+    two numbers next to 1. Independent errors of eps |O| add up by their squares; they are one error for a whole row of S:
+
+        rowsum(dO ∘ O) to e = eps · √ rowsum((dO ∘ O)²)         dQ to e |P K| · |scale|         dK to √ (P² ᵀ (e Q)²) · |scale|
+
+    Inputs as for `gradients`; the results have the shapes of dq and dk and are not negative.
+    """
+    factor, eps, sq = abs(default_scale(q, scale)), torch.finfo(q.dtype).eps, q.shape[1]
+    dout = grouped(dout, k.shape[2])
+    q, k, v = heads_first(q, k, v)
+    dq, dk = torch.empty_like(q), torch.zeros_like(k)
+    for rows in row_blocks(q, k):
+        b_q = q[..., rows, :]
+        weights, _ = softmax(b_q, k, rows, sq, mask, scale)  # [b, hkv, group, rows, skv]
+        error = eps * factor * (dout[..., rows, :] * (weights @ v)).square().sum(-1, keepdim=True).sqrt()
+        dq[..., rows, :] = error * (weights @ k).abs()
+        dk += (weights.square().mT @ (error * b_q).square()).sum(2, keepdim=True)
+    return heads_last(dq), heads_last(dk.sqrt())
 
 
 def softmax(

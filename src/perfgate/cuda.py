@@ -18,7 +18,6 @@ This module and `windows` are all of perfgate that imports torch, and only where
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 import itertools
 import math
@@ -146,7 +145,6 @@ class CudaClock:
                 return self._measure(call, inputs, l2)
         finally:
             torch.cuda.synchronize()
-            gc.collect()
             torch.cuda.empty_cache()  # a graph's private pool would else stay and squeeze the next case
 
     def _measure(self, call: Callable[..., object], inputs: Inputs, l2: str) -> Samples:
@@ -246,21 +244,20 @@ class CudaClock:
 
     def _warm_up(self, rounds: Rounds) -> tuple[str, ...]:
         """Keep the device busy until its speed is steady; return what must be said of it."""
-        start, busy_seconds, previous = time.perf_counter(), 0.0, math.inf
+        start, previous = time.perf_counter(), math.inf
         while True:
             block: list[float] = []
-            busy_until = busy_seconds + self.budget.warmup_seconds / 3
-            while busy_seconds < busy_until:
-                samples, seconds = rounds.run()
-                block += samples
-                busy_seconds += seconds
+            begin = time.perf_counter()
+            while time.perf_counter() - begin < self.budget.warmup_seconds / 3:
+                block += rounds.run()
             median = statistics.median(block)
             moved, previous = abs(median / previous - 1), median
-            if busy_seconds < self.budget.warmup_seconds:
+            spent = time.perf_counter() - start
+            if spent < self.budget.warmup_seconds:
                 continue
             if moved <= STEADY:
                 return ()
-            if time.perf_counter() - start >= WARMUP_BOUND:
+            if spent >= WARMUP_BOUND:
                 return (f"not steady after {WARMUP_BOUND:g} s of warm-up: the median still moved by {moved:.1%}",)
 
     def _sample(self, rounds: Rounds) -> tuple[list[float], dict[str, float], tuple[str, ...]]:
@@ -269,7 +266,7 @@ class CudaClock:
         seconds: list[float] = []
         start = time.perf_counter()
         while True:
-            seconds += rounds.run()[0]
+            seconds += rounds.run()
             done, width, bound = self.budget.enough(seconds, time.perf_counter() - start)
             if done:
                 break

@@ -68,8 +68,8 @@ class Rounds(Protocol):
     launch: str
     late: int
 
-    def run(self) -> tuple[list[float], float]:
-        """Return further samples and the seconds that the device was busy for them."""
+    def run(self) -> list[float]:
+        """Return further samples."""
         ...
 
 
@@ -105,13 +105,12 @@ class GraphRounds:
             del results
         return _Graph(graph, tuple(pairs), torch.cuda.Event())
 
-    def run(self) -> tuple[list[float], float]:
+    def run(self) -> list[float]:
         """See `Rounds`."""
         while len(self._running) < len(self._graphs):
             self._running.append(next(self._next))
             self._running[-1].replay()
-        seconds = self._running.pop(0).seconds()
-        return self._plan.samples(seconds), math.fsum(seconds)
+        return self._plan.samples(self._running.pop(0).seconds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +143,9 @@ class QueueRounds:
             self.launch = "direct"  # the call waits for the device, so its work cannot be queued
         self.late = 0
 
-    def run(self) -> tuple[list[float], float]:
+    def run(self) -> list[float]:
         """See `Rounds`."""
-        seconds = [self._window(next(self._windows)) for _ in range(self._plan.joined)]
-        return self._plan.samples(seconds), math.fsum(seconds)
+        return self._plan.samples([self._window(next(self._windows)) for _ in range(self._plan.joined)])
 
     def _window(self, window: tuple[tuple[Any, ...], ...]) -> float:
         begin, end = _event(), _event()

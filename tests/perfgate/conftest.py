@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_benchmark
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from perfgate import baseline, preflight
@@ -60,13 +62,16 @@ SPEED = """
 ENVIRONMENT = ("PROCESS", "DEVICE", "DRIVER", "NODE", "SLOW")
 
 
+OPENS_JSON_AT_THE_START = tuple(map(int, pytest_benchmark.__version__.split(".")[:2])) < (5, 3)
+
+
 class Suite:
     """A project in a directory of its own; keywords of `run` and `spawn` are environment variables."""
 
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pytester, self._monkeypatch = pytester, monkeypatch
         self.path = pytester.path
-        for name in [*ENVIRONMENT, *(n for n in os.environ if n.startswith("PYTEST_XDIST"))]:
+        for name in ENVIRONMENT:
             monkeypatch.delenv(name, raising=False)
         pytester.makeconftest(CONFTEST)
         pytester.makepyfile(test_speed=SPEED)
@@ -77,10 +82,14 @@ class Suite:
     def run(self, *arguments: str, **environment: str) -> pytest.RunResult:
         with self._monkeypatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore", PytestBenchmarkWarning)  # not of the tests here, but of those run there
+            warnings.simplefilter("ignore", ResourceWarning)
             for name, value in environment.items():
                 patch.setenv(name, value)
             # hypothesis, which takes half a second to load, would be loaded anew each time
-            return self.pytester.runpytest_inprocess(*self._arguments(arguments), "-p", "no:hypothesispytest")
+            result = self.pytester.runpytest_inprocess(*self._arguments(arguments), "-p", "no:hypothesispytest")
+            if OPENS_JSON_AT_THE_START:
+                gc.collect()  # it does so each time the command line is parsed, and leaves all but the last open
+            return result
 
     def spawn(self, *arguments: str, **environment: str) -> pytest.RunResult:
         with self._monkeypatch.context() as patch:
@@ -105,6 +114,13 @@ class Suite:
     def file(self, document: Mapping[str, Any], label: str = "base", key: str = KEY) -> Path:
         """File a baseline where ``--benchmark-compare`` finds it."""
         return baseline.write(document, self.path / ".benchmarks" / key / preflight.machine_id(), label)
+
+
+@pytest.fixture(autouse=True)
+def not_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where xdist runs the tests here, the sessions that they start would take themselves for its workers."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -106,8 +106,7 @@ def test_a_killed_process_leaves_its_finished_cases_and_no_baseline(suite: Suite
     assert finished(suite) == {"first"}
     assert not read(suite.journals[0]).complete
     assert not list((suite.path / ".benchmarks").rglob("*.json"))
-    out = suite.path / "out.json"
-    assert not out.exists() or out.read_text() == ""
+    assert not (suite.path / "out.json").exists()
 
 
 def test_an_interrupt_saves_the_finished_cases_as_an_incomplete_run(suite: Suite) -> None:

@@ -35,7 +35,10 @@ def pytest_perf_environment(config: pytest.Config) -> Environment:
         from perfgate import cuda
 
         return cuda.environment()
-    return host({"torch": importlib.metadata.version("torch")} if importlib.util.find_spec("torch") else {})
+    try:
+        return host({"torch": importlib.metadata.version("torch")})
+    except importlib.metadata.PackageNotFoundError:
+        return host()
 
 
 @pytest.hookimpl(trylast=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -18,6 +18,27 @@ from perfgate.gate import Exit
 from perfgate.plugin.state import environment_of, idle, run_of
 
 __all__ = ["Storage"]
+
+
+class LateFile:
+    """Stands in for a file that pytest-benchmark before 5.3 opens at the start, and writes in a ``with`` at the end.
+
+    Opened only then, an earlier run's file can be removed, and a run that dies leaves none.
+    """
+
+    def __init__(self, opened: IO[bytes]) -> None:
+        self.path = Path(opened.name)
+        opened.close()
+
+    def __enter__(self) -> IO[bytes]:
+        self._file = self.path.open("wb")
+        return self._file
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __str__(self) -> str:
+        return str(self.path)
 
 
 class Storage:
@@ -36,9 +57,17 @@ class Storage:
     def _path(self) -> Path:
         return preflight.storage_path(self.config.getoption("benchmark_storage"))
 
+    @property
+    def _json(self) -> Path | None:
+        """Where ``--benchmark-json`` puts it."""
+        asked = self.config.getoption("benchmark_json")
+        return asked.path if isinstance(asked, LateFile) else asked
+
     def configure(self) -> None:
         """File saved runs by environment, and refuse a baseline that cannot be compared with."""
         option = self.config.option
+        if option.benchmark_json is not None and not isinstance(option.benchmark_json, Path):
+            option.benchmark_json = LateFile(option.benchmark_json)
         wanted = option.benchmark_save or option.benchmark_autosave or option.benchmark_compare
         if not wanted or idle(self.config) or option.benchmark_storage.startswith("elasticsearch+"):
             return
@@ -105,9 +134,9 @@ class Storage:
 
     def pytest_sessionstart(self) -> None:
         """Remove what an earlier run left at ``--benchmark-json``: after a crash it would look like this run's."""
-        path = self.config.getoption("benchmark_json")
-        if not isinstance(path, Path) or self.config.option.collectonly:
-            return  # a release that opens the file at the start has emptied it
+        path = self._json
+        if path is None or self.config.option.collectonly:
+            return
         if sentence := preflight.target(path):
             raise pytest.UsageError(f"--benchmark-json: {sentence}")
         path.unlink(missing_ok=True)
@@ -122,9 +151,7 @@ class Storage:
         option = self.config.option
         if self.run.journal_path.exists():
             raise pytest.UsageError(f"--perf-journal: {self.run.journal_path} exists already: move it, or give another")
-        paths = [self.run.journal_path]
-        if isinstance(option.benchmark_json, Path):
-            paths.append(option.benchmark_json)
+        paths = [self.run.journal_path, *([self._json] if self._json else [])]
         if option.benchmark_save or option.benchmark_autosave:
             paths.append(self._path)
         if sentence := preflight.room(paths):
@@ -146,8 +173,7 @@ class Storage:
             try:
                 save()
             except OSError as error:
-                asked = self.config.getoption("benchmark_json")
-                opened = {Path(getattr(asked, "name", asked))} if asked else set()
+                opened = {self._json} if self._json else set()
                 for path in opened | set(self._path.rglob("*.json")) - before:
                     path.unlink(missing_ok=True)
                 self.run.lose(f"this run was not saved: {error}")

@@ -1,0 +1,85 @@
+"""bfloat16 in Triton's interpreter is torch's bfloat16, and what it cannot do it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+
+from tests.attnkit.interpreter import from_bits, to_bits
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU kernels are compiled")
+
+CAST = 0
+DOT = 1
+ADD = 2
+SUM = 3
+
+
+@triton.jit
+def kernel(p_x, p_y, p_count, WHAT: tl.constexpr):  # type: ignore[no-untyped-def]
+    o_x = tl.arange(0, 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    for _ in range(tl.load(p_count)):
+        x = tl.load(p_x + o_x)
+        if WHAT == 0:
+            y = x.to(tl.bfloat16)
+        elif WHAT == 1:
+            y = tl.dot(x, x)
+        elif WHAT == 2:
+            y = x + x
+        else:
+            y = tl.sum(x, 1)[:, None] + tl.zeros([16, 16], tl.float32)
+        tl.store(p_y + o_x, y)
+
+
+def run(what: int, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    y = torch.zeros(16, 16, dtype=dtype)
+    # how often is known at run time alone
+    kernel[(1,)](x, y, torch.ones(1, dtype=torch.int32), WHAT=what)
+    return y
+
+
+def numbers() -> torch.Tensor:
+    """Return what is hard to round: ties, carries into the exponent, the largest, the smallest, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (4096,), generator=generator, dtype=torch.int64).to(torch.int32)
+    ties = torch.arange(0, 2**16, dtype=torch.int32) * 2**16 + 2**15
+    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 3.4e38, 1e-45, 1.0 + 2**-8, 1.0 + 3 * 2**-8])
+    return torch.cat([bits.view(torch.float32), ties.view(torch.float32), special])
+
+
+def test_it_rounds_as_torch_does() -> None:
+    x = numbers()
+    want = x.bfloat16()
+    got = torch.from_numpy(to_bits(x.numpy()).view(np.int16)).view(torch.bfloat16)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    back = torch.from_numpy(from_bits(want.view(torch.int16).numpy().view(np.uint16)))
+    torch.testing.assert_close(back, want.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_kernel_casts_and_multiplies_numbers() -> None:
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(run(CAST, x, torch.bfloat16), x.bfloat16())
+    # stored, it is cast without being asked
+    assert torch.equal(run(SUM, x, torch.bfloat16), run(SUM, x, torch.float32).bfloat16())
+    y = x.bfloat16()
+    torch.testing.assert_close(run(DOT, y, torch.float32), y.float() @ y.float())
+
+
+@pytest.mark.parametrize("what", [ADD, SUM])
+def test_what_a_kernel_should_not_do_in_bfloat16_is_refused(what: int) -> None:
+    with pytest.raises(Exception, match="of bfloat16 in an interpreted kernel: take float32"):
+        run(what, torch.ones(16, 16, dtype=torch.bfloat16), torch.float32)
+
+
+@pytest.mark.parametrize("what", [ADD, DOT])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_overflow_is_infinity_and_no_error(what: int, dtype: torch.dtype) -> None:
+    assert run(what, torch.full((16, 16), 3e38), dtype).isinf().all()

@@ -1,0 +1,170 @@
+"""The oracle is right: it agrees with autograd in float64, with finite differences, and with attention done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from attnkit import oracle
+from attnkit.problem import Problem
+
+PROBLEMS = [
+    Problem(b=2, hq=2, sq=7, d=4),
+    Problem(b=1, hq=6, hkv=2, sq=5, skv=9, d=3, dv=5, mask="causal"),
+    Problem(b=1, hq=4, hkv=1, sq=9, skv=4, d=2, mask="causal", scale=0.7),
+    Problem(b=3, hq=1, sq=1, d=8, mask="causal", scale=-0.3),
+    Problem(b=2, hq=2, sq=1, skv=6, d=4, layout="broadcast"),
+    Problem(b=1, hq=1, sq=8, d=4, mask="causal", magnitude=30.0),
+]
+
+by_name = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+
+
+def in_float64(problem: Problem) -> tuple[torch.Tensor, ...]:
+    return tuple(x.double() for x in problem.inputs("cpu"))
+
+
+def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
+    """Attention as a loop over heads and queries, each over a list of the keys it sees."""
+    scale = 1 / math.sqrt(problem.d) if problem.scale is None else problem.scale
+    out = torch.zeros(problem.b, problem.sq, problem.hq, problem.dv, dtype=torch.float64)
+    for b in range(problem.b):
+        for h in range(problem.hq):
+            for i in range(problem.sq):
+                hkv = h // (problem.hq // problem.hkv)
+                hidden = problem.mask == "causal"
+                keys = [j for j in range(problem.skv) if not hidden or j <= i + problem.skv - problem.sq]
+                if keys:
+                    weights = torch.stack([q[b, i, h].dot(k[b, j, hkv]) * scale for j in keys]).softmax(0)
+                    out[b, i, h] = sum(w * v[b, j, hkv] for w, j in zip(weights, keys, strict=True))
+    return out
+
+
+@by_name
+def test_forward_is_attention_done_by_hand(problem: Problem) -> None:
+    q, k, v, _ = in_float64(problem)
+    out, _ = oracle.forward(q, k, v, mask=problem.mask, scale=problem.scale)
+    torch.testing.assert_close(out, by_hand(q, k, v, problem))
+
+
+@by_name
+def test_gradients_are_those_of_autograd(problem: Problem) -> None:
+    q, k, v, dout = (x.clone().requires_grad_() for x in in_float64(problem))
+    expected = torch.autograd.grad(by_hand(q, k, v, problem), (q, k, v), dout)
+    found = oracle.gradients(q, k, v, dout, mask=problem.mask, scale=problem.scale)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_gradients_are_finite_differences(mask: str) -> None:
+    problem = Problem(b=1, hq=2, hkv=1, sq=3, skv=4, d=2, mask=mask)
+    *data, dout = in_float64(problem)
+    step = 1e-5  # the error of a central difference is of order step², that of rounding eps / step
+
+    def loss() -> float:
+        return float((oracle.forward(*data, mask=problem.mask, scale=None)[0] * dout).sum())
+
+    found = oracle.gradients(*data, dout, mask=problem.mask, scale=None)
+    for x, gradient in zip(data, found, strict=True):
+        flat = x.view(-1)
+        for i in range(flat.numel()):
+            at = float(flat[i])
+            flat[i] = at + step
+            above = loss()
+            flat[i] = at - step
+            below = loss()
+            flat[i] = at
+            assert float(gradient.reshape(-1)[i]) == pytest.approx((above - below) / (2 * step), rel=1e-6, abs=1e-8)
+
+
+@by_name
+def test_the_log_sum_exp_makes_a_distribution_of_each_live_row(problem: Problem) -> None:
+    q, k, v, _ = in_float64(problem)
+    _, lse = oracle.forward(q, k, v, mask=problem.mask, scale=problem.scale)
+    ones, _ = oracle.forward(q, k, torch.ones_like(v), mask=problem.mask, scale=problem.scale)
+    live = lse.isfinite().transpose(1, 2)[..., None].expand_as(ones)
+    assert lse.shape == (problem.b, problem.hq, problem.sq)
+    torch.testing.assert_close(ones, live.double())
+
+
+def test_a_query_without_a_live_key_gives_zero_and_gets_zero() -> None:
+    problem = Problem(b=1, hq=2, sq=6, skv=2, d=4, mask="causal")
+    q, k, v, dout = in_float64(problem)
+    out, lse = oracle.forward(q, k, v, mask="causal", scale=None)
+    dq, dk, dv = oracle.gradients(q, k, v, dout, mask="causal", scale=None)
+    assert torch.equal(out[:, :4], torch.zeros_like(out[:, :4]))
+    assert torch.equal(dq[:, :4], torch.zeros_like(dq[:, :4]))
+    assert torch.equal(lse[..., :4], torch.full_like(lse[..., :4], -math.inf))
+    assert all(x.isfinite().all() for x in (out, dq, dk, dv))
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(b=2, hq=4, hkv=2, sq=13, skv=7, d=4, mask="causal")
+    q, k, v, dout = in_float64(problem)
+
+    def compute() -> list[torch.Tensor]:
+        options = {"mask": problem.mask, "scale": problem.scale}
+        return [
+            *oracle.forward(q, k, v, **options),
+            *oracle.gradients(q, k, v, dout, **options),
+            *oracle.uncertainty(q, k, v, dout, **options),
+        ]
+
+    whole = compute()
+    monkeypatch.setattr(oracle, "BLOCK_ELEMENTS", 3 * 2 * 4 * 7)
+    for ours, theirs in zip(compute(), whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_scores_too_large_for_exp_are_no_trouble() -> None:
+    q, k, v, dout = in_float64(Problem(b=1, hq=1, sq=5, d=4, magnitude=1e4))
+    out, _ = oracle.forward(q, k, v, mask="full", scale=1.0)
+    assert out.isfinite().all()
+    assert all(x.isfinite().all() for x in oracle.gradients(q, k, v, dout, mask="full", scale=1.0))
+
+
+@by_name
+def test_what_float32_leaves_open_has_the_shapes_of_the_results(problem: Problem) -> None:
+    q, k, v, dout = in_float64(problem)
+    found = oracle.uncertainty(q, k, v, dout, mask=problem.mask, scale=problem.scale)
+    for x, like in zip(found, (dout, q, k, v), strict=True):
+        assert x.shape == like.shape
+        assert x.isfinite().all()
+        assert (x >= 0).all()
+
+
+def test_what_float32_leaves_open_grows_with_the_scores() -> None:
+    q, k, v, dout = in_float64(Problem(b=1, hq=2, sq=5, skv=6, d=4))
+    # the same weights from scores that are all larger: a product with a part that every key shares
+    larger_q, larger_k = torch.cat((q, torch.full_like(q, 100.0)), -1), torch.cat((k, torch.ones_like(k)), -1)
+    options = {"mask": "full", "scale": 0.5}
+    torch.testing.assert_close(
+        oracle.forward(larger_q, larger_k, v, **options)[0], oracle.forward(q, k, v, **options)[0]
+    )
+    small, large = (oracle.uncertainty(*data, v, dout, **options) for data in ((q, k), (larger_q, larger_k)))
+    assert float((large.out / small.out).min()) > 10
+    assert float((large.dv / small.dv).min()) > 10
+
+
+@by_name
+def test_a_computation_in_float32_stays_within_what_it_leaves_open(problem: Problem) -> None:
+    data = in_float64(problem)
+    options = {"mask": problem.mask, "scale": problem.scale}
+    q, k, v, dout = (x.float().requires_grad_() for x in data)
+    out = by_hand(q, k, v, problem)
+    results = (out.float(), *torch.autograd.grad(out, (q, k, v), dout.double()))
+    truth = (oracle.forward(*data[:3], **options)[0], *oracle.gradients(*data, **options))
+    for x, right, bound in zip(results, truth, oracle.uncertainty(*data, **options), strict=True):
+        # it is a bound to first order, which does not know of numbers too small for float32
+        assert ((x - right).abs() <= bound + torch.finfo(torch.float32).tiny).all()
+
+
+def test_a_query_without_a_live_key_leaves_nothing_open() -> None:
+    q, k, v, dout = in_float64(Problem(b=1, hq=2, sq=6, skv=2, d=4, mask="causal"))
+    out, dq, _, _ = oracle.uncertainty(q, k, v, dout, mask="causal", scale=None)
+    assert not out[:, :4].any()
+    assert not dq[:, :4].any()
+    assert out[:, 4:].all()

@@ -1,0 +1,86 @@
+"""What a variant does not reject it computes like the oracle, within the rule of attnkit.parity. On a GPU likewise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from attnkit.parity import parity
+from attnkit.problem import PASSES, Pass, Problem
+from attnkit.variant import Variant
+from attnkit.variants import TABLE, variant
+from tests.attnkit.strategies import problems
+
+# a problem takes longer than an ordinary example by an order of magnitude
+EXAMPLES = max(1, settings().max_examples // 5)
+COMPILED = ("flex",)
+"""Variants that take seconds for each new size: they get the problems of FIXED alone."""
+
+FIXED = [
+    Problem(b=2, hq=4, hkv=2, sq=77, skv=130, d=40, dtype="bf16", mask="causal"),
+    Problem(b=1, hq=2, sq=130, skv=45, d=32, dtype="fp32", mask="causal", layout="bhsd", magnitude=4.0),
+    Problem(b=2, hq=3, hkv=1, sq=64, d=64, dtype="fp16", layout="packed", scale=0.2),
+    Problem(b=2, hq=2, sq=1, skv=65, d=16, dtype="bf16", layout="broadcast"),
+]
+
+
+each = pytest.mark.parametrize("name", [way.name for way in TABLE])
+
+
+def hold(way: Variant, problem: Problem, device: torch.device, pass_: Pass, seed: int = 0) -> None:
+    found = parity(way, problem, device, pass_, seed=seed)
+    assert found.ok, f"{way.name} at {problem.name}: {'; '.join(found.failures)}"
+
+
+def here(name: str) -> Variant:
+    way = variant(name)
+    if reason := way.absent():
+        pytest.skip(reason)
+    return way
+
+
+@pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
+@pytest.mark.parametrize("name", [way.name for way in TABLE if way.name not in COMPILED])
+def test_what_a_variant_does_not_reject_it_computes(name: str, pass_: Pass, device: torch.device) -> None:
+    way = here(name)
+    reasons = {way.rejects(problem, device, pass_) for problem in FIXED}
+    if len(reasons) == 1 and (reason := reasons.pop()):
+        pytest.skip(reason)  # whatever the problem
+
+    # to reject much is a variant's right; where it rejects all that is drawn, hypothesis fails
+    @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+    @given(problem=problems(), seed=st.integers(0, 3))
+    def law(problem: Problem, seed: int) -> None:
+        assume(way.rejects(problem, device, pass_) is None)
+        hold(way, problem, device, pass_, seed)
+
+    law()
+
+
+@pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
+@pytest.mark.parametrize("problem", FIXED, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_a_compiled_variant_does_not_reject_it_computes(
+    name: str, problem: Problem, pass_: Pass, device: torch.device
+) -> None:
+    way = here(name)
+    if reason := way.rejects(problem, device, pass_):
+        pytest.skip(reason)
+    hold(way, problem, device, pass_)
+
+
+@each
+def test_a_rejection_is_a_reason_and_what_forward_cannot_do_both_passes_cannot(name: str, device: torch.device) -> None:
+    way = here(name)
+
+    @given(problem=problems())
+    def law(problem: Problem) -> None:
+        reasons = {pass_: way.rejects(problem, device, pass_) for pass_ in PASSES}
+        for reason in reasons.values():
+            assert reason is None or len(reason.split()) > 2
+        assert reasons["bwd"] == reasons["fwd+bwd"]
+        assert reasons["fwd"] is None or reasons["fwd+bwd"] is not None
+
+    law()

@@ -1,0 +1,177 @@
+"""Problems: names, sizes, work by counting, and inputs that are what the layout says."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnkit.problem import DTYPES, LAYOUTS, PADDING, Problem
+from tests.attnkit.strategies import problems
+
+SMALL: dict[str, Any] = {"b": 1, "hq": 4, "sq": 8, "d": 16}
+
+
+def pairs(problem: Problem) -> int:
+    """Count the pairs of a query and a key it sees, one by one."""
+    shift = problem.skv - problem.sq
+    return sum(problem.mask == "full" or j <= i + shift for i in range(problem.sq) for j in range(problem.skv))
+
+
+@given(problem=problems())
+def test_live_pairs_are_those_that_one_counts(problem: Problem) -> None:
+    assert problem.live_pairs == pairs(problem)
+
+
+@given(problem=problems())
+def test_operations_are_those_of_the_matrix_products(problem: Problem) -> None:
+    scores = problem.b * problem.hq * pairs(problem)
+    over_d, over_dv = 2 * scores * problem.d, 2 * scores * problem.dv
+    # S and O; S again, dQ, dK over d, and dP, dV over dv
+    assert problem.flops("fwd") == over_d + over_dv
+    assert problem.flops("bwd") == 3 * over_d + 2 * over_dv
+    assert problem.flops("fwd+bwd") == problem.flops("fwd") + problem.flops("bwd")
+    if problem.d == problem.dv:
+        assert problem.flops("bwd") == 2.5 * problem.flops("fwd")
+
+
+@given(problem=problems())
+def test_bytes_are_those_of_the_tensors_read_and_written(problem: Problem) -> None:
+    q, k, v, dout = problem.inputs("cpu")
+
+    def stored(*tensors: torch.Tensor) -> int:
+        """Distinct elements in memory; what a stride of 0 repeats is one."""
+        sizes = (
+            math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or n == 1) for x in tensors
+        )
+        return sum(sizes) * problem.torch_dtype.itemsize
+
+    lse = 4 * problem.b * problem.hq * problem.sq
+    out = dout
+    gradients = sum(x.numel() for x in (q, k, v)) * problem.torch_dtype.itemsize
+    assert problem.bytes("fwd") == stored(q, k, v, out)
+    assert problem.bytes("bwd") == stored(q, k, v, out, dout) + lse + gradients
+    assert problem.bytes("fwd+bwd") == problem.bytes("fwd") + problem.bytes("bwd")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    [
+        ({"b": 1, "hq": 32, "hkv": 8, "sq": 4096, "d": 128, "mask": "causal"}, "b1-hq32-hkv8-s4096-d128-bf16-causal"),
+        ({"b": 2, "hq": 4, "sq": 1, "skv": 4096, "d": 64, "dtype": "fp16"}, "b2-h4-sq1-skv4096-d64-fp16"),
+        ({"b": 1, "hq": 1, "sq": 7, "d": 192, "dv": 128}, "b1-h1-s7-d192-dv128-bf16"),
+        ({"b": 1, "hq": 1, "sq": 7, "d": 8, "scale": 0.5, "layout": "padded"}, "b1-h1-s7-d8-bf16-scale0.5-padded"),
+        ({"b": 1, "hq": 1, "sq": 7, "d": 8, "magnitude": 4.0}, "b1-h1-s7-d8-bf16-magnitude4.0"),
+    ],
+)
+def test_a_name_never_changes(sizes: dict[str, Any], name: str) -> None:
+    assert Problem(**sizes).name == name
+
+
+@given(one=problems(), other=problems())
+def test_problems_that_differ_have_names_that_differ(one: Problem, other: Problem) -> None:
+    assert (one.name == other.name) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("b", 2), ("hkv", 2), ("skv", 9), ("d", 24), ("dv", 24), ("dtype", "fp32"), ("mask", "causal"), ("scale", 2.0),
+     ("layout", "bhsd"), ("magnitude", 2.0)],
+)  # fmt: skip
+def test_every_field_is_in_the_name(field: str, value: object) -> None:
+    assert Problem(**SMALL).name != Problem(**(SMALL | {field: value})).name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hkv": 3}, "hkv must divide hq, got hq=4 and hkv=3"),
+        ({"sq": 0}, "sq must be a whole number of at least 1, got 0"),
+        ({"d": 1.5}, "d must be a whole number of at least 1, got 1.5"),
+        ({"skv": -1}, "skv must be a whole number of at least 1, got -1"),
+        ({"dtype": "fp8"}, "dtype must be one of fp16, bf16, fp32, got 'fp8'"),
+        ({"mask": "window"}, "mask must be one of full, causal, got 'window'"),
+        ({"layout": "sbhd"}, "layout must be one of bshd, bhsd, packed, padded, broadcast, got 'sbhd'"),
+        ({"scale": math.nan}, "scale must be finite, or None"),
+        ({"magnitude": 0.0}, "magnitude must be finite and positive, got 0.0"),
+        ({"layout": "packed", "skv": 9}, "the packed layout needs sq = skv and d = dv, got sq=8, skv=9"),
+    ],
+)
+def test_what_is_no_problem_is_refused_by_name(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Problem(**(SMALL | wrong))
+
+
+@given(problem=problems(), seed=st.integers(0, 2**31))
+def test_the_same_seed_gives_the_same_inputs(problem: Problem, seed: int) -> None:
+    for one, other in zip(problem.inputs("cpu", seed), problem.inputs("cpu", seed), strict=True):
+        assert torch.equal(one, other)
+
+
+@given(problem=problems())
+def test_the_layout_only_places_the_numbers(problem: Problem) -> None:
+    plain = dataclasses.replace(problem, layout="bshd").inputs("cpu")
+    placed = problem.inputs("cpu")
+    batches = 1 if problem.layout == "broadcast" else problem.b
+    assert torch.equal(placed.q, plain.q)
+    assert torch.equal(placed.dout, plain.dout)
+    for one, other in ((placed.k, plain.k), (placed.v, plain.v)):
+        assert one.shape == other.shape
+        assert torch.equal(one[:batches], other[:batches])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_has_its_strides(layout: Any) -> None:
+    b, s, hq, hkv, d = 2, 5, 4, 2, 16
+    q, k, v, dout = Problem(b=b, hq=hq, hkv=hkv, sq=s, d=d, layout=layout).inputs("cpu", requires_grad=True)
+    expected = {
+        "bshd": ((s * hq * d, hq * d, d, 1), (s * hkv * d, hkv * d, d, 1)),
+        "bhsd": ((s * hq * d, d, s * d, 1), (s * hkv * d, d, s * d, 1)),
+        "packed": ((s * (hq + 2 * hkv) * d, (hq + 2 * hkv) * d, d, 1),) * 2,
+        "padded": tuple((s * h * (d + PADDING), h * (d + PADDING), d + PADDING, 1) for h in (hq, hkv)),
+        "broadcast": ((s * hq * d, hq * d, d, 1), (0, hkv * d, d, 1)),
+    }[layout]
+    assert (q.stride(), k.stride()) == expected
+    assert v.stride() == k.stride()
+    assert all(x.is_leaf and x.requires_grad for x in (q, k, v))
+    assert not dout.requires_grad
+    if layout == "packed":
+        assert q.untyped_storage().data_ptr() == v.untyped_storage().data_ptr()
+
+
+def test_behind_the_rows_of_the_padded_layout_is_nan() -> None:
+    for x in Problem(**SMALL, layout="padded").inputs("cpu"):
+        rows = x.as_strided((*x.shape[:3], x.shape[3] + PADDING), x.stride())
+        assert rows[..., x.shape[3] :].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputs_have_the_dtype_and_the_magnitude(dtype: Any) -> None:
+    q, k, v, dout = Problem(b=4, hq=8, sq=128, d=64, dtype=dtype, magnitude=8.0).inputs("cpu")
+    n = q.numel()
+    for x, deviation in ((q, 8.0), (k, 8.0), (v, 8.0), (dout, 1.0)):
+        assert x.dtype == Problem(**SMALL, dtype=dtype).torch_dtype
+        # the variance of n normal numbers has a relative deviation of sqrt(2 / n): five of them never happen
+        assert float(x.float().square().mean()) == pytest.approx(deviation**2, rel=5 * math.sqrt(2 / n))
+
+
+@given(problem=problems(), data=st.data())
+def test_a_slice_is_what_one_key_head_of_one_batch_computes(problem: Problem, data: st.DataObject) -> None:
+    batch, head = data.draw(st.integers(0, problem.b - 1)), data.draw(st.integers(0, problem.hkv - 1))
+    part, inputs = problem.slice(batch, head), problem.inputs("cpu").slice(batch, head)
+    assert (part.b, part.hq, part.hkv) == (1, problem.group, 1)
+    assert inputs.q.shape == (1, part.sq, part.hq, part.d)
+    assert inputs.k.shape == (1, part.skv, 1, part.d)
+    assert inputs.v.shape == (1, part.skv, 1, part.dv)
+    assert inputs.dout.shape == (1, part.sq, part.hq, part.dv)
+    assert part.flops("fwd") * problem.b * problem.hkv == problem.flops("fwd")
+
+
+def test_there_is_no_slice_beyond_the_last() -> None:
+    with pytest.raises(ValueError, match="kv_head must be from 0 to 3, got 4"):
+        Problem(**SMALL).slice(0, 4)

@@ -1,0 +1,140 @@
+"""The table of variants: who is in it, who is not here, and what that takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import attnkit
+from attnkit.problem import Problem
+from attnkit.variant import Variant
+from attnkit.variants import TABLE, flash_attn, triton_flash, triton_unfused, variant
+
+SOURCE = Path(attnkit.__file__).parents[1]
+NAMES = [
+    "naive",
+    "sdpa_math",
+    "sdpa_efficient",
+    "sdpa_flash",
+    "sdpa_cudnn",
+    "flex",
+    "triton_unfused",
+    "triton_flash",
+    "flash_attn",
+]
+CPU = torch.device("cpu")
+
+each = pytest.mark.parametrize("way", TABLE, ids=lambda way: way.name)
+
+
+def test_names_and_their_order_are_those_that_baselines_were_recorded_with() -> None:
+    assert [way.name for way in TABLE] == NAMES
+
+
+@each
+def test_a_variant_is_found_by_its_name(way: Variant) -> None:
+    assert variant(way.name) is way
+
+
+@each
+def test_a_summary_is_one_line(way: Variant) -> None:
+    assert way.summary.strip()
+    assert "\n" not in way.summary
+
+
+def test_a_name_that_is_unknown_is_answered_with_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"no variant is called 'flash': take one of naive, sdpa_math, .*flash_attn"):
+        variant("flash")
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        (flash_attn, "the package flash-attn is not installed: pip install flash-attn"),
+        (triton_flash, "the package triton is not installed: pip install 'triton"),
+        (triton_unfused, "the package triton is not installed: pip install 'triton"),
+    ],
+    ids=lambda part: getattr(part, "__name__", "").rpartition(".")[2],
+)
+def test_a_missing_package_is_named_with_its_remedy(
+    module: object, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way: Variant = module.VARIANT  # type: ignore[attr-defined]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    reason = way.absent()
+    assert reason is not None
+    assert reason.startswith(remedy)
+    assert way.why_not(Problem(b=1, hq=1, sq=8, d=16), CPU, "fwd") == reason
+
+
+@pytest.mark.parametrize("name", ["sdpa_efficient", "sdpa_cudnn", "flash_attn"])
+def test_what_needs_a_gpu_says_so(name: str) -> None:
+    assert variant(name).rejects(Problem(b=1, hq=1, sq=8, d=16), CPU, "fwd") == "runs on a CUDA device, got cpu"
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_sdpa_flash_on_the_cpu_rejects_a_scale_that_would_turn_its_mask_around(scale: float) -> None:
+    rejects = variant("sdpa_flash").rejects
+    problem = Problem(b=1, hq=1, sq=8, d=16, mask="causal", scale=scale)
+    assert "scale must be positive" in (rejects(problem, CPU, "fwd") or "")
+    assert rejects(Problem(b=1, hq=1, sq=8, d=16, mask="causal", scale=0.5), CPU, "fwd") is None
+
+
+def python(code: str, **environment: str) -> str:
+    """Run code in a process of its own, which has not imported anything yet."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_optional_packages_all_but_their_variants_is_there() -> None:
+    here = python(
+        """
+import sys
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("triton", "flash_attn"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in ("triton", "flash_attn") else found(name, package)
+
+import torch
+from attnkit import TABLE, Problem, variant
+import attnkit.parity
+
+problem = Problem(b=1, hq=2, sq=8, d=16, dtype="fp32")
+assert attnkit.parity.parity(variant("naive"), problem, "cpu", "bwd").ok
+print(*(way.name for way in TABLE if way.absent() is None))
+"""
+    )
+    assert here.split() == NAMES[:6]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels are compiled")
+@pytest.mark.parametrize("name", ["triton_unfused", "triton_flash"])
+def test_kernels_that_are_not_interpreted_say_that_they_need_a_gpu(name: str) -> None:
+    pytest.importorskip("triton")
+    said = python(
+        f"""
+import torch
+from attnkit import Problem, variant
+
+print(variant({name!r}).rejects(Problem(b=1, hq=1, sq=8, d=16), torch.device("cpu"), "fwd"))
+""",
+        TRITON_INTERPRET="0",
+    )
+    assert said.startswith("runs on a CUDA device, got cpu: set TRITON_INTERPRET=1")
