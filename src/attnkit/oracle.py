@@ -135,21 +135,23 @@ def inherited(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return how far dq and dk must be expected off because backward takes rowsum(P ∘ dP) as rowsum(dO ∘ O).
 
-    That is how FlashAttention does it, with the O that forward stored in the dtype of q, eps of which is the distance of
-    two numbers next to 1. Independent errors of eps |O| add up by their squares; they are one error for a whole row of S:
+    That is how FlashAttention does it, with the O that forward stored in the dtype of q; its eps is the distance of two
+    numbers next to 1. Independent errors of eps |O| add up by their squares; in a row of S they are one and the same:
 
-        rowsum(dO ∘ O) to e = eps · √ rowsum((dO ∘ O)²)         dQ to e |P K| · |scale|         dK to √ (P² ᵀ (e Q)²) · |scale|
+        rowsum(dO ∘ O) to e = eps · √ rowsum((dO ∘ O)²)     dQ to e |P K| · |scale|     dK to √ ((P²)ᵀ (e Q)²) · |scale|
 
     Inputs as for `gradients`; the results have the shapes of dq and dk and are not negative.
     """
-    factor, eps, sq = abs(default_scale(q, scale)), torch.finfo(q.dtype).eps, q.shape[1]
+    factor, dtype, sq = abs(default_scale(q, scale)), q.dtype, q.shape[1]
     dout = grouped(dout, k.shape[2])
     q, k, v = heads_first(q, k, v)
     dq, dk = torch.empty_like(q), torch.zeros_like(k)
     for rows in row_blocks(q, k):
         b_q = q[..., rows, :]
         weights, _ = softmax(b_q, k, rows, sq, mask, scale)  # [b, hkv, group, rows, skv]
-        error = eps * factor * (dout[..., rows, :] * (weights @ v)).square().sum(-1, keepdim=True).sqrt()
+        out = weights @ v
+        out = out.where(out != out.to(dtype), 0.0)  # what the dtype has is stored as it is, as the v of a lone key
+        error = (dout[..., rows, :] * out).square().sum(-1, keepdim=True).sqrt() * torch.finfo(dtype).eps * factor
         dq[..., rows, :] = error * (weights @ k).abs()
         dk += (weights.square().mT @ (error * b_q).square()).sum(2, keepdim=True)
     return heads_last(dq), heads_last(dk.sqrt())

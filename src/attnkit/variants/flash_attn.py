@@ -47,6 +47,8 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
         return f"d must be at most {MAX_D}, got {problem.d}"
     if problem.d % 8:
         return f"d must be a multiple of 8 (the package would copy q, k and v to pad them), got {problem.d}"
+    if problem.scale is not None and problem.scale <= 0:
+        return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
 

@@ -80,11 +80,11 @@ def rejects(backend: SDPBackend, problem: Problem, device: torch.device, pass_: 
     """Say why this backend cannot compute a problem on a device."""
     if backend is MATH:
         return None
+    if backend is FLASH and problem.scale is not None and problem.scale <= 0:
+        return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
     if device.type == "cpu":
         if backend is not FLASH:
             return "runs on a CUDA device, got cpu"
-        if problem.scale is not None and problem.scale <= 0:
-            return f"scale must be positive (its mask is a score of -inf that it scales), got {problem.scale}"
         return None if problem.d == problem.dv else f"d must equal dv, got d={problem.d} and dv={problem.dv}"
     if backend is EFFICIENT and problem.group > 1:
         return f"needs a key head for each query head, got hq={problem.hq} and hkv={problem.hkv}"
