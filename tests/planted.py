@@ -14,7 +14,6 @@ import torch
 from attnkit.variant import Attention
 from attnkit.variants import variant
 
-
 CYCLES = "cycles of a second"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import shutil
@@ -16,8 +17,7 @@ from perfgate import baseline, journal, preflight, recording
 from perfgate.baseline import BaselineError
 from perfgate.gate import Exit, decide
 from perfgate.journal import JournalError
-from perfgate.report import FORMATS, Axis, Results
-from perfgate.report.markdown import replace_block
+from perfgate.report import FORMATS, Axis, Results, markdown
 
 __all__ = ["main"]
 
@@ -68,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--visible",
         type=float,
-        default=10.0,
+        default=100 * baseline.ALLOWED,
         metavar="PERCENT",
-        help="refuse if the processes disagree so much that a slowdown of this size could hide (default: 10); "
+        help="refuse if the processes disagree so much that a slowdown of this size could hide (default: %(default)g); "
         "a larger one lets a noisy machine have a baseline, whose gate then sees less",
     )
 
@@ -84,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--against", type=Path, metavar="BASELINE", help="judge FILE against this; sets the exit code")
     show.add_argument(
         "--axis", metavar="PATTERN", help=r"what runs along x, as a field of the cases' names, e.g. 's(\d+)'"
+    )
+    show.add_argument("--select", metavar="REGEX", help="only the cases whose name this finds, e.g. '^forward/'")
+    show.add_argument(
+        "--pivot-only", action="store_true", help="markdown: the table along --axis alone, without that of all cases"
     )
     show.add_argument("--label", default="", help="what x is, e.g. 'sequence length'")
     show.add_argument(
@@ -166,10 +170,14 @@ def _report(options: argparse.Namespace) -> int:
         raise ValueError(f"a picture shows one file, got {len(options.files)}")
     axis = Axis(pattern=options.axis, label=options.label, along=options.along) if options.axis else None
     against = baseline.read(options.against) if options.against else None
+    if options.pivot_only and not (axis and options.format == "markdown"):
+        raise ValueError("--pivot-only is for --format markdown with an --axis: give both")
     results = [_results(path, against) for path in options.files]
-    text = "\n".join(FORMATS[options.format](result, axis) for result in results)
+    shown = [result.select(options.select) if options.select else result for result in results]
+    write = functools.partial(markdown.render, full=False) if options.pivot_only else FORMATS[options.format]
+    text = "\n".join(write(result, axis) for result in shown)
     if options.block:
-        text = replace_block(options.out.read_text(encoding="utf-8"), options.block, text)
+        text = markdown.replace_block(options.out.read_text(encoding="utf-8"), options.block, text)
     if options.out:
         options.out.write_text(text, encoding="utf-8")
     else:

@@ -23,6 +23,9 @@ Inputs = Sequence[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
 often as it has use for another one."""
 
 
+AGAIN = "looked slower than its baseline and was timed"
+
+
 class MeasureError(RuntimeError):
     """A case could not be timed honestly: the message names the culprit and the remedy."""
 
@@ -78,6 +81,25 @@ class Samples:
     def median(self) -> float:
         """Median duration in seconds."""
         return quantile(self.seconds, 0.5)
+
+    def followed_by(self, later: Samples) -> Samples:
+        """These samples and those of a later visit to the same case, in one; counters are the later visit's.
+
+        Raises:
+            ValueError: If they were taken by different methods.
+        """
+        if later.method != self.method:
+            raise ValueError(f"samples of one case were taken by different methods: {self.method} and {later.method}")
+        visits = int(self.counters.get("visits", 1)) + 1
+        seconds = (*self.seconds, *later.seconds)
+        counters = {**later.counters, "visits": float(visits), "half_width": median_half_width(seconds)}
+        notes = [note for note in (*self.notes, *later.notes) if not note.startswith(AGAIN)]
+        return Samples(
+            seconds=seconds,
+            method=self.method,
+            counters=counters,
+            notes=(*dict.fromkeys(notes), f"{AGAIN} {visits} times"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

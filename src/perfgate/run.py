@@ -21,7 +21,7 @@ from perfgate.gate import Outcome, decide
 from perfgate.journal import Journal, JournalError
 from perfgate.record import Record
 from perfgate.report.rows import Results
-from perfgate.verdict import Rule
+from perfgate.verdict import Noise, Rule, State, judge
 
 __all__ = ["Run"]
 
@@ -66,6 +66,7 @@ class Run:
     _claims: dict[str, str] = field(default_factory=dict)
     _measured: dict[str, Record] = field(default_factory=dict)
     _journal: Journal | None = None
+    _noise: Noise | None = None
 
     def claim(self, case: str, node: str) -> None:
         """This test times this case.
@@ -78,6 +79,18 @@ class Run:
             raise ValueError(
                 f"case {case!r} is timed by two tests, {other} and {node}: a name is the identity of one case"
             )
+
+    def suspicious(self, record: Record, rule: Rule) -> bool:
+        """Whether what was timed so far would be called regressed: it is then timed again.
+
+        A GPU at its power limit lowers its clock for moments at a time, longer than a case's samples take.
+        """
+        old = self.baseline.records.get(record.case.name) if self.baseline else None
+        if self.baseline is None or old is None:
+            return False
+        if self._noise is None:
+            self._noise = Noise.of(self.baseline.records.values())
+        return judge(record, old, rule, self._noise).state is State.REGRESSED
 
     def measure(self, record: Record, node: str) -> None:
         """The case was timed; it is kept once its test has passed."""

@@ -235,6 +235,7 @@ def test_pytest_benchmark_fails_a_run_against_a_merged_baseline_by_its_own_rule(
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *alone, *options, "test_one.py"],
         cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTEST_PLUGINS"},
         capture_output=True,
         text=True,
         check=False,

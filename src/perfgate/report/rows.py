@@ -111,7 +111,7 @@ class Results:
             environment=environment,
             ceilings=dict(ceilings or {}),
             outcome=outcome,
-            out_of_memory=dict(out_of_memory or {}),
+            out_of_memory={case: _brief(why) for case, why in (out_of_memory or {}).items()},
             absent=dict(absent or {}),
             notes=tuple(dict.fromkeys(notes)),
             command=command,
@@ -226,3 +226,9 @@ def _order(row: Row) -> tuple[object, ...]:
     if group is None:
         return (True, natural(name))
     return (False, natural(group), not row.case.reference, row.median, natural(name))
+
+
+def _brief(why: str) -> str:
+    """An allocator's reason as far as what it was asked for: torch's goes on with a page of advice."""
+    sentences = why.split(". ")
+    return why if len(sentences) <= 2 else ". ".join(sentences[:2]) + "."
