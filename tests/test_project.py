@@ -130,9 +130,9 @@ def test_ci_runs_the_tests_as_the_readme_does() -> None:
 
 
 def test_markers_of_generated_parts_come_in_pairs() -> None:
-    markers = re.findall(r"<!-- (/?)generated(?:: (\w+))? -->", (ROOT / "README.md").read_text())
+    markers = re.findall(r"<!-- (generated: \w+|end) -->", (ROOT / "README.md").read_text())
     assert markers
-    assert [bool(slash) for slash, _ in markers] == [False, True] * (len(markers) // 2)
+    assert [marker == "end" for marker in markers] == [False, True] * (len(markers) // 2)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import random
 from collections.abc import Iterator
@@ -159,21 +160,21 @@ def parity(
     inputs = problem.inputs(device, seed=seed, requires_grad=pass_ != "fwd")
     with _poisoned(inputs) if poison else contextlib.nullcontext():
         got = _compute(variant.attention, problem, inputs, pass_)
+    del inputs
     whole = problem.b * problem.hkv == 1 or problem.b * problem.hq * problem.sq * problem.skv <= WHOLE
     if whole:
-        return Parity(_comparisons(got, problem, inputs, pass_))
+        return Parity(_comparisons(got, _expected(problem, None, device, pass_, seed)))
     corners = {(problem.b - 1, problem.hkv - 1)}
     choice = random.Random(f"{seed} {problem.name}")
     corners.add((choice.randrange(problem.b), choice.randrange(problem.hkv)))
     group = problem.group
     comparisons: list[Comparison] = []
     for batch, head in sorted(corners):
-        part, part_inputs = problem.slice(batch, head), inputs.slice(batch, head)
         queries, keys = slice(head * group, (head + 1) * group), slice(head, head + 1)
         got_part = {
             name: x[batch : batch + 1, :, queries if name in ("out", "dq") else keys] for name, x in got.items()
         }
-        comparisons += _comparisons(got_part, part, part_inputs, pass_)
+        comparisons += _comparisons(got_part, _expected(problem, (batch, head), device, pass_, seed))
     found = {c.name: c for c in comparisons}
     for name, x in got.items():
         # of a tile that nobody wrote the poison is left, wherever it is
@@ -184,8 +185,25 @@ def parity(
     return Parity(tuple(comparisons))
 
 
-def _comparisons(got: dict[str, torch.Tensor], problem: Problem, inputs: Inputs, pass_: Pass) -> tuple[Comparison, ...]:
-    q, k, v, dout = (x.detach() for x in inputs)
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What a result is held against, by name: see `compare`."""
+
+    truth: dict[str, torch.Tensor]
+    yardstick: dict[str, torch.Tensor]
+    uncertainty: dict[str, torch.Tensor]
+    heads: dict[str, int]
+
+
+@functools.lru_cache(maxsize=4)
+def _expected(
+    problem: Problem, part: tuple[int, int] | None, device: torch.device, pass_: Pass, seed: int
+) -> _Expected:
+    """Of a problem, or of one batch and key head of it; kept, since variants are tried on one problem in turn."""
+    inputs = problem.inputs(device, seed=seed)
+    if part is not None:
+        problem, inputs = problem.slice(*part), Inputs(*(x.clone() for x in inputs.slice(*part)))
+    q, k, v, dout = inputs
     truth = {"out": oracle.forward(q, k, v, mask=problem.mask, scale=problem.scale)[0]}
     if pass_ != "fwd":
         truth |= oracle.gradients(q, k, v, dout, mask=problem.mask, scale=problem.scale)._asdict()
@@ -194,11 +212,25 @@ def _comparisons(got: dict[str, torch.Tensor], problem: Problem, inputs: Inputs,
         q, k, v = (x.requires_grad_() for x in (q, k, v))
     yardstick = _compute(naive.VARIANT.attention, problem, Inputs(q, k, v, dout), pass_)
     if pass_ != "fwd":
-        expected = oracle.inherited(q, k, v, dout, mask=problem.mask, scale=problem.scale)
-        for name, error in zip(("dq", "dk"), expected, strict=True):
+        inherited = oracle.inherited(q, k, v, dout, mask=problem.mask, scale=problem.scale)
+        for name, error in zip(("dq", "dk"), inherited, strict=True):
             yardstick[name] = _larger(yardstick[name], truth[name], error)
     heads = {name: problem.group if name in SUMMED_OVER_A_GROUP else 1 for name in truth}
-    return tuple(compare(name, got[name], truth[name], yardstick[name], unknown[name], heads[name]) for name in truth)
+    return _Expected(truth, yardstick, unknown, heads)
+
+
+def _comparisons(got: dict[str, torch.Tensor], expected: _Expected) -> tuple[Comparison, ...]:
+    return tuple(
+        compare(
+            name,
+            got[name],
+            expected.truth[name],
+            expected.yardstick[name],
+            expected.uncertainty[name],
+            expected.heads[name],
+        )
+        for name in expected.truth
+    )
 
 
 def _larger(yardstick: torch.Tensor, truth: torch.Tensor, error: torch.Tensor) -> torch.Tensor:

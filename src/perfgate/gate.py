@@ -23,9 +23,9 @@ class Exit(IntEnum):
     REGRESSED = 1
     """At least one case is slower than its baseline (or a test failed)."""
     USAGE = 4
-    """Wrong options, or a baseline that cannot be read."""
+    """Wrong options."""
     REFUSED = 10
-    """The baseline is of another device or software, or cases were timed by another method."""
+    """The baseline cannot be read, is incomplete or of another device, or cases were timed by another method."""
     INCOMPLETE = 11
     """Nothing could be compared; or cases are new or missing, and that was asked to fail."""
     UNFIT = 12

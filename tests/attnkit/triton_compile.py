@@ -135,8 +135,8 @@ def faults(form: Form, compiled: Compiled) -> list[str]:
     found = []
     if compiled.shared > SHARED[form.arch]:
         found.append(f"asks for {compiled.shared} bytes of shared memory, a block has {SHARED[form.arch]}")
-    # float32 spills from d = 128 on; half precision must not before 256, but for a few words: on an H200 the pointer form
-    # of dkdv at d = 128 spills 48 bytes and is a third faster than the widest tile that spills nothing
+    # float32 spills from d = 128 on; half precision must not before 256, but for a few words: on an H200 the pointer
+    # form of dkdv at d = 128 spills 48 bytes and is a third faster than the widest tile that spills nothing
     if form.dtype != "fp32" and form.d <= 128 and compiled.stack > 48:
         found.append(f"spills {compiled.stack} bytes")
     wanted = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[form.arch]
