@@ -194,7 +194,7 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Put the processes of one suite into one document.
 
     Every record then holds all processes, and pytest-benchmark's own statistics are those of the pooled samples. All
-    else is the first document's.
+    else is the first document's, but for the host's name and kernel.
 
     Raises:
         BaselineError: If a document is not whole, or the documents differ in environment, code, cases or methods.
@@ -215,6 +215,8 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = parts[0]
     facts = {k: v for k, v in first.environment.facts.items() if all(p.environment.facts.get(k) == v for p in parts)}
     merged["machine_info"]["perfgate"] = replace(first.environment, facts=facts).to_json()
+    for private in ("node", "release"):  # a committed file names no host
+        merged["machine_info"].pop(private, None)
     merged["benchmarks"] = benchmarks
     merged["perfgate"]["ceilings"] = {
         name: stats.quantile([p.ceilings[name] for p in parts if name in p.ceilings], 0.5) for name in first.ceilings

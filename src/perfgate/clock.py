@@ -86,13 +86,16 @@ class Samples:
         """These samples and those of a later visit to the same case, in one; counters are the later visit's.
 
         Raises:
-            ValueError: If they were taken by different methods.
+            MeasureError: If they were taken by different methods.
         """
         if later.method != self.method:
-            raise ValueError(f"samples of one case were taken by different methods: {self.method} and {later.method}")
+            raise MeasureError(f"samples of one case were taken by different methods: {self.method} and {later.method}")
         visits = int(self.counters.get("visits", 1)) + 1
         seconds = (*self.seconds, *later.seconds)
         counters = {**later.counters, "visits": float(visits), "half_width": median_half_width(seconds)}
+        reasons = [int(s.counters["throttle_reasons"]) for s in (self, later) if "throttle_reasons" in s.counters]
+        if reasons:
+            counters["throttle_reasons"] = float(reasons[0] | reasons[-1])
         notes = [note for note in (*self.notes, *later.notes) if not note.startswith(AGAIN)]
         return Samples(
             seconds=seconds,

@@ -24,13 +24,14 @@ import math
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from perfgate import nvml
-from perfgate.clock import Budget, Inputs, Method, Samples
+from perfgate.clock import Budget, Inputs, MeasureError, Method, Samples
 from perfgate.environment import Environment
 from perfgate.guard import Guard
 from perfgate.windows import GraphRounds, Plan, QueueRounds, Rounds, capture, elapsed
@@ -64,7 +65,9 @@ def available() -> str | None:
 def busy() -> list[str]:
     """Who else computes on the device, a sentence each; ask before anything has used the device."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    return nvml.busy(int(visible)) if visible.isdigit() else []
+    if visible.isdigit():
+        return nvml.busy(int(visible))
+    return nvml.busy(visible) if visible.startswith("GPU-") else []
 
 
 def environment() -> Environment:
@@ -131,7 +134,8 @@ class CudaClock:
         """Time ``call(*inputs[i])``; it runs on a stream of the clock's, several times before the first sample.
 
         Raises:
-            MeasureError: If a call compiles, tunes or takes device memory from the driver inside a timed window.
+            MeasureError: If a call compiles, tunes or takes device memory from the driver inside a timed window, or
+                does nothing on the device.
             ValueError: If ``l2`` is neither ``"cold"`` nor ``"warm"``, or there is no input set.
             torch.OutOfMemoryError: If the device's memory does not suffice.
         """
@@ -139,6 +143,7 @@ class CudaClock:
             raise ValueError(f"l2 must be 'cold' or 'warm', got {l2!r}")
         if not callable(inputs) and not inputs:
             raise ValueError("inputs must hold at least one tuple of arguments, got none")
+        torch.cuda.empty_cache()  # cached blocks that small tensors pin would else make a large case seem not to fit
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._stream):
@@ -154,14 +159,8 @@ class CudaClock:
         plan = Plan(windows, joined, l2, self.flush)
         for args in itertools.chain.from_iterable(windows):
             call(*args)  # whatever is done once for an input set is done here
-        rounds: Rounds
-        try:
-            rounds = GraphRounds(call, plan)
-        except OUT_OF_MEMORY:
-            raise
-        except RuntimeError:  # what cannot be captured says so in many words, all of this type
-            rounds = QueueRounds(call, plan)
-        notes = self._warm_up(rounds)
+        rounds, notes = self._rounds(call, plan)
+        notes += self._warm_up(rounds)
         if joined > 1 and plan.calls == 1 and l2 == "cold":
             notes += ("one input set only: each call has a window of its own and carries up to 3 us of its events",)
         with Guard(getattr(call, "__qualname__", repr(call)), torch):
@@ -178,6 +177,18 @@ class CudaClock:
             },
             notes=(*notes, *more),
         )
+
+    def _rounds(self, call: Callable[..., object], plan: Plan) -> tuple[Rounds, tuple[str, ...]]:
+        """What plays the plan, and why it is no graph if it is none."""
+        try:
+            return GraphRounds(call, plan), ()
+        except OUT_OF_MEMORY:
+            raise
+        except RuntimeError as error:  # what cannot be captured says so in many words, all of this type
+            why = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        # the error is gone here, and with its frames the memory of the capture
+        torch.cuda.empty_cache()
+        return QueueRounds(call, plan), (f"not replayed from a graph: {why}",)
 
     def flush(self) -> None:
         """Fill the L2 with other data by reading twice its size: nothing is left to be written back."""
@@ -230,13 +241,20 @@ class CudaClock:
             return seconds
         repeats = 4
         graph = torch.cuda.CUDAGraph()
-        try:
-            with capture(graph):
-                results = [call(*args) for _ in range(repeats)]
-        except OUT_OF_MEMORY:
-            raise
-        except RuntimeError:  # cannot be captured
-            return seconds
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                with capture(graph):
+                    results = [call(*args) for _ in range(repeats)]
+            except OUT_OF_MEMORY:
+                raise
+            except RuntimeError:  # cannot be captured
+                return seconds
+        if any("Graph is empty" in str(warning.message) for warning in said):
+            raise MeasureError(
+                "the call did nothing on the clock's CUDA stream: are its tensors on the CPU, or does it use a stream "
+                "of its own? Time work on the CPU with --perf-device cpu"
+            )
         graph.replay()
         seconds = elapsed(graph.replay) / repeats
         del results
@@ -263,6 +281,7 @@ class CudaClock:
     def _sample(self, rounds: Rounds) -> tuple[list[float], dict[str, float], tuple[str, ...]]:
         """Samples until the budget has enough, counters, and what must be said of them."""
         before = _reading(rounds)
+        rounds.late = 0
         seconds: list[float] = []
         start = time.perf_counter()
         while True:

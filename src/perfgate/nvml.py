@@ -80,14 +80,18 @@ def telemetry(uuid: str) -> dict[str, float]:
     return reading
 
 
-def busy(index: int) -> list[str]:
-    """Who else computes on GPU `index` (NVML's numbering), a sentence each; ask before creating a CUDA context.
+def busy(which: int | str) -> list[str]:
+    """Who else computes on a GPU, by NVML's number or by UUID, a sentence each; ask before creating a CUDA context.
 
     A container may show this process under another number, so afterwards nobody can be told apart.
     """
     if absent():
         return []
     nvml = _nvml()
-    gpu = nvml.nvmlDeviceGetHandleByIndex(index)
-    others = [p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(gpu) if p.pid != os.getpid()]
-    return [f"process {pid} computes on GPU {index}" for pid in others]
+    try:
+        by_uuid = isinstance(which, str)
+        gpu = nvml.nvmlDeviceGetHandleByUUID(which) if by_uuid else nvml.nvmlDeviceGetHandleByIndex(which)
+        running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+    except nvml.NVMLError:  # a virtual GPU does not tell
+        return []
+    return [f"process {p.pid} computes on GPU {which}" for p in running if p.pid != os.getpid()]

@@ -71,6 +71,11 @@ def test_the_time_of_a_fixed_input_set_agrees_with_many(clock: cuda.CudaClock) -
     assert any("one input set only" in note for note in fixed.notes)
 
 
+def test_work_that_is_not_on_the_device_is_an_error(clock: cuda.CudaClock) -> None:
+    with pytest.raises(MeasureError, match="did nothing on the clock's CUDA stream"):
+        clock.measure(torch.sum, [(torch.ones(1024),)])
+
+
 def test_a_call_that_can_be_captured_is_replayed_from_a_graph(clock: cuda.CudaClock) -> None:
     assert clock.measure(softmax, [(torch.randn(256, 256, device="cuda"),)]).method.launch == "graph"
 

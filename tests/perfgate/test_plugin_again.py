@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perfgate.clock import Method, Samples
+from perfgate.clock import MeasureError, Method, Samples
 from tests.perfgate.conftest import Suite
 
 FIRST_ONLY = """
@@ -55,5 +55,5 @@ def test_samples_of_two_visits_are_all_kept_in_order() -> None:
 
 def test_samples_of_different_methods_do_not_go_together() -> None:
     a, b = (Samples(seconds=(1.0,), method=Method(clock=name)) for name in ("fake", "host"))
-    with pytest.raises(ValueError, match="different methods"):
+    with pytest.raises(MeasureError, match="different methods"):
         a.followed_by(b)

@@ -106,7 +106,7 @@ class Session:
         clock = self._clock
         try:
             if case.work is not None:
-                self.run.measure_ceilings(lambda: hook.pytest_perf_ceilings(config=self.config, clock=clock) or {})
+                self.run.measure_ceilings(lambda: self._ceilings(clock))
             record = Record(case=case, processes=(clock.measure(call, inputs, l2=l2),))
             for _ in range(VISITS - 1):
                 if not self.run.suspicious(record, self._rule):
@@ -117,6 +117,13 @@ class Session:
         except MeasureError as error:
             sentence = f"{case.name}: {error}"
         pytest.fail(sentence, pytrace=False)
+
+    def _ceilings(self, clock: Clock) -> dict[str, float]:
+        try:
+            return self.config.hook.pytest_perf_ceilings(config=self.config, clock=clock) or {}
+        except _out_of_memory():
+            self.run.notes.append("there was too little memory to measure the ceilings")
+            return {}
 
     @property
     def _rule(self) -> Rule:
