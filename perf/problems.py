@@ -10,23 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attnkit.problem import Mask, Pass, Problem
+from attnkit.variants import TABLE
 
 __all__ = ["SUITES", "Contest", "Suite", "contests"]
 
 Suite = Literal["default", "full"]
 SUITES: tuple[Suite, ...] = ("default", "full")
 
-EVERY = (
-    "naive",
-    "sdpa_math",
-    "sdpa_efficient",
-    "sdpa_flash",
-    "sdpa_cudnn",
-    "flex",
-    "triton_unfused",
-    "triton_flash",
-    "flash_attn",
-)
+EVERY = tuple(variant.name for variant in TABLE)
 FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", "flash_attn")
 AGAINST_NAIVE = ("naive", "sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn")
 ON_CPU = ("naive", "sdpa_math", "sdpa_flash", "flex")
