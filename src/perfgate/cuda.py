@@ -6,12 +6,12 @@
 
 - A window holds k calls on k input sets, so every call finds the L2 cold although the flush is not timed: each set is
   touched once after a flush. Measured against CUPTI this is true; the difference between graphs with and without the
-  flush is not (the flush hides part of the next kernel's launch), and a window for each call costs 2 us a call.
+  flush is not (the flush hides part of the next kernel's launch), and a window for each call puts its events in each.
 - Graph replay removes launch gaps. A call that cannot be captured is queued behind a blocking kernel instead; one that
   synchronises with the host is timed as it is. `Method.launch` tells which.
-- Nothing is subtracted: a window's events cost up to a microsecond, which is at most 1 % of it.
-- A profiler that has once been used slows every later graph replay of its process by about 0.3 us a kernel (CUPTI stays
-  attached), so profile in a process of its own.
+- Nothing is subtracted: the cost of a window's events is in it, small beside its length.
+- A profiler that has once been used slows every later graph replay of its process, kernel by kernel, so profile in a
+  process of its own.
 
 This module and `windows` are all of perfgate that imports torch, and only where a CUDA device is wanted.
 """
@@ -162,7 +162,7 @@ class CudaClock:
         rounds, notes = self._rounds(call, plan)
         notes += self._warm_up(rounds)
         if joined > 1 and plan.calls == 1 and l2 == "cold":
-            notes += ("one input set only: each call has a window of its own and carries up to 3 us of its events",)
+            notes += ("one input set only: each call has a window of its own and carries the cost of its events",)
         with Guard(getattr(call, "__qualname__", repr(call)), torch):
             seconds, counters, more = self._sample(rounds)
         return Samples(

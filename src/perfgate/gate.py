@@ -29,7 +29,7 @@ class Exit(IntEnum):
     INCOMPLETE = 11
     """Nothing could be compared; or cases are new or missing, and that was asked to fail."""
     UNFIT = 12
-    """The device is busy, hot or the wrong one."""
+    """The device is busy; or what was measured makes no baseline: it was hot, or its processes disagree."""
     LOST = 13
     """What was measured could not be kept, e.g. because the disk is full."""
 
