@@ -1,13 +1,29 @@
-"""What all tests share."""
+"""What all tests share: how kernels run, and how many examples hypothesis draws.
+
+    dev         the default: other examples each time
+    ci          where CI is set: the same examples each time
+    gpu_long    fifty times as many, for a GPU
+
+HYPOTHESIS_PROFILE takes another one than the default.
+"""
 
 from __future__ import annotations
 
 import os
 
+import hypothesis
 import torch
+from hypothesis import HealthCheck, Phase
 
 # Triton decides at its first import, whoever makes it, whether kernels are interpreted: without a GPU they are
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+SHARED = hypothesis.settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+hypothesis.settings.register_profile("dev", SHARED)
+hypothesis.settings.register_profile("ci", SHARED, derandomize=True)
+# a variant that is wrong is wrong on most problems: at thousands of them shrinking is the time that counts
+hypothesis.settings.register_profile("gpu_long", SHARED, max_examples=5000, phases=set(Phase) - {Phase.explain})
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 pytest_plugins = ["pytester"]
