@@ -21,9 +21,8 @@ from typing import Any
 
 from pytest_benchmark.stats import Stats
 
-from perfgate import stats
+from perfgate import nvml, stats
 from perfgate.environment import Environment
-from perfgate.nvml import HEAT
 from perfgate.record import Record
 from perfgate.verdict import Noise, Rule, visible
 
@@ -288,7 +287,7 @@ def spread(records: Iterable[Record], *, allowed: float = ALLOWED, rule: Rule | 
                 f"{name}: the medians of {n} processes lie {max(medians) / min(medians) - 1:.1%} apart, so slowdowns "
                 f"below {least:.1%} would not be seen ({allowed:.0%} is allowed)"
             )
-        hot = [i for i, s in enumerate(record.processes, 1) if int(s.counters.get("throttle_reasons", 0)) & HEAT]
+        hot = [i for i, s in enumerate(record.processes, 1) if nvml.hot(s.counters)]
         if hot:
             said.append(f"{name}: the GPU slowed down for heat in process {', '.join(map(str, hot))} of {n}")
     return said

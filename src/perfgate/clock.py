@@ -24,6 +24,7 @@ often as it has use for another one."""
 
 
 AGAIN = "looked slower than its baseline and was timed"
+NO_INPUTS = "inputs is empty: expected at least one tuple of arguments, () for a call without any"
 
 
 class MeasureError(RuntimeError):
@@ -178,7 +179,7 @@ class HostClock:
         """Time one call after the other; the caches are as the previous call left them, whatever ``l2`` asks for."""
         sets = [inputs(0)] if callable(inputs) else list(inputs)
         if not sets:
-            raise ValueError("inputs is empty: expected at least one tuple of arguments, () for a call without any")
+            raise ValueError(NO_INPUTS)
         turns = itertools.cycle(sets)
         start = time.perf_counter()
         while True:
@@ -230,6 +231,8 @@ class FakeClock:
 
     def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
         """Call once with the first input set and return normally distributed durations."""
+        if not callable(inputs) and not inputs:
+            raise ValueError(NO_INPUTS)
         result = call(*(inputs(0) if callable(inputs) else inputs[0]))
         centre = self._seconds(result) if callable(self._seconds) else self._seconds
         centre *= 1 + self._process

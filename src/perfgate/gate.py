@@ -6,9 +6,10 @@ Knows nothing of pytest or of files. Whatever cannot be vouched for is not green
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from perfgate import nvml
 from perfgate.baseline import Baseline
 from perfgate.record import Record
 from perfgate.verdict import Noise, Rule, State, Verdict, judge
@@ -29,7 +30,7 @@ class Exit(IntEnum):
     INCOMPLETE = 11
     """Nothing could be compared; or cases are new or missing, and that was asked to fail."""
     UNFIT = 12
-    """The device is busy; or what was measured makes no baseline: it was hot, or its processes disagree."""
+    """The device is busy or slowed down for heat; or the processes of what was to be a baseline disagree."""
     LOST = 13
     """What was measured could not be kept, e.g. because the disk is full."""
 
@@ -94,6 +95,7 @@ def decide(
         for name, record in new.items()
         if name not in lost
     ]
+    verdicts, hot = _without_heat(verdicts, new)
     verdicts += [_did_not_fit(name, reason, baseline) for name, reason in lost.items()]
     verdicts += [
         Verdict(case=name, state=State.MISSING, reason="is in the baseline and was not measured now")
@@ -103,9 +105,22 @@ def decide(
     verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
     return Outcome(
         verdicts=tuple(verdicts),
-        exit=_exit(verdicts, baseline, strict),
-        sentences=tuple(_sentences(verdicts, baseline)),
+        exit=_exit(verdicts, baseline, strict, hot),
+        sentences=tuple(_sentences(verdicts, baseline, hot)),
     )
+
+
+def _without_heat(verdicts: list[Verdict], new: Mapping[str, Record]) -> tuple[list[Verdict], list[str]]:
+    """Call no case slower that the GPU slowed down for heat; return the verdicts, and the cases this was done to."""
+    kept, hot = [], []
+    for verdict in verdicts:
+        slowed = any(nvml.hot(samples.counters) for samples in new[verdict.case].processes)
+        if verdict.state is State.REGRESSED and slowed:
+            reason = f"{verdict.reason}, but the GPU slowed down for heat while it was timed"
+            verdict = replace(verdict, state=State.UNRESOLVED, reason=reason)
+            hot.append(verdict.case)
+        kept.append(verdict)
+    return kept, hot
 
 
 def _first_time(name: str, baseline: Baseline | None) -> Verdict:
@@ -123,18 +138,20 @@ def _did_not_fit(name: str, reason: str, baseline: Baseline | None) -> Verdict:
     return Verdict(case=name, state=State.NEW, reason=f"out of memory: {reason}")
 
 
-def _exit(verdicts: list[Verdict], baseline: Baseline | None, strict: bool) -> Exit:
+def _exit(verdicts: list[Verdict], baseline: Baseline | None, strict: bool, hot: list[str]) -> Exit:
     states = {v.state for v in verdicts}
     if State.REGRESSED in states:
         return Exit.REGRESSED
     if State.REFUSED in states:
         return Exit.REFUSED
+    if hot:
+        return Exit.UNFIT
     if baseline and states <= {State.NEW, State.MISSING}:
         return Exit.INCOMPLETE
     return Exit.INCOMPLETE if strict and states & {State.NEW, State.MISSING} else Exit.OK
 
 
-def _sentences(verdicts: list[Verdict], baseline: Baseline | None) -> list[str]:
+def _sentences(verdicts: list[Verdict], baseline: Baseline | None, hot: list[str]) -> list[str]:
     said = [str(v) for v in verdicts if v.state in (State.REGRESSED, State.REFUSED)]
     if not baseline:
         return [*said, f"no baseline: {_cases(len(verdicts))} measured, none compared"]
@@ -149,6 +166,8 @@ def _sentences(verdicts: list[Verdict], baseline: Baseline | None) -> list[str]:
         worst = max((v.visible for v in open_ if v.visible is not None), default=None)
         least = f"; slowdowns up to {worst:.1%} may hide there" if worst is not None else ""
         said.append(f"{_cases(len(open_))} unresolved{least}")
+    if hot:
+        said.append(f"{_cases(len(hot))} not judged, for the GPU slowed down for heat: see to its cooling, time again")
     return said
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["HEAT", "absent", "busy", "driver", "power_limit", "telemetry"]
+__all__ = ["HEAT", "absent", "busy", "driver", "hot", "power_limit", "telemetry"]
 
 HEAT = 0x20 | 0x40
 """NVML's clock event reasons that mean heat: software and hardware thermal slowdown (the power cap, 0x4, is normal)."""
@@ -78,6 +78,11 @@ def telemetry(uuid: str) -> dict[str, float]:
         with contextlib.suppress(nvml.NVMLError):  # not every board answers every question
             reading[name] = source()
     return reading
+
+
+def hot(reading: Mapping[str, float]) -> bool:
+    """Whether a reading says that the GPU slowed down for heat."""
+    return bool(int(reading.get("throttle_reasons", 0)) & HEAT)
 
 
 def busy(which: int | str) -> list[str]:

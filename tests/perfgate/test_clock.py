@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from perfgate.clock import Budget, FakeClock, HostClock, Method, Samples
+from perfgate.clock import Budget, Clock, FakeClock, HostClock, Method, Samples
 from perfgate.stats import median_half_width
 
 SHORT = Budget(max_seconds=0.05, warmup_seconds=0.01, min_samples=6, max_samples=50)
@@ -82,9 +82,10 @@ def test_the_host_clock_says_when_it_ran_out_of_time() -> None:
     assert "stopped at the bound of" in found.notes[0]
 
 
-def test_the_host_clock_needs_inputs() -> None:
+@pytest.mark.parametrize("clock", [HostClock(SHORT), FakeClock()], ids=["host", "fake"])
+def test_a_clock_needs_inputs(clock: Clock) -> None:
     with pytest.raises(ValueError, match="inputs is empty"):
-        HostClock(SHORT).measure(lambda: None, [])
+        clock.measure(lambda: None, [])
 
 
 def test_an_error_of_the_call_is_the_callers() -> None:

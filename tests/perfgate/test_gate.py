@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -131,6 +132,17 @@ def test_the_rule_is_the_callers() -> None:
     wide = Rule(floor=0.5)
     assert decide(run("a", a=1.2), baseline("a"), rule=wide).exit is Exit.OK
     assert decide(run("a", a=1.2), baseline("a")).exit is Exit.REGRESSED
+
+
+def test_what_the_gpu_slowed_down_for_in_heat_is_not_called_and_not_green() -> None:
+    new = run("a", "b", b=1.2)
+    (cool,) = new["b"].processes
+    hot = replace(cool, counters={"throttle_reasons": 64.0})
+    outcome = decide({**new, "b": replace(new["b"], processes=(hot,))}, baseline("a", "b"))
+    assert states(outcome)["b"] is State.UNRESOLVED
+    assert outcome.exit is Exit.UNFIT
+    assert outcome.sentences[-1].startswith("1 case not judged, for the GPU slowed down for heat")
+    assert decide(new, baseline("a", "b")).exit is Exit.REGRESSED
 
 
 subsets = st.sets(st.sampled_from(NAMES))

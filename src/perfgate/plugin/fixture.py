@@ -81,7 +81,7 @@ class GpuBenchmark:
             return result
         self._session.run.claim(case.name, node)
         if check is not None:
-            check(once())
+            self._session.check(case, check, once())
         record = self._session.measure(case, call, sets, l2)
         if group is not None:
             self._benchmark.group = group

@@ -98,6 +98,15 @@ class Session:
         self._benchmarks[request.node.nodeid] = benchmark
         return GpuBenchmark(self, request.node, benchmark)
 
+    def check(self, case: Case, check: Callable[[T], object], result: T) -> None:
+        """Check a result; a check that takes more memory than there is says nothing of the case and fails the test."""
+        try:
+            check(result)
+            return
+        except _out_of_memory() as error:
+            sentence = f"{case.name}: its check ran out of memory: {_first_line(error)}"
+        pytest.fail(sentence, pytrace=False)
+
     def measure(self, case: Case, call: Callable[..., object], inputs: Inputs, l2: str) -> Record:
         """Time a case; what cannot be timed honestly fails the test with one line."""
         hook = self.config.hook
@@ -148,7 +157,7 @@ class Session:
         except _out_of_memory() as error:
             if item.nodeid not in self.run.selected or idle(self.config):
                 raise
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = _first_line(error)
         self._keep(item, lambda: self.run.run_out(item.nodeid, reason))
         pytest.skip(f"out of memory: {reason}")
 
@@ -269,6 +278,10 @@ class Session:
 
 def _timing(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     return [item for item in items if "gpu_benchmark" in getattr(item, "fixturenames", ())]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _out_of_memory() -> tuple[type[BaseException], ...]:
