@@ -6,8 +6,9 @@ import gc
 import json
 import os
 import shutil
+import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ def not_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where xdist runs the tests here, the sessions that they start would take themselves for its workers."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell lets what it starts in the background ignore Ctrl-C, and so would the sessions that tests start."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

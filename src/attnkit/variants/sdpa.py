@@ -80,7 +80,7 @@ def rejects(backend: SDPBackend, problem: Problem, device: torch.device, pass_: 
     """Say why this backend cannot compute a problem on a device."""
     if backend is MATH:
         return None
-    if backend is FLASH and problem.scale is not None and problem.scale <= 0:
+    if backend in (FLASH, CUDNN) and problem.scale is not None and problem.scale <= 0:
         return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
     if device.type == "cpu":
         if backend is not FLASH:
