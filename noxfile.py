@@ -145,13 +145,13 @@ def provision_without_torch(session: nox.Session, module: str, *groups: str) -> 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)
 def tests(session: nox.Session) -> None:
-    """Test both packages, on as many processes as there are cores, or in one where there is a GPU."""
+    """Test both packages, on as many processes as there are cores; what uses a GPU stays in one of them."""
     target = provision(session, "test")
     cores = len(os.sched_getaffinity(0))
     options = ["--timeout=300"] if target.found["timeout"] else []
     env = {}
-    if target.found["xdist"] and not target.found["gpu"] and cores > 1:
-        options += [f"--numprocesses={min(cores, 8)}", "--dist=worksteal"]
+    if target.found["xdist"] and cores > 1:
+        options += [f"--numprocesses={min(cores, 8)}", f"--dist={'loadgroup' if target.found['gpu'] else 'worksteal'}"]
         env["OMP_NUM_THREADS"] = "1"  # a process a core is enough
     target.pytest("tests", *options, env=env)
 

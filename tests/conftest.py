@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 
 import hypothesis
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase
 
@@ -27,3 +28,13 @@ hypothesis.settings.register_profile("gpu_long", SHARED, max_examples=5000, phas
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 pytest_plugins = ["pytester"]
+
+USE_A_GPU = ("test_cuda", "test_laws", "test_parity", "test_triton_flash", "test_triton_unfused", "test_tune")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that use a GPU keep out of each other's way: under xdist (--dist=loadgroup) one process runs them all."""
+    if torch.cuda.is_available() and config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.path.stem in USE_A_GPU:
+                item.add_marker(pytest.mark.xdist_group("gpu"))

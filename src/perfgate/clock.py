@@ -115,7 +115,7 @@ class Budget:
         max_seconds: Time bound for the samples of one case; hitting it is said in the samples' notes.
         min_samples: No stop for precision before this many. The time bound stops no earlier than `LEAST`.
         max_samples: Never more than this many.
-        warmup_seconds: Least time of untimed work before the first sample.
+        warmup_seconds: Least time that the device works untimed before the first sample.
     """
 
     half_width: float = 0.003

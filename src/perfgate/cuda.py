@@ -9,15 +9,18 @@
   flush is not (the flush hides part of the next kernel's launch), and a window for each call puts its events in each.
 - Graph replay removes launch gaps. A call that cannot be captured is queued behind a blocking kernel instead; one that
   synchronises with the host is timed as it is. `Method.launch` tells which.
+- The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`).
 - Nothing is subtracted: the cost of a window's events is in it, small beside its length.
-- A profiler that has once been used slows every later graph replay of its process, kernel by kernel, so profile in a
-  process of its own.
+- All work goes to one stream. Some dozens of kernels on a second one, and from then on every kernel of every graph of
+  the process starts a third of a microsecond later (seen on an H200). `use_one_stream` makes that stream the current
+  one for good, so that a test's own work goes there too; `_shortest` notices what went elsewhere.
 
 This module and `windows` are all of perfgate that imports torch, and only where a CUDA device is wanted.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 import math
@@ -34,9 +37,9 @@ from perfgate import nvml
 from perfgate.clock import Budget, Inputs, MeasureError, Method, Samples
 from perfgate.environment import Environment
 from perfgate.guard import Guard
-from perfgate.windows import GraphRounds, Plan, QueueRounds, Rounds, capture, elapsed
+from perfgate.windows import GraphRounds, Pace, Plan, QueueRounds, Rounds, capture, elapsed
 
-__all__ = ["OUT_OF_MEMORY", "CudaClock", "available", "busy", "ceilings", "environment"]
+__all__ = ["OUT_OF_MEMORY", "CudaClock", "available", "busy", "ceilings", "environment", "use_one_stream"]
 
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
 
@@ -51,6 +54,13 @@ SETS_SHARE = 0.1
 STEADY = 0.005
 """Warm-up goes on while the median still moves by more than this share from one block of windows to the next."""
 WARMUP_BOUND = 1.0
+"""Seconds of work after which warm-up ends, steady or not."""
+DUTY = 0.5
+"""Share of the time in which the device works. An H200 kept its full clock at 0.6 with each kernel tried."""
+READING = 0.02
+"""Seconds of work during which the driver is asked for its telemetry."""
+SLOWER_STARTS = 1.1
+"""Times as long as at first that the shortest kernel may take before it is said."""
 
 
 def available() -> str | None:
@@ -68,6 +78,16 @@ def busy() -> list[str]:
     if visible.isdigit():
         return nvml.busy(int(visible))
     return nvml.busy(visible) if visible.startswith("GPU-") else []
+
+
+@functools.cache
+def _stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def use_one_stream() -> None:
+    """Make the clock's stream the current one of this thread, for good; call it before any other work is done."""
+    torch.cuda.set_stream(_stream(torch.cuda.current_device()))
 
 
 def environment() -> Environment:
@@ -119,16 +139,19 @@ class CudaClock:
 
     Args:
         budget: When to stop.
+        duty: Share of the time in which the device works; the rest of it, it rests.
     """
 
-    VERSION = 1
+    VERSION = 2
 
-    def __init__(self, budget: Budget | None = None) -> None:
-        self.budget = budget or Budget()
-        self._stream = torch.cuda.Stream()
+    def __init__(self, budget: Budget | None = None, *, duty: float = DUTY) -> None:
+        self.budget, self._pace = budget or Budget(), Pace(duty)
+        self._stream = _stream(torch.cuda.current_device())
         l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         self._flush_source = torch.ones(max(2 * l2, 2**20) // 4, device="cuda")
         self._flush_sink = torch.empty((), device="cuda")
+        self._probe: GraphRounds | None = None
+        self._first_start = 0.0
 
     def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
         """Time ``call(*inputs[i])``; it runs on a stream of the clock's, several times before the first sample.
@@ -155,22 +178,26 @@ class CudaClock:
     def _measure(self, call: Callable[..., object], inputs: Inputs, l2: str) -> Samples:
         first, set_bytes = self._first_set(inputs)
         peak, result_bytes = self._peak(call, first)
-        windows, joined = self._windows(call, first, inputs, l2, set_bytes + result_bytes)
-        plan = Plan(windows, joined, l2, self.flush)
+        seconds = self._duration(call, first)
+        windows, joined = self._windows(seconds, first, inputs, l2, set_bytes + result_bytes)
+        plan = Plan(windows, joined, l2, self.flush, seconds)
         for args in itertools.chain.from_iterable(windows):
             call(*args)  # whatever is done once for an input set is done here
         rounds, notes = self._rounds(call, plan)
         notes += self._warm_up(rounds)
+        shortest, slower = self._shortest()
+        notes += slower
         if joined > 1 and plan.calls == 1 and l2 == "cold":
             notes += ("one input set only: each call has a window of its own and carries the cost of its events",)
         with Guard(getattr(call, "__qualname__", repr(call)), torch):
-            seconds, counters, more = self._sample(rounds)
+            samples, counters, more = self._sample(rounds)
         return Samples(
-            seconds=tuple(seconds),
+            seconds=tuple(samples),
             method=Method(clock="cuda-events", l2=l2, launch=rounds.launch, version=self.VERSION),
             counters={
                 **counters,
                 "peak_bytes": float(peak),
+                "shortest_kernel_seconds": shortest,
                 "calls_per_window": float(plan.calls),
                 "windows_per_sample": float(joined),
                 "input_sets": float(len({id(args) for window in windows for args in window})),
@@ -180,15 +207,33 @@ class CudaClock:
 
     def _rounds(self, call: Callable[..., object], plan: Plan) -> tuple[Rounds, tuple[str, ...]]:
         """What plays the plan, and why it is no graph if it is none."""
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # a capture takes memory of its own, and cannot make the allocator give any back
         try:
-            return GraphRounds(call, plan), ()
+            return GraphRounds(call, plan, self._pace), ()
         except OUT_OF_MEMORY:
             raise
         except RuntimeError as error:  # what cannot be captured says so in many words, all of this type
             why = (str(error).strip() or type(error).__name__).partition("\n")[0]
         # the error is gone here, and with its frames the memory of the capture
         torch.cuda.empty_cache()
-        return QueueRounds(call, plan), (f"not replayed from a graph: {why}",)
+        return QueueRounds(call, plan, self._pace), (f"not replayed from a graph: {why}",)
+
+    def _shortest(self) -> tuple[float, tuple[str, ...]]:
+        """Seconds of a kernel that does next to nothing, and what must be said if it took fewer at first."""
+        if self._probe is None:
+            x = torch.zeros(1, device="cuda")
+            plan = Plan((((),) * 64,), 1, "warm", self.flush, 1e-6)
+            self._probe = GraphRounds(lambda: x.add_(1), plan, self._pace)
+        seconds = min(self._probe.run()[0] for _ in range(5))
+        self._first_start = self._first_start or seconds
+        if seconds <= SLOWER_STARTS * self._first_start:
+            return seconds, ()
+        now, first = (f"{s * 1e6:.2f} us" for s in (seconds, self._first_start))
+        return seconds, (
+            f"kernels start later than when this process began to time (the shortest took {first}, takes {now}): "
+            "work on another stream does that",
+        )
 
     def flush(self) -> None:
         """Fill the L2 with other data by reading twice its size: nothing is left to be written back."""
@@ -214,10 +259,9 @@ class CudaClock:
         return peak, max(kept, 0)
 
     def _windows(
-        self, call: Callable[..., object], first: tuple[Any, ...], inputs: Inputs, l2: str, bytes_a_set: int
+        self, seconds: float, first: tuple[Any, ...], inputs: Inputs, l2: str, bytes_a_set: int
     ) -> tuple[tuple[tuple[tuple[Any, ...], ...], ...], int]:
-        """The argument tuples of each window, and how many windows make one sample."""
-        seconds = self._duration(call, first)
+        """The argument tuples of each window, and how many windows make one sample, for a call that takes `seconds`."""
         needed = max(1, math.ceil((2 if seconds < SHORT else 1) * WINDOW / seconds))
         if callable(inputs):
             memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
@@ -235,21 +279,25 @@ class CudaClock:
         return tuple(next(turns) for _ in range(math.ceil(len(windows) / joined) * joined)), joined
 
     def _duration(self, call: Callable[..., object], args: tuple[Any, ...]) -> float:
-        """Seconds a call, roughly: in a graph, since launching a short call may take longer than the call."""
+        """Seconds a call, roughly: without launch gaps, since launching a short call may take longer than the call."""
         seconds = elapsed(lambda: call(*args))
         if seconds > 20 * WINDOW:
             return seconds
         repeats = 4
+
+        def several() -> list[object]:
+            return [call(*args) for _ in range(repeats)]
+
         graph = torch.cuda.CUDAGraph()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
                 with capture(graph):
-                    results = [call(*args) for _ in range(repeats)]
+                    results = several()
             except OUT_OF_MEMORY:
                 raise
             except RuntimeError:  # cannot be captured
-                return seconds
+                return elapsed(several, blocked=True) / repeats
         if any("Graph is empty" in str(warning.message) for warning in said):
             raise MeasureError(
                 "the call did nothing on the clock's CUDA stream: are its tensors on the CPU, or does it use a stream "
@@ -262,20 +310,20 @@ class CudaClock:
 
     def _warm_up(self, rounds: Rounds) -> tuple[str, ...]:
         """Keep the device busy until its speed is steady; return what must be said of it."""
-        start, previous = time.perf_counter(), math.inf
+        start, previous = self._pace.worked, math.inf
         while True:
             block: list[float] = []
-            begin = time.perf_counter()
-            while time.perf_counter() - begin < self.budget.warmup_seconds / 3:
+            begin = self._pace.worked
+            while self._pace.worked - begin < self.budget.warmup_seconds / 3:
                 block += rounds.run()
             median = statistics.median(block)
             moved, previous = abs(median / previous - 1), median
-            spent = time.perf_counter() - start
-            if spent < self.budget.warmup_seconds:
+            worked = self._pace.worked - start
+            if worked < self.budget.warmup_seconds:
                 continue
             if moved <= STEADY:
                 return ()
-            if spent >= WARMUP_BOUND:
+            if worked >= WARMUP_BOUND:
                 return (f"not steady after {WARMUP_BOUND:g} s of warm-up: the median still moved by {moved:.1%}",)
 
     def _sample(self, rounds: Rounds) -> tuple[list[float], dict[str, float], tuple[str, ...]]:
@@ -307,10 +355,11 @@ def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def _reading(rounds: Rounds) -> dict[str, float]:
-    """The driver's telemetry while the device works; a round runs unread on either side of it."""
-    rounds.run()
-    reading = nvml.telemetry(_uuid())
-    rounds.run()
+    """The driver's telemetry while the device works."""
+    with rounds.pace.piece():
+        rounds.queue(READING)
+        reading = nvml.telemetry(_uuid())
+        torch.cuda.synchronize()
     return reading
 
 

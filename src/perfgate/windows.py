@@ -1,8 +1,8 @@
 """Windows of device time: a plan of calls, and the two ways to play it.
 
-`GraphRounds` captures all windows into CUDA graphs and replays them, so launch gaps are gone; `QueueRounds` queues a
-window behind a kernel that blocks the device until the host has launched everything, for calls that cannot be captured.
-Both read every window from a pair of CUDA events on the stream that does the work.
+`GraphRounds` captures windows into CUDA graphs and replays them, so launch gaps are gone; `QueueRounds` queues a window
+behind a kernel that blocks the device until the host has launched everything, for calls that cannot be captured. Both
+read every window from a pair of CUDA events on the stream that does the work, and both rest as `Pace` tells them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,45 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["GraphRounds", "Plan", "QueueRounds", "Rounds", "capture", "elapsed"]
+__all__ = ["GraphRounds", "Pace", "Plan", "QueueRounds", "Rounds", "capture", "elapsed"]
 
-LONG = 5e-3
-"""A graph of more seconds than this runs alone: the host reads its events in a far shorter time."""
+PIECE = 5e-3
+"""Seconds of work between two rests, more only where one sample takes more."""
 BLOCKING_HZ = 2.0e9
 """`torch.cuda._sleep` counts SM cycles; no SM runs faster than this, so the sleep is never too short."""
 LONGEST_BLOCK = 0.2
+FIRST_BLOCK = 1e-3
+QUEUED_CALLS = 100
+"""No more calls than this are queued to keep the device busy: each takes the host some microseconds."""
+
+
+class Pace:
+    """Rests after each piece of work, so that the device works for no more than a share of the time.
+
+    At work all the time, a GPU whose kernels draw more power than its limit lowers its clock, overshoots, and hunts for
+    the right one for seconds: the same kernel then takes 5 to 10 % longer, now more, now less. With rests of a few
+    milliseconds the mean stays below the limit, and every piece runs at the full clock.
+
+    Args:
+        duty: That share, above 0 and at most 1, which is no rest.
+    """
+
+    def __init__(self, duty: float) -> None:
+        if not 0 < duty <= 1:
+            raise ValueError(f"duty must be above 0 and at most 1, got {duty!r}")
+        self._duty, self._until = duty, 0.0
+        self.worked = 0.0
+
+    @contextlib.contextmanager
+    def piece(self) -> Iterator[None]:
+        """Rest for as long as the last piece asks for; the body works, and waits until the device has done it."""
+        if (rest := self._until - time.perf_counter()) > 0:
+            time.sleep(rest)
+        begin = time.perf_counter()
+        yield
+        took = time.perf_counter() - begin
+        self.worked += took
+        self._until = begin + took / self._duty
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +67,14 @@ class Plan:
         joined: How many windows make one sample (more than one where there are too few input sets for a long window).
         l2: ``"cold"``: the cache is flushed before each window; ``"warm"``: the window's first call runs once untimed.
         flush: Fills the cache with other data.
+        seconds: Roughly what a call takes.
     """
 
     windows: tuple[tuple[tuple[Any, ...], ...], ...]
     joined: int
     l2: str
     flush: Callable[[], object]
+    seconds: float
 
     @property
     def calls(self) -> int:
@@ -63,79 +97,88 @@ class Rounds(Protocol):
     Attributes:
         launch: What removes launch gaps, as in `perfgate.clock.Method`.
         late: Windows that began before all their work was queued.
+        pace: When to rest.
     """
 
     launch: str
     late: int
+    pace: Pace
 
     def run(self) -> list[float]:
-        """Return further samples."""
+        """Return further samples, of graphs one of each of the plan's."""
+        ...
+
+    def queue(self, seconds: float) -> None:
+        """Give the device work for about this long, and do not wait for it."""
         ...
 
 
 class GraphRounds:
-    """All windows of a plan in one CUDA graph; two of them, so that one runs while the other's events are read.
+    """The windows of a plan in CUDA graphs, each a piece of work.
 
     Raises:
         RuntimeError: If the call cannot be captured.
     """
 
-    def __init__(self, call: Callable[..., object], plan: Plan) -> None:
-        self.launch, self.late = "graph", 0
+    def __init__(self, call: Callable[..., object], plan: Plan, pace: Pace) -> None:
+        self.launch, self.late, self.pace = "graph", 0, pace
         self._plan = plan
-        self._graphs = [self._capture(call)]
-        self._graphs[0].replay()
-        if math.fsum(self._graphs[0].seconds()) < LONG:
-            self._graphs.append(self._capture(call))
-        self._next: Iterator[_Graph] = itertools.cycle(self._graphs)
-        self._running: list[_Graph] = []
+        self._pool = torch.cuda.graph_pool_handle()  # of all graphs, since they never run at the same time
+        n = plan.joined * max(1, int(PIECE / (plan.joined * plan.calls * plan.seconds)))
+        self._graphs = [self._capture(call, plan.windows[i : i + n]) for i in range(0, len(plan.windows), n)]
 
-    def _capture(self, call: Callable[..., object]) -> _Graph:
+    def _capture(self, call: Callable[..., object], windows: Sequence[tuple[tuple[Any, ...], ...]]) -> _Graph:
         graph = torch.cuda.CUDAGraph()
         pairs = []
-        with capture(graph):
-            results = []  # kept until the end of the capture, so that every call writes to memory of its own
-            for window in self._plan.windows:
-                results.append(self._plan.prepare(call, window))
+        with capture(graph, self._pool):
+            for window in windows:
+                self._plan.prepare(call, window)
                 begin, end = _event(external=True), _event(external=True)
                 begin.record()
-                results += [call(*args) for args in window]
+                results = [call(*args) for args in window]  # kept, so that every call writes to memory of its own
                 end.record()
+                del results
                 pairs.append((begin, end))
-            del results
-        return _Graph(graph, tuple(pairs), torch.cuda.Event())
+        return _Graph(graph, tuple(pairs))
 
     def run(self) -> list[float]:
         """See `Rounds`."""
-        while len(self._running) < len(self._graphs):
-            self._running.append(next(self._next))
-            self._running[-1].replay()
-        return self._plan.samples(self._running.pop(0).seconds())
+        seconds: list[float] = []
+        for graph in self._graphs:
+            with self.pace.piece():
+                seconds += graph.play()
+        return self._plan.samples(seconds)
+
+    def queue(self, seconds: float) -> None:
+        """See `Rounds`."""
+        a_round = len(self._plan.windows) * self._plan.calls * self._plan.seconds
+        for _ in range(min(QUEUED_CALLS, math.ceil(seconds / a_round))):
+            for graph in self._graphs:
+                graph.graph.replay()
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
     graph: Any
     pairs: tuple[tuple[Any, Any], ...]
-    done: Any
 
-    def replay(self) -> None:
+    def play(self) -> list[float]:
+        """Seconds of each window."""
         self.graph.replay()
-        self.done.record()  # the graph's own events show its last replay until this one reaches them
-
-    def seconds(self) -> list[float]:
-        self.done.synchronize()
+        done = torch.cuda.Event()
+        done.record()  # the graph's own events show its last replay until this one reaches them
+        done.synchronize()
         return [float(begin.elapsed_time(end)) / 1e3 for begin, end in self.pairs]
 
 
 class QueueRounds:
     """One window after the other, each queued behind a kernel that blocks the device until the host is done."""
 
-    def __init__(self, call: Callable[..., object], plan: Plan) -> None:
-        self.launch, self.late = "queue", 0
+    def __init__(self, call: Callable[..., object], plan: Plan, pace: Pace) -> None:
+        self.launch, self.late, self.pace = "queue", 0, pace
         self._call, self._plan = call, plan
         self._windows = itertools.cycle(plan.windows)
-        self._block = 1e-3
+        self._block = FIRST_BLOCK
         trials = 5
         for _ in range(trials):
             self.run()
@@ -145,13 +188,24 @@ class QueueRounds:
 
     def run(self) -> list[float]:
         """See `Rounds`."""
-        return self._plan.samples([self._window(next(self._windows)) for _ in range(self._plan.joined)])
+        seconds = []
+        for _ in range(self._plan.joined):
+            with self.pace.piece():
+                seconds.append(self._window(next(self._windows)))
+        return self._plan.samples(seconds)
+
+    def queue(self, seconds: float) -> None:
+        """See `Rounds`."""
+        window = self._plan.windows[0]
+        calls = min(QUEUED_CALLS, math.ceil(seconds / self._plan.seconds))
+        for args in itertools.islice(itertools.cycle(window), calls):
+            self._call(*args)
 
     def _window(self, window: tuple[tuple[Any, ...], ...]) -> float:
         begin, end = _event(), _event()
         self._plan.prepare(self._call, window)
         if self.launch == "queue":
-            torch.cuda._sleep(int(self._block * BLOCKING_HZ))
+            _block(self._block)
         begin.record()
         start = time.perf_counter()
         results = [self._call(*args) for args in window]
@@ -167,14 +221,18 @@ class QueueRounds:
 
 
 @contextlib.contextmanager
-def capture(graph: Any) -> Iterator[None]:
+def capture(graph: Any, pool: Any = None) -> Iterator[None]:
     """Capture into a graph on the current stream; a capture that fails leaves nothing behind.
+
+    Args:
+        graph: The graph.
+        pool: Memory that it shares with other graphs; None for its own.
 
     Raises:
         RuntimeError: If something in the body cannot be captured.
     """
     try:
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
             yield
     except RuntimeError:
         torch.cuda.synchronize()
@@ -184,14 +242,20 @@ def capture(graph: Any) -> Iterator[None]:
         raise
 
 
-def elapsed(work: Callable[[], object]) -> float:
-    """Device seconds of some work, launch gaps included."""
+def elapsed(work: Callable[[], object], *, blocked: bool = False) -> float:
+    """Device seconds of some work: with launch gaps, or queued behind a kernel that blocks the device meanwhile."""
     begin, end = _event(), _event()
+    if blocked:
+        _block(FIRST_BLOCK)
     begin.record()
     work()
     end.record()
     end.synchronize()
     return max(float(begin.elapsed_time(end)) / 1e3, 1e-7)
+
+
+def _block(seconds: float) -> None:
+    torch.cuda._sleep(int(seconds * BLOCKING_HZ))
 
 
 def _event(external: bool = False) -> Any:

@@ -1,6 +1,7 @@
-"""CUPTI's word on some kernels, from a process of its own: ``python -m tests.perfgate.cupti < sets.json``.
+"""The clock's and CUPTI's word on some kernels, each from a process that has done nothing else.
 
-A profiler that has once run slows every later graph replay of its process, so the clock must not share one with it.
+python -m tests.perfgate.cupti clock > clock.json
+python -m tests.perfgate.cupti profiler < clock.json
 """
 
 from __future__ import annotations
@@ -78,14 +79,30 @@ def durations(flush: Callable[[], object], call: Callable[..., object], make: Ma
     return [e["dur"] / 1e6 for i, e in enumerate(events) if i % (sets + flushing) >= flushing]
 
 
-def main() -> None:
-    """Read ``{kernel: input sets}``, print ``{kernel: median seconds}``."""
+def by_the_clock() -> dict[str, dict[str, float]]:
+    """Median seconds and number of input sets of each kernel."""
+    from perfgate.clock import Budget
+    from perfgate.cuda import CudaClock, use_one_stream
+
+    use_one_stream()
+    clock = CudaClock(Budget(max_seconds=0.3))
+    found = {}
+    for name, (call, make) in KERNELS.items():
+        samples = clock.measure(call, make)
+        found[name] = {"seconds": samples.median, "sets": samples.counters["input_sets"]}
+    return found
+
+
+def by_the_profiler(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The same with as many input sets, and CUPTI's seconds."""
     from perfgate.cuda import CudaClock
 
     flush = CudaClock().flush
-    sets = json.load(sys.stdin)
-    print(json.dumps({name: statistics.median(durations(flush, *KERNELS[name], n)) for name, n in sets.items()}))
+    return {
+        name: {**one, "seconds": statistics.median(durations(flush, *KERNELS[name], int(one["sets"])))}
+        for name, one in found.items()
+    }
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(by_the_clock() if sys.argv[1] == "clock" else by_the_profiler(json.load(sys.stdin))))

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -14,8 +16,11 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 from perfgate import cuda  # noqa: E402 - after the check for a device
-from perfgate.clock import Budget, MeasureError, Samples  # noqa: E402
+from perfgate.clock import Budget, MeasureError  # noqa: E402
 from tests.perfgate.cupti import KERNELS, softmax, tensors  # noqa: E402
+
+POWER_CAP = 0x4
+"""NVML's clock event reason for a GPU at its power limit."""
 
 
 @pytest.fixture(scope="module")
@@ -23,34 +28,66 @@ def clock() -> cuda.CudaClock:
     return cuda.CudaClock(Budget(max_seconds=0.3))
 
 
-@pytest.fixture(scope="module")
-def measured(clock: cuda.CudaClock) -> dict[str, Samples]:
-    return {name: clock.measure(call, make) for name, (call, make) in KERNELS.items()}
+Found = dict[str, dict[str, float]]
 
 
 @pytest.fixture(scope="module")
-def cupti(measured: dict[str, Samples], pytestconfig: pytest.Config) -> dict[str, float]:
+def alone(pytestconfig: pytest.Config) -> Callable[..., Any]:
+    """Run a module of these tests in a process that has done nothing else, and read the JSON that it prints."""
     root = pytestconfig.rootpath
     paths = [str(root), str(root / "src"), os.environ.get("PYTHONPATH", "")]
-    answer = subprocess.run(
-        [sys.executable, "-m", "tests.perfgate.cupti"],
-        input=json.dumps({name: int(samples.counters["input_sets"]) for name, samples in measured.items()}),
-        capture_output=True,
-        check=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-    )
-    found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
-    return found
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+    def run(module: str, *arguments: str, given: object = None) -> Any:
+        answer = subprocess.run(
+            [sys.executable, "-m", f"tests.perfgate.{module}", *arguments],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stderr
+        return json.loads(answer.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def measured(alone: Callable[..., Found]) -> Found:
+    return alone("cupti", "clock")
+
+
+@pytest.fixture(scope="module")
+def cupti(alone: Callable[..., Found], measured: Found) -> Found:
+    return alone("cupti", "profiler", given=measured)
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_durations_agree_with_cupti(name: str, measured: dict[str, Samples], cupti: dict[str, float]) -> None:
+def test_durations_agree_with_cupti(name: str, measured: Found, cupti: Found) -> None:
     """Within 1 % for kernels of 20 us and more, within 0.3 us below."""
-    ours, truth = measured[name].median, cupti[name]
+    ours, truth = measured[name]["seconds"], cupti[name]["seconds"]
     print(f"{name}: {ours * 1e6:.3f} us, CUPTI {truth * 1e6:.3f} us, {ours / truth - 1:+.2%}")
     allowed = 0.01 * truth if truth >= 20e-6 else 0.3e-6
     assert abs(ours - truth) <= allowed, f"{ours * 1e6:.3f} us against CUPTI's {truth * 1e6:.3f} us"
+
+
+def test_a_kernel_above_the_power_limit_is_timed_at_full_clock(alone: Callable[..., Found]) -> None:
+    """Rested it is at least as fast as without rest, steadier, and no power limit slowed it down."""
+    found = alone("power")
+    rested, restless = found["rested"], found["restless"]
+    print(f"rested {rested}, restless {restless}")
+    assert rested["seconds"] < 1.005 * restless["seconds"]
+    assert rested["deviation"] < 0.005
+    assert not int(rested["throttle_reasons"]) & POWER_CAP
+
+
+def test_work_on_another_stream_that_delays_every_kernel_is_said(alone: Callable[..., Any]) -> None:
+    found = alone("streams")
+    print(found)
+    assert found["before"]["said"] == []
+    slower = found["after"]["shortest"] > 1.1 * found["before"]["shortest"]  # not every GPU and driver does that
+    assert [note.startswith("kernels start later") for note in found["after"]["said"]] == [True] * slower
 
 
 def copy(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

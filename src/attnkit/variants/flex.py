@@ -24,6 +24,7 @@ from attnkit.variant import Variant
 
 __all__ = ["VARIANT"]
 
+DECODING_ROWS = 128  # torch takes its kernel for decoding below, and with a block mask a tile of that has no more rows
 MIN_D = 16  # what torch's kernels ask of d and dv on CUDA
 MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
 
@@ -55,11 +56,17 @@ def attention(
 ) -> torch.Tensor:
     """FlexAttention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv]."""
     blocks = block_mask(q.shape[1], k.shape[1], q.device) if mask == "causal" else None
+    # its kernel for decoding holds all queries of a group in one tile, and where they do not fit torch finds no kernel
+    tile = 2 ** (q.shape[1] - 1).bit_length() * (q.shape[2] // k.shape[2])
+    too_large = blocks is not None and q.shape[1] < DECODING_ROWS < tile
+    options = {"FORCE_USE_FLEX_ATTENTION": True} if too_large else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
     training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     # without donated buffers a graph can be walked backward more than once, as timing backward alone does
     with torch._functorch.config.patch(donated_buffer=False) if training else contextlib.nullcontext():
-        out = compiled()(q, k, v, block_mask=blocks, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        out = compiled()(
+            q, k, v, block_mask=blocks, scale=scale, enable_gqa=q.shape[1] != k.shape[1], kernel_options=options
+        )
     return out.transpose(1, 2)
 
 

@@ -62,7 +62,7 @@ def _device(config: pytest.Config) -> str:
         if why_not:
             run_of(config).notes.append(f"timed on the CPU by the host's clock: {why_not}")
         else:
-            _refuse_busy(config)
+            _take(config)
         config.stash[DEVICE] = "cpu" if why_not else "cuda"
     return config.stash[DEVICE]
 
@@ -75,11 +75,15 @@ def _without_cuda() -> str | None:
     return cuda.available()
 
 
-def _refuse_busy(config: pytest.Config) -> None:
-    """Ask before anything of this process is on the GPU: in a container it might not recognise itself afterwards."""
+def _take(config: pytest.Config) -> None:
+    """Take the GPU for this process, unless others compute on it.
+
+    They are asked for before this process does anything there: in a container it might not know itself afterwards.
+    """
     from perfgate import cuda
 
     others = cuda.busy()
     if others and not config.getoption("perf_allow_busy"):
         pytest.exit(f"the GPU is busy: {'; '.join(others)}. Wait, or give --perf-allow-busy", Exit.UNFIT)
     run_of(config).notes.extend(f"timed although {other}" for other in others)
+    cuda.use_one_stream()

@@ -165,6 +165,9 @@ def _remarks(results: Results) -> list[Section]:
 
 def _within(limit: int, parts: Sequence[Section]) -> str:
     """The parts one below the other, each as long as the room allows that the heads of the later ones leave."""
+    everything = "".join(_joined(part, part.lines) for part in parts).rstrip("\n") + "\n"
+    if len(everything.encode()) <= limit:
+        return everything
     said = "{} of {} {} left out: they would not fit into {:,} bytes.\n"
     least = [len((_joined(p, []) + said.format(10**9, 10**9, p.noun, limit)).encode()) for p in parts]
     whole = len(parts)

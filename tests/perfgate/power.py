@@ -1,0 +1,34 @@
+"""A matrix product that draws more power than a GPU may, with rests and without: ``python -m tests.perfgate.power``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import torch
+
+from perfgate.clock import Budget
+from perfgate.cuda import DUTY, CudaClock, use_one_stream
+
+N = 8192
+LONG = Budget(half_width=1e-9, max_seconds=2.0, max_samples=5000)
+
+
+def main() -> None:
+    """Print median, relative standard deviation and telemetry of both."""
+    use_one_stream()
+    a, b = (torch.randn(N, N, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    found = {}
+    for name, duty in {"rested": DUTY, "restless": 1.0}.items():
+        samples = CudaClock(LONG, duty=duty).measure(torch.mm, [(a, b)])
+        seconds = samples.seconds
+        found[name] = {
+            "seconds": samples.median,
+            "deviation": statistics.stdev(seconds) / samples.median,
+            **{key: samples.counters.get(key, 0.0) for key in ("sm_hz", "watts", "throttle_reasons")},
+        }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Kernels of a graph before and after work on another stream: ``python -m tests.perfgate.streams``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from perfgate.clock import Budget
+from perfgate.cuda import CudaClock, use_one_stream
+
+
+def main() -> None:
+    """Print how long the shortest kernel takes, and what the clock says of it."""
+    use_one_stream()
+    clock = CudaClock(Budget(max_seconds=0.1))
+    x = torch.zeros(1024, device="cuda")
+
+    def measure() -> dict[str, Any]:
+        samples = clock.measure(lambda: x + 1)
+        said = [note for note in samples.notes if "kernels start later" in note]
+        return {"shortest": samples.counters["shortest_kernel_seconds"], "said": said}
+
+    before = measure()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(1000):
+            torch.zeros(1024, device="cuda").add_(1)
+    torch.cuda.synchronize()
+    print(json.dumps({"before": before, "after": measure()}))
+
+
+if __name__ == "__main__":
+    main()
