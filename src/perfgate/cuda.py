@@ -1,7 +1,7 @@
 """The clock of a CUDA device: events around calls that one CUDA graph replays.
 
     graph:   | flush L2 | event | call(set 0) call(set 1) ... call(set k-1) | event |  next window ...
-                          `------------- one window, at least 100 us -------'
+                          `------------- one window, at least 250 us -------'
     sample = (event - event) / k
 
 - A window holds k calls on k input sets, so every call finds the L2 cold although the flush is not timed: each set is
@@ -12,7 +12,7 @@
 - The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`).
 - Nothing is subtracted: the cost of a window's events is in it, small beside its length.
 - All work goes to one stream. Some dozens of kernels on a second one, and from then on every kernel of every graph of
-  the process starts a third of a microsecond later (seen on an H200). `use_one_stream` makes that stream the current
+  the process starts a fraction of a microsecond later (seen on an H200). `use_one_stream` makes that stream the current
   one for good, so that a test's own work goes there too; `_shortest` notices what went elsewhere.
 
 This module and `windows` are all of perfgate that imports torch, and only where a CUDA device is wanted.
@@ -43,10 +43,8 @@ __all__ = ["OUT_OF_MEMORY", "CudaClock", "available", "busy", "ceilings", "envir
 
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
 
-WINDOW = 100e-6
-"""Least length of a timed window in seconds."""
-SHORT = 20e-6
-"""Calls of fewer seconds get windows of twice the length, so that a window's events are 0.1 us a call and less."""
+WINDOW = 250e-6
+"""Least length of a timed window in seconds: its events cost about a microsecond, less than 1 % of it."""
 MAX_SETS = 128
 MIN_SETS = 4
 SETS_SHARE = 0.1
@@ -56,7 +54,7 @@ STEADY = 0.005
 WARMUP_BOUND = 1.0
 """Seconds of work after which warm-up ends, steady or not."""
 DUTY = 0.5
-"""Share of the time in which the device works. An H200 kept its full clock at 0.6 with each kernel tried."""
+"""Share of the time in which the device works: what it draws in the mean stays far below its power limit."""
 READING = 0.02
 """Seconds of work during which the driver is asked for its telemetry."""
 SLOWER_STARTS = 1.1
@@ -262,7 +260,7 @@ class CudaClock:
         self, seconds: float, first: tuple[Any, ...], inputs: Inputs, l2: str, bytes_a_set: int
     ) -> tuple[tuple[tuple[tuple[Any, ...], ...], ...], int]:
         """The argument tuples of each window, and how many windows make one sample, for a call that takes `seconds`."""
-        needed = max(1, math.ceil((2 if seconds < SHORT else 1) * WINDOW / seconds))
+        needed = max(1, math.ceil(WINDOW / seconds))
         if callable(inputs):
             memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             room = max(1, int(SETS_SHARE * memory) // max(bytes_a_set, 1))

@@ -81,10 +81,7 @@ class Run:
             )
 
     def suspicious(self, record: Record, rule: Rule) -> bool:
-        """Whether what was timed so far would be called regressed: it is then timed again.
-
-        A GPU at its power limit lowers its clock for moments at a time, longer than a case's samples take.
-        """
+        """Whether what was timed so far would be called regressed: it is then timed again."""
         old = self.baseline.records.get(record.case.name) if self.baseline else None
         if self.baseline is None or old is None:
             return False

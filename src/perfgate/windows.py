@@ -33,8 +33,8 @@ class Pace:
     """Rests after each piece of work, so that the device works for no more than a share of the time.
 
     At work all the time, a GPU whose kernels draw more power than its limit lowers its clock, overshoots, and hunts for
-    the right one for seconds: the same kernel then takes 5 to 10 % longer, now more, now less. With rests of a few
-    milliseconds the mean stays below the limit, and every piece runs at the full clock.
+    the right one for seconds: the same kernel then takes longer, now more, now less. With rests of a few milliseconds
+    the mean stays below the limit, and every piece runs at the full clock.
 
     Args:
         duty: That share, above 0 and at most 1, which is no rest.

@@ -55,21 +55,30 @@ KERNELS: dict[str, tuple[Callable[..., object], Make]] = {
 
 
 def durations(flush: Callable[[], object], call: Callable[..., object], make: Make, sets: int) -> list[float]:
-    """Seconds of the kernel in each of many calls, a flush of the L2 before every round over the input sets."""
+    """Seconds of the kernel in each of many calls, a flush of the L2 before every round over the input sets.
+
+    The device rests as it does when the clock times it: at its power limit it would be slower.
+    """
     from torch.profiler import ProfilerActivity, profile
 
+    from perfgate.cuda import DUTY
+    from perfgate.windows import Pace
+
+    pace = Pace(DUTY)
     inputs = [make(i) for i in range(sets)]
     rounds = -(-200 // sets)
     for _ in range(rounds):  # as warm as the clock's own
-        for args in inputs:
-            call(*args)
-    torch.cuda.synchronize()
+        with pace.piece():
+            for args in inputs:
+                call(*args)
+            torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(rounds):
-            flush()
-            kept = [call(*args) for args in inputs]  # every call writes to memory of its own, as in the clock's graph
-        torch.cuda.synchronize()
-        del kept
+            with pace.piece():
+                flush()
+                kept = [call(*args) for args in inputs]  # each writes to memory of its own, as in the clock's graph
+                torch.cuda.synchronize()
+                del kept
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
