@@ -1,22 +1,25 @@
 """A clock times a call on a device and gives samples.
 
-All that perfgate asks of hardware is `Clock`, a protocol of one method. Here are the clock of the host and a fake
-one for tests; the clock of a CUDA device is in `perfgate.cuda`. Nothing here imports torch or pytest.
+All that perfgate asks of hardware is `Clock`, of which one method is to be written. Here are those of the host and a
+fake one for tests; the clock of a CUDA device is in `perfgate.cuda`. Nothing here imports torch or pytest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from perfgate.stats import median_half_width, quantile
 
-__all__ = ["Budget", "Clock", "FakeClock", "HostClock", "Inputs", "MeasureError", "Method", "Samples"]
+__all__ = ["Budget", "Clock", "FakeClock", "HostClock", "Inputs", "MeasureError", "Method", "Prepared", "Samples"]
 
 Inputs = Sequence[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
 """Argument tuples for the call, each at addresses of its own; or a function that makes the i-th, for a clock to call as
@@ -146,16 +149,11 @@ class Budget:
         return False, width, None
 
 
-class Clock(Protocol):
-    """Times a callable on one device. All that perfgate asks of hardware."""
+class Prepared(Protocol):
+    """A call that is ready to be timed."""
 
-    def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
-        """Time ``call(*inputs[i])``, the input sets taken in turn.
-
-        Args:
-            call: What to time. Its result is ignored.
-            inputs: Argument tuples, or what makes them; taken in turn.
-            l2: ``"cold"`` or ``"warm"``: what the device's last cache holds before a call, where the clock has a say.
+    def time(self) -> Samples:
+        """Time it, as often as this is called.
 
         Raises:
             MeasureError: If the durations would not be honest.
@@ -163,7 +161,29 @@ class Clock(Protocol):
         ...
 
 
-class HostClock:
+class Clock(Protocol):
+    """Times a callable on one device. All that perfgate asks of hardware: a clock inherits from this and prepares."""
+
+    @abstractmethod
+    def prepare(
+        self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold"
+    ) -> AbstractContextManager[Prepared]:
+        """Make ``call(*inputs[i])`` ready to be timed; on exit whatever that took is given back.
+
+        Args:
+            call: What to time. Its result is ignored.
+            inputs: Argument tuples, or what makes them; taken in turn.
+            l2: ``"cold"`` or ``"warm"``: what the device's last cache holds before a call, where the clock has a say.
+        """
+        ...
+
+    def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
+        """Prepare a call and time it once; arguments and errors are those of `prepare` and `Prepared.time`."""
+        with self.prepare(call, inputs, l2=l2) as prepared:
+            return prepared.time()
+
+
+class HostClock(Clock):
     """The host's monotonic clock, a call at a time: for work on the CPU.
 
     Args:
@@ -175,16 +195,39 @@ class HostClock:
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
 
-    def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
-        """Time one call after the other; the caches are as the previous call left them, whatever ``l2`` asks for."""
+    @contextlib.contextmanager
+    def prepare(
+        self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold"
+    ) -> Iterator[HostPrepared]:
+        """Calls run one after the other; the caches are as the previous call left them, whatever ``l2`` asks for."""
         sets = [inputs(0)] if callable(inputs) else list(inputs)
         if not sets:
             raise ValueError(NO_INPUTS)
-        turns = itertools.cycle(sets)
+        yield HostPrepared(call, sets, self.budget, self.VERSION)
+
+
+class HostPrepared:
+    """A call that the host's clock is to time.
+
+    Args:
+        call: The call.
+        sets: Its input sets.
+        budget: When to stop.
+        version: Of the method.
+    """
+
+    def __init__(
+        self, call: Callable[..., object], sets: Sequence[tuple[Any, ...]], budget: Budget, version: int
+    ) -> None:
+        self._call, self._sets, self._budget, self._version = call, sets, budget, version
+
+    def time(self) -> Samples:
+        """Warm up, then time one call after the other."""
+        call, turns = self._call, itertools.cycle(self._sets)
         start = time.perf_counter()
         while True:
             call(*next(turns))
-            if time.perf_counter() - start >= self.budget.warmup_seconds:
+            if time.perf_counter() - start >= self._budget.warmup_seconds:
                 break
         seconds: list[float] = []
         start = time.perf_counter()
@@ -194,17 +237,17 @@ class HostClock:
             call(*args)
             end = time.perf_counter()
             seconds.append(end - begin)
-            done, width, note = self.budget.enough(seconds, end - start)
+            done, width, note = self._budget.enough(seconds, end - start)
             if done:
                 return Samples(
                     seconds=tuple(seconds),
-                    method=Method(clock="host", version=self.VERSION),
-                    counters={"half_width": width, "input_sets": float(len(sets))},
+                    method=Method(clock="host", version=self._version),
+                    counters={"half_width": width, "input_sets": float(len(self._sets))},
                     notes=(note,) if note else (),
                 )
 
 
-class FakeClock:
+class FakeClock(Clock):
     """Calls once and invents the durations: for tests of suites, plugins and gates.
 
     Args:
@@ -229,15 +272,29 @@ class FakeClock:
         self._seconds, self._noise, self._process, self._n = seconds, noise, process, n
         self._random = random.Random(seed)
 
-    def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
-        """Call once with the first input set and return normally distributed durations."""
+    @contextlib.contextmanager
+    def prepare(
+        self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold"
+    ) -> Iterator[FakePrepared]:
+        """Call once with the first input set, for normally distributed durations."""
         if not callable(inputs) and not inputs:
             raise ValueError(NO_INPUTS)
         result = call(*(inputs(0) if callable(inputs) else inputs[0]))
         centre = self._seconds(result) if callable(self._seconds) else self._seconds
         centre *= 1 + self._process
-        return Samples(
-            seconds=tuple(abs(centre * (1 + self._noise * self._random.gauss(0, 1))) for _ in range(self._n)),
-            method=Method(clock="fake", l2=l2, version=self.VERSION),
-            counters={"peak_bytes": 1024.0},
-        )
+
+        def draw() -> Samples:
+            return Samples(
+                seconds=tuple(abs(centre * (1 + self._noise * self._random.gauss(0, 1))) for _ in range(self._n)),
+                method=Method(clock="fake", l2=l2, version=self.VERSION),
+                counters={"peak_bytes": 1024.0},
+            )
+
+        yield FakePrepared(draw)
+
+
+@dataclass(frozen=True, slots=True)
+class FakePrepared:
+    """What gives a fake clock's durations."""
+
+    time: Callable[[], Samples]

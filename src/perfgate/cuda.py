@@ -1,25 +1,29 @@
 """The clock of a CUDA device: events around calls that one CUDA graph replays.
 
     graph:   | flush L2 | event | call(set 0) call(set 1) ... call(set k-1) | event |  next window ...
-                          `------------- one window, at least 250 us -------'
+                          `------------- one window, at least 100 us -------'
     sample = (event - event) / k
 
 - A window holds k calls on k input sets, so every call finds the L2 cold although the flush is not timed: each set is
   touched once after a flush. Measured against CUPTI this is true; the difference between graphs with and without the
   flush is not (the flush hides part of the next kernel's launch), and a window for each call puts its events in each.
+- The first call after a flush also finds instructions and address translations gone, and pays for the window's events;
+  each later one overlaps a little with the end of the one before. With four calls a window, more only where four are
+  shorter than 100 us, the two come to less than 1 % together; a call of a millisecond needs no company.
 - Graph replay removes launch gaps. A call that cannot be captured is queued behind a blocking kernel instead; one that
   synchronises with the host is timed as it is. `Method.launch` tells which.
 - The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`).
 - Nothing is subtracted: the cost of a window's events is in it, small beside its length.
 - All work goes to one stream. Some dozens of kernels on a second one, and from then on every kernel of every graph of
   the process starts a fraction of a microsecond later (seen on an H200). `use_one_stream` makes that stream the current
-  one for good, so that a test's own work goes there too; `_shortest` notices what went elsewhere.
+  one for good, so that a test's own work goes there too; `CudaClock.shortest` notices what went elsewhere.
 
 This module and `windows` are all of perfgate that imports torch, and only where a CUDA device is wanted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import itertools
@@ -28,13 +32,13 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from perfgate import nvml
-from perfgate.clock import Budget, Inputs, MeasureError, Method, Samples
+from perfgate.clock import Budget, Clock, Inputs, MeasureError, Method, Samples
 from perfgate.environment import Environment
 from perfgate.guard import Guard
 from perfgate.windows import GraphRounds, Pace, Plan, QueueRounds, Rounds, capture, elapsed
@@ -43,8 +47,11 @@ __all__ = ["OUT_OF_MEMORY", "CudaClock", "available", "busy", "ceilings", "envir
 
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
 
-WINDOW = 250e-6
-"""Least length of a timed window in seconds: its events cost about a microsecond, less than 1 % of it."""
+WINDOW = 100e-6
+"""Least length of a timed window in seconds."""
+CALLS = 4
+"""Calls a window at least, as long as they take less than `LONG_WINDOW`."""
+LONG_WINDOW = 1e-3
 MAX_SETS = 128
 MIN_SETS = 4
 SETS_SHARE = 0.1
@@ -132,7 +139,7 @@ def ceilings(clock: CudaClock) -> dict[str, float]:
     return found
 
 
-class CudaClock:
+class CudaClock(Clock):
     """Times calls on the current CUDA device; see the module's description.
 
     Args:
@@ -151,12 +158,14 @@ class CudaClock:
         self._probe: GraphRounds | None = None
         self._first_start = 0.0
 
-    def measure(self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold") -> Samples:
-        """Time ``call(*inputs[i])``; it runs on a stream of the clock's, several times before the first sample.
+    @contextlib.contextmanager
+    def prepare(
+        self, call: Callable[..., object], inputs: Inputs = ((),), *, l2: str = "cold"
+    ) -> Iterator[CudaPrepared]:
+        """Make ``call(*inputs[i])`` ready; it runs on a stream of the clock's, several times before the first sample.
 
         Raises:
-            MeasureError: If a call compiles, tunes or takes device memory from the driver inside a timed window, or
-                does nothing on the device.
+            MeasureError: If the call does nothing on the device.
             ValueError: If ``l2`` is neither ``"cold"`` nor ``"warm"``, or there is no input set.
             torch.OutOfMemoryError: If the device's memory does not suffice.
         """
@@ -168,12 +177,16 @@ class CudaClock:
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._stream):
-                return self._measure(call, inputs, l2)
+                prepared = self._prepare(call, inputs, l2)
+                try:
+                    yield prepared
+                finally:
+                    prepared.close()
         finally:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # a graph's private pool would else stay and squeeze the next case
 
-    def _measure(self, call: Callable[..., object], inputs: Inputs, l2: str) -> Samples:
+    def _prepare(self, call: Callable[..., object], inputs: Inputs, l2: str) -> CudaPrepared:
         first, set_bytes = self._first_set(inputs)
         peak, result_bytes = self._peak(call, first)
         seconds = self._duration(call, first)
@@ -182,26 +195,16 @@ class CudaClock:
         for args in itertools.chain.from_iterable(windows):
             call(*args)  # whatever is done once for an input set is done here
         rounds, notes = self._rounds(call, plan)
-        notes += self._warm_up(rounds)
-        shortest, slower = self._shortest()
-        notes += slower
         if joined > 1 and plan.calls == 1 and l2 == "cold":
             notes += ("one input set only: each call has a window of its own and carries the cost of its events",)
-        with Guard(getattr(call, "__qualname__", repr(call)), torch):
-            samples, counters, more = self._sample(rounds)
-        return Samples(
-            seconds=tuple(samples),
-            method=Method(clock="cuda-events", l2=l2, launch=rounds.launch, version=self.VERSION),
-            counters={
-                **counters,
-                "peak_bytes": float(peak),
-                "shortest_kernel_seconds": shortest,
-                "calls_per_window": float(plan.calls),
-                "windows_per_sample": float(joined),
-                "input_sets": float(len({id(args) for window in windows for args in window})),
-            },
-            notes=(*notes, *more),
-        )
+        counters = {
+            "peak_bytes": float(peak),
+            "calls_per_window": float(plan.calls),
+            "windows_per_sample": float(joined),
+            "input_sets": float(len({id(args) for window in windows for args in window})),
+        }
+        method = Method(clock="cuda-events", l2=l2, launch=rounds.launch, version=self.VERSION)
+        return CudaPrepared(self, rounds, method, counters, notes, getattr(call, "__qualname__", repr(call)))
 
     def _rounds(self, call: Callable[..., object], plan: Plan) -> tuple[Rounds, tuple[str, ...]]:
         """What plays the plan, and why it is no graph if it is none."""
@@ -217,7 +220,7 @@ class CudaClock:
         torch.cuda.empty_cache()
         return QueueRounds(call, plan, self._pace), (f"not replayed from a graph: {why}",)
 
-    def _shortest(self) -> tuple[float, tuple[str, ...]]:
+    def shortest(self) -> tuple[float, tuple[str, ...]]:
         """Seconds of a kernel that does next to nothing, and what must be said if it took fewer at first."""
         if self._probe is None:
             x = torch.zeros(1, device="cuda")
@@ -260,7 +263,7 @@ class CudaClock:
         self, seconds: float, first: tuple[Any, ...], inputs: Inputs, l2: str, bytes_a_set: int
     ) -> tuple[tuple[tuple[tuple[Any, ...], ...], ...], int]:
         """The argument tuples of each window, and how many windows make one sample, for a call that takes `seconds`."""
-        needed = max(1, math.ceil(WINDOW / seconds))
+        needed = max(math.ceil(WINDOW / seconds), min(CALLS, math.ceil(LONG_WINDOW / seconds)))
         if callable(inputs):
             memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             room = max(1, int(SETS_SHARE * memory) // max(bytes_a_set, 1))
@@ -306,18 +309,67 @@ class CudaClock:
         del results
         return seconds
 
+
+class CudaPrepared:
+    """A call that is ready to be timed, as often as is wanted, until it is closed.
+
+    Args:
+        clock: Whose budget and pace hold.
+        rounds: What plays the call.
+        method: How it is timed.
+        counters: What is known of the call already.
+        notes: What must be said of it.
+        culprit: Its name.
+    """
+
+    def __init__(
+        self,
+        clock: CudaClock,
+        rounds: Rounds,
+        method: Method,
+        counters: dict[str, float],
+        notes: tuple[str, ...],
+        culprit: str,
+    ) -> None:
+        self._clock, self._budget = clock, clock.budget
+        self._rounds: Rounds | None = rounds
+        self._method, self._counters, self._notes, self._culprit = method, counters, notes, culprit
+
+    def time(self) -> Samples:
+        """Warm up until steady, then take samples.
+
+        Raises:
+            MeasureError: If the call compiles, tunes or takes device memory from the driver inside a timed window.
+        """
+        if self._rounds is None:
+            raise MeasureError(f"{self._culprit} was closed and can be timed no more: prepare it again")
+        unsteady = self._warm_up(self._rounds)
+        shortest, slower = self._clock.shortest()
+        with Guard(self._culprit, torch):
+            seconds, counters, said = self._sample(self._rounds)
+        return Samples(
+            seconds=tuple(seconds),
+            method=self._method,
+            counters={**counters, **self._counters, "shortest_kernel_seconds": shortest},
+            notes=(*self._notes, *unsteady, *slower, *said),
+        )
+
+    def close(self) -> None:
+        """Let go of the graphs, and with them of the memory that they hold."""
+        self._rounds = None
+
     def _warm_up(self, rounds: Rounds) -> tuple[str, ...]:
         """Keep the device busy until its speed is steady; return what must be said of it."""
-        start, previous = self._pace.worked, math.inf
+        start, previous = rounds.pace.worked, math.inf
         while True:
             block: list[float] = []
-            begin = self._pace.worked
-            while self._pace.worked - begin < self.budget.warmup_seconds / 3:
+            begin = rounds.pace.worked
+            while rounds.pace.worked - begin < self._budget.warmup_seconds / 3:
                 block += rounds.run()
             median = statistics.median(block)
             moved, previous = abs(median / previous - 1), median
-            worked = self._pace.worked - start
-            if worked < self.budget.warmup_seconds:
+            worked = rounds.pace.worked - start
+            if worked < self._budget.warmup_seconds:
                 continue
             if moved <= STEADY:
                 return ()
@@ -332,7 +384,7 @@ class CudaClock:
         start = time.perf_counter()
         while True:
             seconds += rounds.run()
-            done, width, bound = self.budget.enough(seconds, time.perf_counter() - start)
+            done, width, bound = self._budget.enough(seconds, time.perf_counter() - start)
             if done:
                 break
         late = rounds.late
