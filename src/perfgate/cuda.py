@@ -8,8 +8,8 @@
   touched once after a flush. Measured against CUPTI this is true; the difference between graphs with and without the
   flush is not (the flush hides part of the next kernel's launch), and a window for each call puts its events in each.
 - The first call after a flush also finds instructions and address translations gone, and pays for the window's events;
-  each later one overlaps a little with the end of the one before. With four calls a window, more only where four are
-  shorter than 100 us, the two come to less than 1 % together; a call of a millisecond needs no company.
+  each later one overlaps a little with the end of the one before. In windows of 200 us, or of five calls where that is
+  less, the two come to less than 1 % together; a call of 200 us needs no company.
 - Graph replay removes launch gaps. A call that cannot be captured is queued behind a blocking kernel instead; one that
   synchronises with the host is timed as it is. `Method.launch` tells which.
 - The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`).
@@ -49,9 +49,9 @@ OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
 
 WINDOW = 100e-6
 """Least length of a timed window in seconds."""
-CALLS = 4
-"""Calls a window at least, as long as they take less than `LONG_WINDOW`."""
-LONG_WINDOW = 1e-3
+CALLS = 5
+"""Calls a window at least, as long as fewer are shorter than `COMPANY`."""
+COMPANY = 200e-6
 MAX_SETS = 128
 MIN_SETS = 4
 SETS_SHARE = 0.1
@@ -62,8 +62,6 @@ WARMUP_BOUND = 1.0
 """Seconds of work after which warm-up ends, steady or not."""
 DUTY = 0.5
 """Share of the time in which the device works: what it draws in the mean stays far below its power limit."""
-READING = 0.02
-"""Seconds of work during which the driver is asked for its telemetry."""
 SLOWER_STARTS = 1.1
 """Times as long as at first that the shortest kernel may take before it is said."""
 
@@ -263,7 +261,7 @@ class CudaClock(Clock):
         self, seconds: float, first: tuple[Any, ...], inputs: Inputs, l2: str, bytes_a_set: int
     ) -> tuple[tuple[tuple[tuple[Any, ...], ...], ...], int]:
         """The argument tuples of each window, and how many windows make one sample, for a call that takes `seconds`."""
-        needed = max(math.ceil(WINDOW / seconds), min(CALLS, math.ceil(LONG_WINDOW / seconds)))
+        needed = max(math.ceil(WINDOW / seconds), min(CALLS, math.ceil(COMPANY / seconds)))
         if callable(inputs):
             memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             room = max(1, int(SETS_SHARE * memory) // max(bytes_a_set, 1))
@@ -406,10 +404,8 @@ def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
 
 def _reading(rounds: Rounds) -> dict[str, float]:
     """The driver's telemetry while the device works."""
-    with rounds.pace.piece():
-        rounds.queue(READING)
-        reading = nvml.telemetry(_uuid())
-        torch.cuda.synchronize()
+    reading: dict[str, float] = {}
+    rounds.run(lambda: reading.update(nvml.telemetry(_uuid())))
     return reading
 
 

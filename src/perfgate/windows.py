@@ -25,8 +25,6 @@ BLOCKING_HZ = 2.0e9
 """`torch.cuda._sleep` counts SM cycles; no SM runs faster than this, so the sleep is never too short."""
 LONGEST_BLOCK = 0.2
 FIRST_BLOCK = 1e-3
-QUEUED_CALLS = 100
-"""No more calls than this are queued to keep the device busy: each takes the host some microseconds."""
 
 
 class Pace:
@@ -104,12 +102,8 @@ class Rounds(Protocol):
     late: int
     pace: Pace
 
-    def run(self) -> list[float]:
-        """Return further samples, of graphs one of each of the plan's."""
-        ...
-
-    def queue(self, seconds: float) -> None:
-        """Give the device work for about this long, and do not wait for it."""
+    def run(self, meanwhile: Callable[[], object] = lambda: None) -> list[float]:
+        """Return further samples; `meanwhile` is called once, while the device works."""
         ...
 
 
@@ -139,35 +133,33 @@ class GraphRounds:
                 end.record()
                 del results
                 pairs.append((begin, end))
-        return _Graph(graph, tuple(pairs))
+        return _Graph(graph, tuple(pairs), torch.cuda.Event())
 
-    def run(self) -> list[float]:
+    def run(self, meanwhile: Callable[[], object] = lambda: None) -> list[float]:
         """See `Rounds`."""
         seconds: list[float] = []
-        for graph in self._graphs:
+        for i, graph in enumerate(self._graphs):
             with self.pace.piece():
-                seconds += graph.play()
+                graph.replay()
+                if i == 0:
+                    meanwhile()
+                seconds += graph.seconds()
         return self._plan.samples(seconds)
-
-    def queue(self, seconds: float) -> None:
-        """See `Rounds`."""
-        a_round = len(self._plan.windows) * self._plan.calls * self._plan.seconds
-        for _ in range(min(QUEUED_CALLS, math.ceil(seconds / a_round))):
-            for graph in self._graphs:
-                graph.graph.replay()
 
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
     graph: Any
     pairs: tuple[tuple[Any, Any], ...]
+    done: Any
 
-    def play(self) -> list[float]:
-        """Seconds of each window."""
+    def replay(self) -> None:
         self.graph.replay()
-        done = torch.cuda.Event()
-        done.record()  # the graph's own events show its last replay until this one reaches them
-        done.synchronize()
+        self.done.record()  # the graph's own events show its last replay until this one reaches them
+
+    def seconds(self) -> list[float]:
+        """Of each window, once the device is there."""
+        self.done.synchronize()
         return [float(begin.elapsed_time(end)) / 1e3 for begin, end in self.pairs]
 
 
@@ -186,22 +178,15 @@ class QueueRounds:
             self.launch = "direct"  # the call waits for the device, so its work cannot be queued
         self.late = 0
 
-    def run(self) -> list[float]:
+    def run(self, meanwhile: Callable[[], object] = lambda: None) -> list[float]:
         """See `Rounds`."""
         seconds = []
-        for _ in range(self._plan.joined):
+        for i in range(self._plan.joined):
             with self.pace.piece():
-                seconds.append(self._window(next(self._windows)))
+                seconds.append(self._window(next(self._windows), meanwhile if i == 0 else lambda: None))
         return self._plan.samples(seconds)
 
-    def queue(self, seconds: float) -> None:
-        """See `Rounds`."""
-        window = self._plan.windows[0]
-        calls = min(QUEUED_CALLS, math.ceil(seconds / self._plan.seconds))
-        for args in itertools.islice(itertools.cycle(window), calls):
-            self._call(*args)
-
-    def _window(self, window: tuple[tuple[Any, ...], ...]) -> float:
+    def _window(self, window: tuple[tuple[Any, ...], ...], meanwhile: Callable[[], object]) -> float:
         begin, end = _event(), _event()
         self._plan.prepare(self._call, window)
         if self.launch == "queue":
@@ -212,6 +197,7 @@ class QueueRounds:
         queued = time.perf_counter() - start
         late = begin.query()
         end.record()
+        meanwhile()
         end.synchronize()
         del results
         if self.launch == "queue":

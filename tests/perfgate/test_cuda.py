@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from perfgate import cuda  # noqa: E402 - after the check for a device
 from perfgate.clock import Budget, MeasureError  # noqa: E402
 from tests.perfgate.cupti import KERNELS, softmax, tensors  # noqa: E402
 
+PROCESSES = 3
+"""Of the clock and of CUPTI: where memory came to lie moves either by some tenths of a per cent."""
 POWER_CAP = 0x4
 """NVML's clock event reason for a GPU at its power limit."""
 
@@ -54,19 +57,19 @@ def alone(pytestconfig: pytest.Config) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def measured(alone: Callable[..., Found]) -> Found:
-    return alone("cupti", "clock")
+def measured(alone: Callable[..., Found]) -> list[Found]:
+    return [alone("cupti", "clock") for _ in range(PROCESSES)]
 
 
 @pytest.fixture(scope="module")
-def cupti(alone: Callable[..., Found], measured: Found) -> Found:
-    return alone("cupti", "profiler", given=measured)
+def cupti(alone: Callable[..., Found], measured: list[Found]) -> list[Found]:
+    return [alone("cupti", "profiler", given=found) for found in measured]
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_durations_agree_with_cupti(name: str, measured: Found, cupti: Found) -> None:
+def test_durations_agree_with_cupti(name: str, measured: list[Found], cupti: list[Found]) -> None:
     """Within 1 % for kernels of 20 us and more, within 0.3 us below."""
-    ours, truth = measured[name]["seconds"], cupti[name]["seconds"]
+    ours, truth = (statistics.median(found[name]["seconds"] for found in them) for them in (measured, cupti))
     print(f"{name}: {ours * 1e6:.3f} us, CUPTI {truth * 1e6:.3f} us, {ours / truth - 1:+.2%}")
     allowed = 0.01 * truth if truth >= 20e-6 else 0.3e-6
     assert abs(ours - truth) <= allowed, f"{ours * 1e6:.3f} us against CUPTI's {truth * 1e6:.3f} us"

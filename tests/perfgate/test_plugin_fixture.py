@@ -97,6 +97,7 @@ def test_a_wrong_result_is_never_timed(suite: Suite) -> None:
         def test_one(gpu_benchmark):
             gpu_benchmark(lambda: 1, check=equals_two)
         """,
+        "--perf-device=cpu",
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["E       assert 1 == 2"])
@@ -185,7 +186,9 @@ def test_what_cannot_be_timed_honestly_fails_with_one_line(suite: Suite) -> None
             return Strict()
         """
     )
-    result = one(suite, "def test_one(gpu_benchmark):\n    gpu_benchmark(lambda: 1.0, name='one')", "-rN")
+    result = one(
+        suite, "def test_one(gpu_benchmark):\n    gpu_benchmark(lambda: 1.0, name='one')", "-rN", "--perf-device=cpu"
+    )
     result.assert_outcomes(failed=1)
     assert "one: inside a timed window: triton compiled a kernel. Do this before" in result.outlines
     assert "Traceback" not in result.stdout.str()
