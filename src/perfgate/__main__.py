@@ -152,12 +152,12 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
         unfit = baseline.spread(merged.records.values(), allowed=options.visible / 100)
         if unfit:
             return _refuse("no baseline:\n    " + "\n    ".join(unfit), Exit.UNFIT)
-        directory = options.storage / merged.environment.key / preflight.machine_id()
+        directory = options.storage / merged.environment.key / preflight.machine_id(document["machine_info"])
         path = baseline.write(document, directory, options.label)
     except BaselineError as error:
         return _refuse(f"no baseline: {error}", Exit.REFUSED)
     memory = f", {len(merged.out_of_memory)} out of memory" if merged.out_of_memory else ""
-    print(f"{path}: {len(merged.records)} cases in {merged.processes} processes{memory}")
+    print(f"{path}: {len(merged.records)} cases in {merged.processes} process{'' if merged.processes == 1 else 'es'}{memory}")
     return Exit.OK
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pytest_benchmark import utils
 
@@ -44,10 +45,18 @@ def storage_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
-def machine_id() -> str:
-    """pytest-benchmark's name of the directory for this operating system and Python."""
+def machine_id(measured: Mapping[str, Any] | None = None) -> str:
+    """pytest-benchmark's name of the directory for this operating system and Python.
+
+    Args:
+        measured: What pytest-benchmark saved of another machine, to have the name of that one.
+    """
     make: Callable[[], str] = utils.get_machine_id  # it has no types
-    return make()
+    here = make()
+    if measured is None or not {"system", "python_implementation", "python_version"} <= measured.keys():
+        return here
+    version = ".".join(measured["python_version"].split(".")[:2])
+    return f"{measured['system']}-{measured['python_implementation']}-{version}-{here.rpartition('-')[2]}"
 
 
 def compared(storage: Path, machine: str, wanted: str | bool) -> list[Path]:

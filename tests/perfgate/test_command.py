@@ -128,6 +128,17 @@ def test_numbers_are_taken_one_after_the_other(suite: Suite, files: list[str]) -
     assert [path.name for path in written(suite)] == ["0001_default.json", "0002_default.json"]
 
 
+def test_what_another_python_measured_is_filed_where_that_one_looks_for_it(suite: Suite, files: list[str]) -> None:
+    there = {"system": "Linux", "python_implementation": "CPython", "python_version": "3.99.1"}
+    for name in files:
+        document = suite.document(name)
+        document["machine_info"].update(there)
+        (suite.path / name).write_text(json.dumps(document))
+    assert main(["baseline", "--from", *files]) == Exit.OK
+    (path,) = written(suite)
+    assert path.parent.name.startswith("Linux-CPython-3.99-")
+
+
 def test_an_interrupt_leaves_nothing_but_the_processes_files(suite: Suite) -> None:
     suite.write(
         test_speed="""
