@@ -157,7 +157,9 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
     except BaselineError as error:
         return _refuse(f"no baseline: {error}", Exit.REFUSED)
     memory = f", {len(merged.out_of_memory)} out of memory" if merged.out_of_memory else ""
-    print(f"{path}: {len(merged.records)} cases in {merged.processes} process{'' if merged.processes == 1 else 'es'}{memory}")
+    print(
+        f"{path}: {len(merged.records)} cases in {merged.processes} process{'' if merged.processes == 1 else 'es'}{memory}"
+    )
     return Exit.OK
 
 
