@@ -157,9 +157,8 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
     except BaselineError as error:
         return _refuse(f"no baseline: {error}", Exit.REFUSED)
     memory = f", {len(merged.out_of_memory)} out of memory" if merged.out_of_memory else ""
-    print(
-        f"{path}: {len(merged.records)} cases in {merged.processes} process{'' if merged.processes == 1 else 'es'}{memory}"
-    )
+    processes = f"{merged.processes} process{'' if merged.processes == 1 else 'es'}"
+    print(f"{path}: {len(merged.records)} cases in {processes}{memory}")
     return Exit.OK
 
 

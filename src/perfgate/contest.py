@@ -1,7 +1,7 @@
 """Base against head on one GPU: what was seen of two revisions that were visited in turn.
 
-    block  = fresh processes of both sides; every case visited, A B B A or B A A B
-    visit  = one side times one case once
+block  = fresh processes of both sides; every case visited, A B B A or B A A B
+visit  = one side times one case once
 """
 
 from __future__ import annotations
