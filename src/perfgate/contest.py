@@ -61,8 +61,8 @@ class ContestRule:
     screen_p: float = 0.10
     screen_effect: float = 0.004
     screen_blocks: int = 2
-    confirm_blocks: int = 8
-    most_suspects: int = 24
+    confirm_blocks: int = 10
+    most_suspects: int = 20
     shift_limit: float = 0.01
     disagreement_limit: float = 0.005
     clock_limit: float = 0.005
@@ -208,7 +208,8 @@ def _threshold(estimate: Estimate, band: float, rule: ContestRule) -> float:
 
 def _picked(screen: Contrasts, rule: ContestRule) -> list[str]:
     """All that is suspicious: three slower cases, a faster one, and so on, until either ends."""
-    slower, faster = [], []
+    slower: list[tuple[float, str]] = []
+    faster: list[tuple[float, str]] = []
     for name, case in screen.seen.items():
         estimate = screen.estimate(name)
         if abs(estimate.d) >= _threshold(estimate, case.band, rule):

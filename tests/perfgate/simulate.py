@@ -67,10 +67,12 @@ class Kernel:
     Attributes:
         seconds: Its median in base.
         sd: Relative sd between processes.
+        mode: Every other process is slower by this, relative.
     """
 
     seconds: float = 1e-3
     sd: float = 0.003
+    mode: float = 0.0
 
 
 def kernels(rng: random.Random, n: int = 168) -> dict[str, Kernel]:
@@ -120,7 +122,10 @@ def contest_blocks(
         shared = {side: gauss(0, common) for side in sides.values()}
         seen = {}
         for name, case in cases.items():
-            centre = {side: case.seconds * math.exp(shared[side] + gauss(0, case.sd)) for side in sides.values()}
+            centre = {
+                side: case.seconds * math.exp(shared[side] + gauss(0, case.sd) + case.mode * (rng.random() < 0.5))
+                for side in sides.values()
+            }
             centre["head"] *= ratios.get(name, 1.0)
             seen[name] = tuple(
                 Visit(
