@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perfgate.accept import Acceptance
 from perfgate.baseline import Baseline
 from perfgate.environment import Environment
 from perfgate.gate import Outcome, decide
@@ -43,6 +44,7 @@ class Run:
         reached: Those of them that were begun.
         skipped: Those of them that were skipped; each gave a reason.
         baseline: What this run is compared with, if it is.
+        accepted: Slowdowns that somebody accepted, as the file beside that baseline has them.
         baseline_nodes: Node id by the name of the baseline's case.
         exitstatus: What pytest makes of the tests.
         lost: Why results could not be kept, if so.
@@ -60,6 +62,7 @@ class Run:
     reached: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
     baseline: Baseline | None = None
+    accepted: tuple[Acceptance, ...] = ()
     baseline_nodes: dict[str, str] = field(default_factory=dict)
     exitstatus: int = 0
     lost: str | None = None
@@ -192,6 +195,7 @@ class Run:
             out_of_memory=self.out_of_memory,
             strict=strict,
             rule=rule,
+            accepted=self.accepted,
         )
 
     def results(self, outcome: Outcome | None) -> Results | None:

@@ -20,7 +20,7 @@ from perfgate.case import Case
 from perfgate.clock import Clock, Inputs, MeasureError
 from perfgate.gate import Exit, Outcome
 from perfgate.journal import JournalError
-from perfgate.plugin.fixture import TIMER, GpuBenchmark
+from perfgate.plugin.fixture import TIMER, GpuBenchmark, errors_of
 from perfgate.plugin.state import disabled, environment_of, idle, processes, run_of
 from perfgate.plugin.storage import Storage
 from perfgate.record import Record
@@ -98,11 +98,13 @@ class Session:
         self._benchmarks[request.node.nodeid] = benchmark
         return GpuBenchmark(self, request.node, benchmark)
 
-    def check(self, case: Case, check: Callable[[T], object], result: T) -> None:
-        """Check a result; a check that takes more memory than there is says nothing of the case and fails the test."""
+    def check(self, case: Case, check: Callable[[T], object], result: T) -> dict[str, float]:
+        """Check a result, and return the errors that the check found.
+
+        A check that takes more memory than there is says nothing of the case and fails the test.
+        """
         try:
-            check(result)
-            return
+            return errors_of(case, check(result))
         except _out_of_memory() as error:
             sentence = f"{case.name}: its check ran out of memory: {_first_line(error)}"
         pytest.fail(sentence, pytrace=False)
