@@ -5,10 +5,10 @@
        "date": "2026-01-31", "baseline": "0001_default.json"}]}
 
 An entry holds for the one baseline that it names: of a renewed one it is stale, which is said, and does nothing. What
-it accepts is no longer red and stands in every report. A case that got slower still is red again: it is judged as if
-the baseline were slower by what was accepted, so it is accepted no longer once its interval lies above
+it accepts is no longer red and stands in every report. A case that got slower still is red again: it is judged by the
+rule of its quantity as if the baseline were slower by what was accepted. Of time that is
 
-    accepted ratio · (1 + floor)
+    interval above accepted ratio · (1 + floor)
 """
 
 from __future__ import annotations
@@ -157,11 +157,18 @@ def settle(
 
 
 def _settled(verdict: Verdict, entry: Acceptance) -> Verdict:
-    if verdict.low is None or verdict.floor is None:  # it did not fit into memory, or was exact: no ratio covers that
-        return replace(verdict, reason=f"{verdict.reason}; more than {entry}")
-    if verdict.low > entry.ratio * (1 + verdict.floor):
-        return replace(verdict, reason=f"{verdict.reason}; more than {entry}")
-    return replace(verdict, state=State.ACCEPTED, reason=f"{verdict.reason}; {entry}")
+    if _covers(entry, verdict):
+        return replace(verdict, state=State.ACCEPTED, reason=f"{verdict.reason}; {entry}")
+    return replace(verdict, reason=f"{verdict.reason}; more than {entry}")
+
+
+def _covers(entry: Acceptance, verdict: Verdict) -> bool:
+    if verdict.ratio is None or verdict.low is None or verdict.floor is None:
+        return False  # it did not fit into memory, or was exact: no ratio says by how much
+    beyond = entry.ratio * (1 + verdict.floor)
+    if verdict.quantity is Quantity.TIME:
+        return verdict.low <= beyond
+    return verdict.ratio <= beyond or verdict.low <= entry.ratio
 
 
 def add_command(commands: Any) -> None:

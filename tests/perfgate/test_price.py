@@ -155,20 +155,18 @@ def test_an_error_is_a_finite_number_that_is_not_negative(error: object) -> None
 
 
 @pytest.mark.parametrize("sd", [0.0, 0.005, 0.02, 0.1])
-@pytest.mark.parametrize("processes", [1, 2, 5])
+@pytest.mark.parametrize("processes", [2, 5])
 def test_unchanged_accuracy_is_hardly_ever_called(sd: float, processes: int) -> None:
-    # 0.05 % to each side is what the interval leaves; where the sd is below what is assumed, the floor leaves nothing
-    if processes == 1 and sd > 0.02:
-        pytest.skip("one process knows nothing of a noise larger than is assumed")
+    # the interval leaves 0.05 % on each side, and the floor nothing where the sd is small beside it
     draw = random.Random(f"{sd} {processes}")
     called = 0
     for _ in range(4000):
         one, other = ([draw.gauss(1, sd) for _ in range(n)] for n in (1, processes))
         called += State.REGRESSED in states(price.judge(wrong(*one), wrong(*other))).values()
-    assert called <= (0 if sd < 0.01 else 8 if processes > 1 else 200)
+    assert called <= (0 if sd < 0.01 else 8)
 
 
-@pytest.mark.parametrize(("sd", "growth", "share"), [(0.0, 1.06, 1.0), (0.005, 1.08, 0.99), (0.02, 1.3, 0.9)])
+@pytest.mark.parametrize(("sd", "growth", "share"), [(0.0, 1.06, 1.0), (0.005, 1.1, 0.95), (0.02, 1.5, 0.95)])
 def test_growth_of_an_error_is_found(sd: float, growth: float, share: float) -> None:
     draw = random.Random(f"{sd} {growth}")
     found = 0
@@ -188,9 +186,8 @@ def test_a_case_that_got_less_accurate_fails_the_run_although_it_is_no_slower(no
 
 
 def test_heat_excuses_no_memory() -> None:
-    hot = counted(4e9)
-    hot = replace(
-        hot, processes=tuple(replace(s, counters={**s.counters, "throttle_reasons": 64.0}) for s in hot.processes)
-    )
+    cool = counted(4e9)
+    (samples,) = cool.processes
+    hot = replace(cool, processes=(replace(samples, counters={**samples.counters, "throttle_reasons": 64.0}),))
     before = Baseline(environment=H200, records={"x": counted(2e9)})
     assert decide({"x": hot}, before).exit is Exit.REGRESSED
