@@ -64,7 +64,8 @@ def test_an_error_that_is_no_finite_number_fails_the_test(suite: Suite, error: s
 
 def test_an_error_that_is_no_finite_number_fails_the_test_also_without_pytest_benchmark(suite: Suite) -> None:
     suite.write(test_speed=CHECKED)
-    suite.run("-p", "no:benchmark", "test_speed.py", ERROR="nan").assert_outcomes(passed=2, failed=1)
+    suite.pytester.makeconftest("import pytest\n@pytest.fixture\ndef seconds():\n    return 1e-3")
+    suite.spawn("-p", "no:benchmark", ERROR="nan").assert_outcomes(passed=2, failed=1)
 
 
 def test_a_call_whose_memory_grew_fails_the_run_and_only_memory_is_named(
@@ -91,7 +92,7 @@ def test_a_call_whose_memory_grew_fails_the_run_and_only_memory_is_named(
         """
     )
     suite.pytester.syspathinsert()
-    result = suite.run("-p", "larger", "--benchmark-compare", "test_speed.py::test_speed[b]")
+    result = suite.run("-p", "larger", "test_speed.py::test_speed[b]", "--benchmark-compare")
     assert result.ret == Exit.REGRESSED
     result.stdout.fnmatch_lines(
         ["speed/b regressed in memory: peak memory 33,554,432 B now, 16,777,216 B in the baseline (+100.0 %)"]
