@@ -10,7 +10,7 @@ A run knows node ids and case names as text, and nothing of pytest; `perfgate.pl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from perfgate.accept import Acceptance
 from perfgate.baseline import Baseline
 from perfgate.environment import Environment
 from perfgate.gate import Outcome, decide
-from perfgate.journal import Journal, JournalError
+from perfgate.journal import Contents, Journal, JournalError
 from perfgate.record import Record
 from perfgate.report.rows import Results
 from perfgate.verdict import Noise, Rule, State, judge
@@ -110,6 +110,9 @@ class Run:
         record = self._measured.pop(node, None)
         if record is None:
             return
+        self._keep(record, node)
+
+    def _keep(self, record: Record, node: str) -> None:
         self._write(lambda journal: journal.add(record, node))
         self.records[record.case.name] = record
 
@@ -197,6 +200,27 @@ class Run:
             rule=rule,
             accepted=self.accepted,
         )
+
+    def confirm(self, fresh: Contents, cases: Collection[str]) -> list[str]:
+        """Add what a fresh process timed to these cases, and return those that it has nothing comparable of.
+
+        Raises:
+            JournalError: As `finish`.
+        """
+        if self.environment is None or fresh.environment.key != self.environment.key:
+            return list(cases)
+        without = []
+        for case in cases:
+            here, there = self.records[case], fresh.records.get(case)
+            if there is None or there.method != here.method:
+                without.append(case)
+                continue
+            self._keep(Record(case=here.case, processes=(*here.processes, *there.processes)), self.node(case))
+        return without
+
+    def node(self, case: str) -> str:
+        """The node id of the test that times this case."""
+        return self._claims[case]
 
     def results(self, outcome: Outcome | None) -> Results | None:
         """What there is to report, or None if no test was begun that was to time something."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from perfgate import confirm
 from perfgate.case import Case
 from perfgate.clock import Clock, Inputs, MeasureError
 from perfgate.gate import Exit, Outcome
@@ -26,7 +27,7 @@ from perfgate.plugin.storage import Storage
 from perfgate.record import Record
 from perfgate.replay import ReplayClock
 from perfgate.report import terminal
-from perfgate.verdict import Rule
+from perfgate.verdict import Quantity, Rule, State
 
 __all__ = ["Session"]
 
@@ -210,18 +211,71 @@ class Session:
             self.run.forget(node)
         if self.run.selected:
             self._storage.guard_saving()
+        self._confirm()
         try:
             return (yield)
         finally:
             self._conclude(session)
 
-    def _conclude(self, session: pytest.Session) -> None:
-        if self.run.reached and not idle(self.config) and self.config.getoption("benchmark_compare"):
-            self._outcome = self.run.judge(
-                rule=self._rule,
-                strict=self.config.getoption("perf_strict"),
-                gone=self._gone,
+    def _judge(self) -> Outcome | None:
+        if not self.run.reached or idle(self.config) or not self.config.getoption("benchmark_compare"):
+            return None
+        return self.run.judge(rule=self._rule, strict=self.config.getoption("perf_strict"), gone=self._gone)
+
+    def _confirm(self) -> None:
+        """Time what would be called slower again in fresh processes, before anything is saved or called."""
+        again, outcome = self.config.getoption("perf_confirm"), self._judge()
+        if not again or outcome is None or self.run.lost is not None or self.run.exitstatus not in (0, 1):
+            return
+        slower = [v.case for v in outcome.verdicts if v.state is State.REGRESSED and v.quantity is Quantity.TIME]
+        slower = [case for case in slower if case in self.run.records]
+        cases = slower[: confirm.MOST]
+        if not cases:
+            return
+        if len(slower) > len(cases):
+            self.run.notes.append(
+                f"{len(slower)} cases looked slower: the {len(cases)} slowest were timed again in fresh processes, "
+                "the others were not"
             )
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        self._clock = None  # with the memory that it holds
+        gc.collect()
+        for i in range(again):
+            if reporter is not None:
+                reporter.write_line("")
+                what = f"{len(cases)} case{'' if len(cases) == 1 else 's'}"
+                reporter.write(f"perfgate: {what} looked slower, timed again in fresh process {i + 1} of {again}")
+            try:
+                if not self._in_a_fresh_process(cases):
+                    break
+            except KeyboardInterrupt:
+                self.run.notes.append("interrupted while what looked slower was timed again: not all of it was")
+                break
+
+    def _in_a_fresh_process(self, cases: list[str]) -> bool:
+        """Add another process's samples to these cases; False if there is no use in a further one."""
+        config, params = self.config, self.config.invocation_params
+        options = confirm.arguments([str(a) for a in params.args], config.option.file_or_dir)
+        nodes = [str(config.rootpath / self.run.node(case)) for case in cases]
+        try:
+            fresh = confirm.process(
+                [*options, f"--rootdir={config.rootpath}"],
+                nodes,
+                directory=self.run.journal_path.absolute().with_suffix(".fresh"),
+                cwd=params.dir,
+            )
+            without = self.run.confirm(fresh, cases)
+        except (confirm.Unconfirmed, JournalError) as error:
+            self.run.notes.append(f"what looked slower was not timed again: {error}")
+            return False
+        if without:
+            self.run.notes.append(f"a fresh process had nothing comparable of {', '.join(without)}")
+        for case in cases:
+            self._benchmarks[self.run.node(case)].extra_info["perfgate"] = self.run.records[case].to_json()
+        return True
+
+    def _conclude(self, session: pytest.Session) -> None:
+        self._outcome = self._judge()
         self.run.close()
         if self._refused_parallel:
             session.exitstatus = Exit.USAGE
