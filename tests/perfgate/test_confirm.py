@@ -92,9 +92,7 @@ def test_a_fresh_process_that_fails_excuses_nothing(unlucky: Suite) -> None:
     result = unlucky.run("--benchmark-compare", "--perf-confirm=2", UNLUCKY="1", SLOW="b")
     assert result.ret == Exit.REGRESSED
     assert processes(unlucky) == 2
-    result.stdout.fnmatch_lines(
-        ["note: what looked slower was not timed again: a fresh process timed nothing (*): see *"]
-    )
+    result.stdout.fnmatch_lines(["note: what looked slower was not timed again: * timed nothing (*): see *"])
     (log,) = unlucky.path.glob(".perfgate/*.fresh/fresh.log")
     assert "AssertionError" in log.read_text()
 

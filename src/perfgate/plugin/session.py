@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 
 import pytest
 
-from perfgate import confirm
 from perfgate.case import Case
 from perfgate.clock import Clock, Inputs, MeasureError
 from perfgate.gate import Exit, Outcome
 from perfgate.journal import JournalError
+from perfgate.plugin import again
 from perfgate.plugin.fixture import TIMER, GpuBenchmark, errors_of
 from perfgate.plugin.state import disabled, environment_of, idle, processes, run_of
 from perfgate.plugin.storage import Storage
 from perfgate.record import Record
 from perfgate.replay import ReplayClock
 from perfgate.report import terminal
-from perfgate.verdict import Quantity, Rule, State
+from perfgate.verdict import Rule
 
 __all__ = ["Session"]
 
@@ -224,55 +224,10 @@ class Session:
 
     def _confirm(self) -> None:
         """Time what would be called slower again in fresh processes, before anything is saved or called."""
-        again, outcome = self.config.getoption("perf_confirm"), self._judge()
-        if not again or outcome is None or self.run.lost is not None or self.run.exitstatus not in (0, 1):
-            return
-        slower = [v.case for v in outcome.verdicts if v.state is State.REGRESSED and v.quantity is Quantity.TIME]
-        slower = [case for case in slower if case in self.run.records]
-        cases = slower[: confirm.MOST]
-        if not cases:
-            return
-        if len(slower) > len(cases):
-            self.run.notes.append(
-                f"{len(slower)} cases looked slower: the {len(cases)} slowest were timed again in fresh processes, "
-                "the others were not"
-            )
-        reporter = self.config.pluginmanager.getplugin("terminalreporter")
-        self._clock = None  # with the memory that it holds
-        gc.collect()
-        for i in range(again):
-            if reporter is not None:
-                reporter.write_line("")
-                what = f"{len(cases)} case{'' if len(cases) == 1 else 's'}"
-                reporter.write(f"perfgate: {what} looked slower, timed again in fresh process {i + 1} of {again}")
-            try:
-                if not self._in_a_fresh_process(cases):
-                    break
-            except KeyboardInterrupt:
-                self.run.notes.append("interrupted while what looked slower was timed again: not all of it was")
-                break
-
-    def _in_a_fresh_process(self, cases: list[str]) -> bool:
-        """Add another process's samples to these cases; False if there is no use in a further one."""
-        config, params = self.config, self.config.invocation_params
-        options = confirm.arguments([str(a) for a in params.args], config.option.file_or_dir)
-        nodes = [str(config.rootpath / self.run.node(case)) for case in cases]
-        try:
-            fresh = confirm.process(
-                [*options, f"--rootdir={config.rootpath}"],
-                nodes,
-                directory=self.run.journal_path.absolute().with_suffix(".fresh"),
-                cwd=params.dir,
-            )
-            without = self.run.confirm(fresh, cases)
-        except (confirm.Unconfirmed, JournalError) as error:
-            self.run.notes.append(f"what looked slower was not timed again: {error}")
-            return False
-        if without:
-            self.run.notes.append(f"a fresh process had nothing comparable of {', '.join(without)}")
-        for case in cases:
-            self._benchmarks[self.run.node(case)].extra_info["perfgate"] = self.run.records[case].to_json()
-        return True
+        outcome = self._judge()
+        if outcome is not None and self.run.exitstatus in (0, 1):
+            self._clock = None  # with the memory that it holds
+            again.confirm(self.config, outcome, self._benchmarks)
 
     def _conclude(self, session: pytest.Session) -> None:
         self._outcome = self._judge()
