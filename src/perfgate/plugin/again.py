@@ -67,8 +67,7 @@ def _process(config: pytest.Config, cases: Sequence[str]) -> Contents:
 def _say(config: pytest.Config, what: str) -> None:
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None:
-        reporter.ensure_newline()
-        reporter.write_line(f"perfgate: {what}")
+        reporter.write_line(f"\nperfgate: {what}")  # dots may stand on the line
 
 
 def _cases(n: int) -> str:
