@@ -43,10 +43,11 @@ def time_attention(gpu_benchmark: GpuBenchmark, contest: Contest, name: str, pas
             return q, k, v
         return (forward(q, k, v), (q, k, v), dout) if pass_ == "bwd" else (q, k, v, dout)
 
-    def check(_: object) -> None:
+    def check(_: object) -> dict[str, float]:
         found = parity(way, problem, device, pass_)
         if not found.ok:
             pytest.fail(f"{name} is wrong at {problem.name}: {'; '.join(found.failures)}", pytrace=False)
+        return found.errors
 
     calls = {"fwd": forward, "bwd": backward, "fwd+bwd": both}
     gpu_benchmark(

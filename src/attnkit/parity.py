@@ -92,6 +92,14 @@ class Parity:
         """Whether nothing is wrong."""
         return not self.failures
 
+    @property
+    def errors(self) -> dict[str, float]:
+        """Mean absolute error of each tensor, over all the heads that were compared; they are of one size."""
+        means: dict[str, list[float]] = {}
+        for comparison in self.comparisons:
+            means.setdefault(comparison.name, []).append(comparison.mean_error)
+        return {name: math.fsum(found) / len(found) for name, found in means.items()}
+
 
 def compare(
     name: str,

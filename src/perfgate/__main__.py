@@ -1,4 +1,7 @@
-"""The command line: ``perfgate baseline`` measures and files a baseline, ``perfgate report`` writes what files hold."""
+"""The command line: ``perfgate baseline`` measures and files a baseline, ``perfgate report`` writes what files hold.
+
+And ``perfgate accept`` lets a case be slower than its baseline, with the reason.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perfgate import baseline, journal, preflight, recording
+from perfgate import accept, baseline, journal, preflight, recording
 from perfgate.baseline import BaselineError
 from perfgate.gate import Exit, decide
 from perfgate.journal import JournalError
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "baseline":
             return _baseline(options, [*options.paths, *pytest_arguments])
-        return _report(options)
+        return accept.command(options) if options.command == "accept" else _report(options)
     except (BaselineError, JournalError) as error:
         return _refuse(str(error), Exit.REFUSED)
     except (ValueError, OSError, ImportError) as error:
@@ -93,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--along", metavar="PATTERN", help=r"fields that change along x without another panel, e.g. 'b\d+'"
     )
+    accept.add_command(commands)
     return parser
 
 
@@ -171,9 +175,10 @@ def _report(options: argparse.Namespace) -> int:
         raise ValueError(f"a picture shows one file, got {len(options.files)}")
     axis = Axis(pattern=options.axis, label=options.label, along=options.along) if options.axis else None
     against = baseline.read(options.against) if options.against else None
+    accepted = accept.read(options.against) if options.against else ()
     if options.pivot_only and not (axis and options.format == "markdown"):
         raise ValueError("--pivot-only is for --format markdown with an --axis: give both")
-    results = [_results(path, against) for path in options.files]
+    results = [_results(path, against, accepted) for path in options.files]
     shown = [result.select(options.select) if options.select else result for result in results]
     write = functools.partial(markdown.render, full=False) if options.pivot_only else FORMATS[options.format]
     text = "\n".join(write(result, axis) for result in shown)
@@ -186,7 +191,7 @@ def _report(options: argparse.Namespace) -> int:
     return max((result.outcome.exit for result in results if result.outcome), default=Exit.OK)
 
 
-def _results(path: Path, against: baseline.Baseline | None) -> Results:
+def _results(path: Path, against: baseline.Baseline | None, accepted: Sequence[accept.Acceptance] = ()) -> Results:
     """What a file holds, judged if there is something to judge it against."""
     notes: list[str] = []
     absent: Mapping[str, str] = {}
@@ -202,7 +207,7 @@ def _results(path: Path, against: baseline.Baseline | None) -> Results:
     outcome = None
     if against is not None:
         notes += baseline.check_comparable(against, found.environment)
-        outcome = decide(found.records, against, out_of_memory=found.out_of_memory)
+        outcome = decide(found.records, against, out_of_memory=found.out_of_memory, accepted=accepted)
     return Results.of(
         found.records,
         found.environment,

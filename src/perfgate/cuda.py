@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.metadata
 import itertools
 import math
@@ -244,12 +245,19 @@ class CudaClock(Clock):
         """Bytes that a call needs at its peak beyond what was there, and bytes that its result keeps."""
         call(*args)
         torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        result = call(*args)
-        torch.cuda.synchronize()
-        peak, kept = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
-        del result
+        gc.collect()  # what a collection during the call would free would be missing from its peak
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            result = call(*args)
+            torch.cuda.synchronize()
+            peak, kept = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
+            del result
+        finally:
+            if collecting:
+                gc.enable()
         return peak, max(kept, 0)
 
     def _windows(

@@ -5,14 +5,15 @@ Knows nothing of pytest or of files. Whatever cannot be vouched for is not green
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from perfgate import nvml
+from perfgate import accept, nvml, price
+from perfgate.accept import Acceptance
 from perfgate.baseline import Baseline
 from perfgate.record import Record
-from perfgate.verdict import Noise, Rule, State, Verdict, judge
+from perfgate.verdict import Noise, Quantity, Rule, State, Verdict
 
 __all__ = ["Exit", "Outcome", "decide"]
 
@@ -33,12 +34,15 @@ class Exit(IntEnum):
     """The device is busy or slowed down for heat; or the processes of what was to be a baseline disagree."""
     LOST = 13
     """What was measured could not be kept, e.g. because the disk is full."""
+    UNRESOLVED = 14
+    """It cannot be said of every case whether it got slower, and that was asked to fail."""
 
 
 WORST_FIRST = (
     State.REGRESSED,
     State.REFUSED,
     State.MISSING,
+    State.ACCEPTED,
     State.UNRESOLVED,
     State.NEW,
     State.IMPROVED,
@@ -54,11 +58,13 @@ class Outcome:
         verdicts: Worst first; the slowest ratio first within a state.
         exit: The exit code.
         sentences: What must be said, a line each.
+        notes: What must be said of slowdowns that somebody accepted, beside the verdicts.
     """
 
     verdicts: tuple[Verdict, ...]
     exit: Exit
     sentences: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def decide(
@@ -69,13 +75,15 @@ def decide(
     out_of_memory: Mapping[str, str] | None = None,
     strict: bool = False,
     rule: Rule | None = None,
+    accepted: Sequence[Acceptance] = (),
 ) -> Outcome:
     """Judge every case and give the run its exit code.
 
-    The worst thing found gives the code: a regression (it is certain, and whoever reads this can act on it), then a
-    refusal, then a comparison with nothing in it, then, if `strict`, cases new or missing. A run that was to be
-    compared and shares no case with its baseline is `Exit.INCOMPLETE`, strict or not: a gate that looked at nothing is
-    not green. Without a baseline nothing is compared, every case is new, and only `strict` makes that fail.
+    The worst thing found gives the code: a regression (it is certain, and whoever reads this can act on it), of time,
+    memory or accuracy alike, then a refusal, then heat, then a comparison with nothing in it, then, if `strict`, cases
+    new or missing, then, if `strict`, cases unresolved. A run that was to be compared and shares no case with its
+    baseline is `Exit.INCOMPLETE`, strict or not: a gate that looked at nothing is not green. Without a baseline nothing
+    is compared, every case is new, and only `strict` makes that fail. A regression that was accepted fails nothing.
 
     Args:
         new: Records by case name.
@@ -83,18 +91,19 @@ def decide(
         selected: The cases this run was meant to measure, None for all of the baseline's. What is not among them is
             deselected, not missing.
         out_of_memory: Reasons by name of the cases that did not fit. What fitted in the baseline has regressed.
-        strict: Whether cases new or missing fail the run.
+        strict: Whether cases new, missing or unresolved fail the run.
         rule: Floor, confidence and session; the default rule if None.
+        accepted: Slowdowns that somebody accepted, of whatever baseline.
     """
     rule, lost = rule or Rule(), out_of_memory or {}
     before = baseline.records if baseline else {}
     known = {**before, **baseline.out_of_memory} if baseline else {}
     noise = Noise.of(before.values())
-    verdicts = [
-        judge(record, before[name], rule, noise) if name in before else _first_time(name, baseline)
-        for name, record in new.items()
-        if name not in lost
-    ]
+    verdicts: list[Verdict] = []
+    for name, record in new.items():
+        if name not in lost:
+            known_case = name in before
+            verdicts += price.assess(record, before[name], rule, noise) if known_case else [_first_time(name, baseline)]
     verdicts, hot = _without_heat(verdicts, new)
     verdicts += [_did_not_fit(name, reason, baseline) for name, reason in lost.items()]
     verdicts += [
@@ -102,11 +111,13 @@ def decide(
         for name in known
         if name not in new and name not in lost and (selected is None or name in selected)
     ]
+    verdicts, notes = accept.settle(verdicts, accepted, baseline.path.name if baseline and baseline.path else None)
     verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
     return Outcome(
         verdicts=tuple(verdicts),
         exit=_exit(verdicts, baseline, strict, hot),
         sentences=tuple(_sentences(verdicts, baseline, hot)),
+        notes=tuple(notes),
     )
 
 
@@ -115,7 +126,7 @@ def _without_heat(verdicts: list[Verdict], new: Mapping[str, Record]) -> tuple[l
     kept, hot = [], []
     for verdict in verdicts:
         slowed = any(nvml.hot(samples.counters) for samples in new[verdict.case].processes)
-        if verdict.state is State.REGRESSED and slowed:
+        if verdict.state is State.REGRESSED and verdict.quantity is Quantity.TIME and slowed:
             reason = f"{verdict.reason}, but the GPU slowed down for heat while it was timed"
             verdict = replace(verdict, state=State.UNRESOLVED, reason=reason)
             hot.append(verdict.case)
@@ -148,20 +159,24 @@ def _exit(verdicts: list[Verdict], baseline: Baseline | None, strict: bool, hot:
         return Exit.UNFIT
     if baseline and states <= {State.NEW, State.MISSING}:
         return Exit.INCOMPLETE
-    return Exit.INCOMPLETE if strict and states & {State.NEW, State.MISSING} else Exit.OK
+    if strict and states & {State.NEW, State.MISSING}:
+        return Exit.INCOMPLETE
+    return Exit.UNRESOLVED if strict and State.UNRESOLVED in states else Exit.OK
 
 
 def _sentences(verdicts: list[Verdict], baseline: Baseline | None, hot: list[str]) -> list[str]:
-    said = [str(v) for v in verdicts if v.state in (State.REGRESSED, State.REFUSED)]
+    said = [str(v) for v in verdicts if v.state in (State.REGRESSED, State.REFUSED, State.ACCEPTED)]
+    untold = (State.MISSING, State.UNRESOLVED)
+    said += [str(v) for v in verdicts if v.state in untold and v.quantity is not Quantity.TIME]
     if not baseline:
         return [*said, f"no baseline: {_cases(len(verdicts))} measured, none compared"]
     if all(v.state in (State.NEW, State.MISSING) for v in verdicts):
         said.append(f"nothing was compared: no case measured now is in {baseline.path or 'the baseline'}")
     for state, what in ((State.MISSING, "in the baseline, not measured now"), (State.NEW, "not in the baseline")):
-        names = [v.case for v in verdicts if v.state is state]
+        names = [v.case for v in verdicts if v.state is state and v.quantity is Quantity.TIME]
         if names:
             said.append(f"{_cases(len(names))} {what}: {', '.join(names)}")
-    open_ = [v for v in verdicts if v.state is State.UNRESOLVED]
+    open_ = [v for v in verdicts if v.state is State.UNRESOLVED and v.quantity is Quantity.TIME]
     if open_:
         worst = max((v.visible for v in open_ if v.visible is not None), default=None)
         least = f"; slowdowns up to {worst:.1%} may hide there" if worst is not None else ""

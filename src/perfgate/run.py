@@ -10,15 +10,16 @@ A run knows node ids and case names as text, and nothing of pytest; `perfgate.pl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perfgate.accept import Acceptance
 from perfgate.baseline import Baseline
 from perfgate.environment import Environment
 from perfgate.gate import Outcome, decide
-from perfgate.journal import Journal, JournalError
+from perfgate.journal import Contents, Journal, JournalError
 from perfgate.record import Record
 from perfgate.report.rows import Results
 from perfgate.verdict import Noise, Rule, State, judge
@@ -43,6 +44,7 @@ class Run:
         reached: Those of them that were begun.
         skipped: Those of them that were skipped; each gave a reason.
         baseline: What this run is compared with, if it is.
+        accepted: Slowdowns that somebody accepted, as the file beside that baseline has them.
         baseline_nodes: Node id by the name of the baseline's case.
         exitstatus: What pytest makes of the tests.
         lost: Why results could not be kept, if so.
@@ -60,6 +62,7 @@ class Run:
     reached: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
     baseline: Baseline | None = None
+    accepted: tuple[Acceptance, ...] = ()
     baseline_nodes: dict[str, str] = field(default_factory=dict)
     exitstatus: int = 0
     lost: str | None = None
@@ -107,6 +110,9 @@ class Run:
         record = self._measured.pop(node, None)
         if record is None:
             return
+        self._keep(record, node)
+
+    def _keep(self, record: Record, node: str) -> None:
         self._write(lambda journal: journal.add(record, node))
         self.records[record.case.name] = record
 
@@ -192,7 +198,29 @@ class Run:
             out_of_memory=self.out_of_memory,
             strict=strict,
             rule=rule,
+            accepted=self.accepted,
         )
+
+    def confirm(self, fresh: Contents, cases: Collection[str]) -> list[str]:
+        """Add what a fresh process timed to these cases, and return those that it has nothing comparable of.
+
+        Raises:
+            JournalError: As `finish`.
+        """
+        if self.environment is None or fresh.environment.key != self.environment.key:
+            return list(cases)
+        without = []
+        for case in cases:
+            here, there = self.records[case], fresh.records.get(case)
+            if there is None or there.method != here.method:
+                without.append(case)
+                continue
+            self._keep(Record(case=here.case, processes=(*here.processes, *there.processes)), self.node(case))
+        return without
+
+    def node(self, case: str) -> str:
+        """The node id of the test that times this case."""
+        return self._claims[case]
 
     def results(self, outcome: Outcome | None) -> Results | None:
         """What there is to report, or None if no test was begun that was to time something."""

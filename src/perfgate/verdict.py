@@ -37,7 +37,7 @@ from perfgate import stats
 from perfgate.clock import Samples
 from perfgate.record import Record
 
-__all__ = ["Noise", "Rule", "State", "Verdict", "judge", "visible"]
+__all__ = ["Noise", "Quantity", "Rule", "State", "Verdict", "judge", "visible"]
 
 ASSUMED = 0.021
 """Relative sd between processes where nothing was measured: the largest of ten kernels on an H200 (0.13 to 2.1 %)."""
@@ -53,6 +53,16 @@ class State(StrEnum):
     NEW = "new"
     MISSING = "missing"
     REFUSED = "refused"
+    ACCEPTED = "accepted"
+    """Regressed, and somebody said that it may be (`perfgate.accept`)."""
+
+
+class Quantity(StrEnum):
+    """What a verdict is about; that of time is this module's, the others are those of `perfgate.price`."""
+
+    TIME = "time"
+    MEMORY = "memory"
+    ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +136,9 @@ class Verdict:
     Attributes:
         case: The case's name.
         state: What can be said.
-        ratio: Duration now over duration in the baseline; None, as the next four, without a comparison.
+        quantity: Of what it is said. A case has one verdict of its time, and others only where they say something.
+        ratio: Duration (or bytes, or error) now over that in the baseline; None, as the next four, without a
+            comparison.
         low: Lower end of the interval.
         high: Upper end of the interval.
         floor: Relative change below which nothing is called.
@@ -136,6 +148,7 @@ class Verdict:
 
     case: str
     state: State
+    quantity: Quantity = Quantity.TIME
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
@@ -143,8 +156,13 @@ class Verdict:
     visible: float | None = None
     reason: str
 
+    @property
+    def what(self) -> str:
+        """The state, and of what: ``regressed``, ``regressed in memory``."""
+        return str(self.state) if self.quantity is Quantity.TIME else f"{self.state} in {self.quantity}"
+
     def __str__(self) -> str:
-        return f"{self.case} {self.state}: {self.reason}"
+        return f"{self.case} {self.what}: {self.reason}"
 
 
 def judge(new: Record, old: Record, rule: Rule, noise: Noise) -> Verdict:

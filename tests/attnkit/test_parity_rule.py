@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from attnkit import parity as rule
-from attnkit.parity import compare, parity
+from attnkit.parity import Comparison, Parity, compare, parity
 from attnkit.problem import DTYPES, Dtype, Mask, Problem
 from attnkit.variant import Attention, Variant
 
@@ -307,3 +307,10 @@ def test_the_rule_names_what_was_found_and_what_is_allowed() -> None:
         "out is off by 1 in the mean, allowed 0.25 (naive 0)",
     )
     assert (found.max_error, found.naive_max_error) == (1.0, 0.0)
+
+
+def test_the_errors_of_a_tensor_are_averaged_over_the_heads_that_were_compared() -> None:
+    def found(name: str, mean: float) -> Comparison:
+        return Comparison(name, 1.0, mean, 0.0, 0.0, ())
+
+    assert Parity((found("out", 1.0), found("dq", 5.0), found("out", 3.0))).errors == {"out": 2.0, "dq": 5.0}

@@ -99,7 +99,8 @@ class Suite:
             return self.pytester.runpytest_subprocess(*self._arguments(arguments), timeout=60)
 
     def _arguments(self, arguments: tuple[str, ...]) -> list[str]:
-        return [*plugin_arguments(), "-p", "no:cacheprovider", *arguments]
+        # a fresh process takes a second; the tests of that ask for it
+        return [*plugin_arguments(), "-p", "no:cacheprovider", "--perf-confirm=0", *arguments]
 
     def document(self, name: str = "out.json") -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self.path / name).read_text())

@@ -155,3 +155,10 @@ def test_every_case_has_one_verdict_and_nothing_missing_is_green_when_strict(
     outcome = decide(run(*now), baseline(*before), out_of_memory=dict.fromkeys(lost, "too large"), strict=True)
     assert sorted(v.case for v in outcome.verdicts) == sorted(before | now | lost)
     assert (outcome.exit is Exit.OK) == (bool(before) and before == now and not lost)
+
+
+def test_a_strict_run_fails_of_what_is_unresolved_after_all_that_is_worse() -> None:
+    new = run("a", "open", open=1.04)
+    assert decide(new, baseline("a", "open"), strict=True).exit is Exit.UNRESOLVED == 14
+    assert decide(new, baseline("a", "open", "gone"), strict=True).exit is Exit.INCOMPLETE
+    assert decide(new, baseline("a", "open", "gone")).exit is Exit.OK

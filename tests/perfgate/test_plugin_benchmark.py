@@ -66,8 +66,8 @@ def test_the_recorded_durations_are_the_measured_ones(mixed: Suite) -> None:
 def test_a_run_saved_beside_stock_timings_is_a_baseline(mixed: Suite) -> None:
     assert mixed.run("--benchmark-save=x").ret == 0
     result = mixed.run("--benchmark-compare", "--perf-strict")
-    assert result.ret == Exit.OK
-    result.stdout.fnmatch_lines(["*0 new, 0 missing"])
+    assert result.ret == Exit.UNRESOLVED  # one process knows nothing of the noise; but all is there
+    result.stdout.fnmatch_lines(["0 regressed, *3 unresolved, 0 new, 0 missing"])
 
 
 @pytest.mark.parametrize("option", ["--benchmark-save=x", "--benchmark-autosave"])

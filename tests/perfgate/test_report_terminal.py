@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from perfgate.environment import Environment
 from perfgate.record import Record
 from perfgate.report import FORMATS, Results, terminal
 from perfgate.report.columns import IMPORTANCE, columns
-from perfgate.verdict import State
+from perfgate.verdict import Quantity, State, Verdict
 from tests.perfgate.reported import CEILINGS, outcome, record, results, sweep, verdict
 
 SMALL = Work(flops=8e10, bytes=9e8, tokens=2048, dtype="bf16")
@@ -240,3 +241,19 @@ def test_columns_are_dropped_in_the_order_of_their_importance(suite: list[Record
 @pytest.mark.parametrize("name", ["text", "markdown"])
 def test_a_format_of_the_table_gives_text(name: str) -> None:
     assert "forward/flash/s4096" in FORMATS[name](example(), None)
+
+
+def test_accepted_cases_are_all_listed_and_a_case_has_one_row_whatever_else_is_said_of_it() -> None:
+    records = [record(f"c{i}", 1e-3) for i in range(30)]
+    verdicts = [verdict(f"c{i}", State.ACCEPTED, 1.05 + i / 100) for i in range(30)]
+    verdicts += [
+        Verdict(case="c1", state=State.REGRESSED, quantity=Quantity.MEMORY, reason="peak memory 2 B now, 1 B"),
+        Verdict(case="c2", state=State.IMPROVED, quantity=Quantity.ACCURACY, reason="mean error of out"),
+    ]
+    told = replace(outcome(verdicts), notes=("stale: what was accepted of c5 was ignored",))
+    lines = terminal.render(results(records, outcome=told), width=100)
+    assert sum(" accepted: " in line for line in lines) == 30
+    assert sum(line.startswith("c1 ") for line in lines) == 3  # its row, and two verdicts
+    assert "c1 regressed in memory: peak memory 2 B now, 1 B" in lines
+    assert any(line.endswith("30 accepted, 1 regressed in memory, 1 improved in accuracy") for line in lines)
+    assert "stale: what was accepted of c5 was ignored" in lines

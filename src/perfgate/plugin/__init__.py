@@ -9,7 +9,7 @@ A suite or another plugin changes what perfgate measures with by the three hooks
 reports by `absent(config, name, reason)`, or by the fixture `perf_absent`, and the summary says it once.
 
 Its modules: `options`; `device`, the default answers to the hooks; `fixture`, `gpu_benchmark`; `storage`, what is saved
-and compared; `session`, the hooks around the tests; `state`, what these share.
+and compared; `session`, the hooks around the tests; `again`, fresh processes at their end; `state`, what these share.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from perfgate import price
 from perfgate.case import Case, Work
 from perfgate.clock import Inputs
 from perfgate.replay import ReplayClock, hand_over
@@ -14,7 +15,7 @@ from perfgate.replay import ReplayClock, hand_over
 if TYPE_CHECKING:
     from perfgate.plugin.session import Session
 
-__all__ = ["TIMER", "GpuBenchmark", "WithoutBenchmark"]
+__all__ = ["TIMER", "GpuBenchmark", "WithoutBenchmark", "errors_of"]
 
 T = TypeVar("T")
 
@@ -58,7 +59,8 @@ class GpuBenchmark:
             group: Cases of one group are alternatives, and compared with the group's reference.
             reference: Whether this is the reference of its group.
             l2: ``"cold"`` or ``"warm"``: what the device's last cache holds before a call.
-            check: Gets a result before anything is timed, and raises if it is wrong.
+            check: Gets a result before anything is timed, and raises if it is wrong. It may return how wrong: a mapping
+                of names to errors, such as the mean absolute error of each tensor, which are kept and judged too.
 
         Raises:
             TypeError: If `inputs` is neither a sequence of tuples nor a function.
@@ -77,12 +79,11 @@ class GpuBenchmark:
         if self._benchmark.disabled:
             result: T = self._benchmark.pedantic(once)
             if check is not None:
-                check(result)
+                errors_of(case, check(result))
             return result
         self._session.run.claim(case.name, node)
-        if check is not None:
-            self._session.check(case, check, once())
-        record = self._session.measure(case, call, sets, l2)
+        errors = self._session.check(case, check, once()) if check is not None else {}
+        record = price.with_errors(self._session.measure(case, call, sets, l2), errors)
         if group is not None:
             self._benchmark.group = group
         self._benchmark.extra_info["perfgate"] = record.to_json()
@@ -108,10 +109,19 @@ class WithoutBenchmark:
             sets = input_sets(inputs, l2)
             result = call(*(sets(0) if callable(sets) else sets[0]))
             if check is not None:
-                check(result)
+                price.checked(check(result))
             return result
 
         return run
+
+
+def errors_of(case: Case, returned: object) -> dict[str, float]:
+    """The errors that a check returned; one that is no finite number fails the test."""
+    try:
+        return price.checked(returned)
+    except ValueError as error:
+        sentence = f"{case.name}: {error}"
+    pytest.fail(sentence, pytrace=False)
 
 
 def input_sets(inputs: Inputs | None, l2: str) -> Inputs:

@@ -27,7 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--perf-strict",
         action="store_true",
-        help=f"With --benchmark-compare: cases new or missing fail the run (exit code {Exit.INCOMPLETE:d}).",
+        help=f"With --benchmark-compare: cases new or missing fail the run (exit code {Exit.INCOMPLETE:d}), "
+        f"and cases of which it cannot be said whether they got slower ({Exit.UNRESOLVED:d}).",
+    )
+    group.addoption(
+        "--perf-confirm",
+        metavar="N",
+        type=_count,
+        default=2,
+        help="With --benchmark-compare: in how many fresh processes what looks slower is timed again before it is "
+        "called; 0 to believe this process. Default: %(default)s.",
     )
     group.addoption(
         "--perf-floor",
@@ -54,6 +63,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Time although another process computes on the GPU: to try things out, its numbers are not to be trusted.",
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of processes, 0 or more, got {text!r}")
+    return int(text)
 
 
 def _percent(text: str) -> float:

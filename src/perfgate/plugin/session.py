@@ -20,7 +20,8 @@ from perfgate.case import Case
 from perfgate.clock import Clock, Inputs, MeasureError
 from perfgate.gate import Exit, Outcome
 from perfgate.journal import JournalError
-from perfgate.plugin.fixture import TIMER, GpuBenchmark
+from perfgate.plugin import again
+from perfgate.plugin.fixture import TIMER, GpuBenchmark, errors_of
 from perfgate.plugin.state import disabled, environment_of, idle, processes, run_of
 from perfgate.plugin.storage import Storage
 from perfgate.record import Record
@@ -98,11 +99,13 @@ class Session:
         self._benchmarks[request.node.nodeid] = benchmark
         return GpuBenchmark(self, request.node, benchmark)
 
-    def check(self, case: Case, check: Callable[[T], object], result: T) -> None:
-        """Check a result; without the memory for it nothing is known of the case, and it is not timed."""
+    def check(self, case: Case, check: Callable[[T], object], result: T) -> dict[str, float]:
+        """Check a result, and return the errors that the check found.
+
+        Without the memory for a check nothing is known of the case, and it is not timed.
+        """
         try:
-            check(result)
-            return
+            return errors_of(case, check(result))
         except _out_of_memory() as error:
             sentence = f"{case.name} was not timed, for its check ran out of memory ({_first_line(error)}): check less"
         del result
@@ -210,18 +213,26 @@ class Session:
             self.run.forget(node)
         if self.run.selected:
             self._storage.guard_saving()
+        self._confirm()
         try:
             return (yield)
         finally:
             self._conclude(session)
 
+    def _judge(self) -> Outcome | None:
+        if not self.run.reached or idle(self.config) or not self.config.getoption("benchmark_compare"):
+            return None
+        return self.run.judge(rule=self._rule, strict=self.config.getoption("perf_strict"), gone=self._gone)
+
+    def _confirm(self) -> None:
+        """Time what would be called slower again in fresh processes, before anything is saved or called."""
+        outcome = self._judge()
+        if outcome is not None and self.run.exitstatus in (0, 1):
+            self._clock = None  # with the memory that it holds
+            again.confirm(self.config, outcome, self._benchmarks)
+
     def _conclude(self, session: pytest.Session) -> None:
-        if self.run.reached and not idle(self.config) and self.config.getoption("benchmark_compare"):
-            self._outcome = self.run.judge(
-                rule=self._rule,
-                strict=self.config.getoption("perf_strict"),
-                gone=self._gone,
-            )
+        self._outcome = self._judge()
         self.run.close()
         if self._refused_parallel:
             session.exitstatus = Exit.USAGE

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import pytest
 
-from perfgate import baseline, preflight
+from perfgate import accept, baseline, preflight
 from perfgate.baseline import BaselineError
 from perfgate.gate import Exit
 from perfgate.plugin.state import environment_of, idle, run_of
@@ -95,6 +95,7 @@ class Storage:
             self.run.notes.append(f"several files are compared with; the verdicts are against {path}")
         self.run.notes.extend(differences)
         self.run.baseline = found
+        self.run.accepted = accept.read(path)
         self.run.baseline_nodes = {
             benchmark["extra_info"]["perfgate"]["case"]["name"]: benchmark["fullname"]
             for benchmark in document["benchmarks"]

@@ -102,7 +102,7 @@ def _where(results: Results) -> Section:
 
 def _verdicts(results: Results) -> Section:
     table = [
-        f"| {v.state} | {_cell(v.case)} | {units.signed_percent(v.ratio)} | {_escape(v.reason)} |"
+        f"| {v.what} | {_cell(v.case)} | {units.signed_percent(v.ratio)} | {_escape(v.reason)} |"
         for v in sentences.listed(results)
     ]
     summary = sentences.summary(results.outcome.verdicts if results.outcome else ())

@@ -21,7 +21,7 @@ from perfgate.environment import Environment
 from perfgate.gate import Outcome
 from perfgate.record import Record
 from perfgate.report.units import natural
-from perfgate.verdict import Verdict
+from perfgate.verdict import Quantity, Verdict
 
 __all__ = ["Results", "Row", "rows"]
 
@@ -44,7 +44,7 @@ class Row:
         peak_bytes: Most device memory the call held in any process.
         speedup: How many times faster than the reference of its group.
         memory_reduction: How many times less memory than the reference of its group.
-        verdict: Against the baseline, if there is one.
+        verdict: That of its time against the baseline, if there is one.
         notes: What the clock said of the samples.
     """
 
@@ -166,7 +166,7 @@ def rows(
     twice = [name for name, n in Counter(r.case.name for r in known).items() if n > 1]
     if twice:
         raise ValueError(f"expected one record a case, got several of {twice[0]!r}: merge the processes first")
-    judged = {v.case: v for v in verdicts}
+    judged = {v.case: v for v in verdicts if v.quantity is Quantity.TIME}
     measured = [_alone(r, ceilings or {}, judged.get(r.case.name)) for r in known]
     references: dict[tuple[str | None, Method], list[Row]] = {}
     for row in measured:

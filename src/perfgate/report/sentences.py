@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from perfgate.gate import WORST_FIRST
 from perfgate.report import units
 from perfgate.report.rows import Results
-from perfgate.verdict import State, Verdict
+from perfgate.verdict import Quantity, State, Verdict
 
 __all__ = ["ceilings", "listed", "machine", "methods", "notes", "remarks", "summary"]
 
@@ -50,10 +50,20 @@ def ceilings(results: Results) -> str | None:
 
 
 def summary(verdicts: Iterable[Verdict]) -> str:
-    """How many of each: ``2 regressed, 1 improved, 194 unchanged, 3 unresolved, 2 new, 0 missing``."""
-    count = Counter(v.state for v in verdicts)
-    line = ", ".join(f"{count[state]} {state}" for state in COUNTED)
-    return f"{line}, {count[State.REFUSED]} refused" if count[State.REFUSED] else line
+    """How many of each: ``2 regressed, 1 improved, 194 unchanged, 3 unresolved, 2 new, 0 missing``.
+
+    Refused and accepted cases are counted where there are any, and so is what else than time there are verdicts of.
+    """
+    counts = Counter((v.quantity, v.state) for v in verdicts)
+    said = [f"{counts[Quantity.TIME, state]} {state}" for state in COUNTED]
+    said += [f"{n} {state}" for state in (State.REFUSED, State.ACCEPTED) if (n := counts[Quantity.TIME, state])]
+    others = sorted((pair for pair in counts if pair[0] is not Quantity.TIME), key=_place)
+    said += [f"{counts[pair]} {pair[1]} in {pair[0]}" for pair in others]
+    return ", ".join(said)
+
+
+def _place(pair: tuple[Quantity, State]) -> tuple[int, int]:
+    return list(Quantity).index(pair[0]), WORST_FIRST.index(pair[1])
 
 
 def listed(results: Results) -> list[Verdict]:
@@ -70,11 +80,17 @@ def listed(results: Results) -> list[Verdict]:
 
 
 def remarks(results: Results) -> list[str]:
-    """The gate's sentences on the run as a whole; those that name a case repeat what is told of the case."""
+    """The gate's sentences on the run as a whole; those that name a case repeat what is told of the case.
+
+    What it says of accepted slowdowns is repeated nowhere.
+    """
     if results.outcome is None:
         return []
     cases = [v.case for v in results.outcome.verdicts]
-    return [s for s in results.outcome.sentences if not any(case in s for case in cases)]
+    return [
+        *(s for s in results.outcome.sentences if not any(case in s for case in cases)),
+        *results.outcome.notes,
+    ]
 
 
 def notes(results: Results) -> list[str]:

@@ -26,6 +26,7 @@ MARKUP: Mapping[str, tuple[str, ...]] = {
     State.REFUSED: ("red",),
     State.MISSING: ("yellow",),
     State.NEW: ("yellow",),
+    State.ACCEPTED: ("yellow", "bold"),
     State.UNRESOLVED: ("yellow",),
     State.IMPROVED: ("green",),
 }
@@ -35,6 +36,9 @@ ALIKE = 4
 
 LISTED = 20
 """How many cases of a state that is not red are listed, if the table has the others."""
+
+ALWAYS = (State.REGRESSED, State.ACCEPTED)
+"""States of which every case is listed."""
 
 PAGE = 40
 """Lines after which the next group repeats the titles of the columns."""
@@ -147,7 +151,7 @@ def _verdicts(results: Results, paint: Paint) -> Iterator[str]:
             if shared:
                 yield paint(f"{len(verdicts)} cases {state}: {reason}", *markup)
             for verdict in verdicts:
-                if verdict.case in tabled and state is not State.REGRESSED and (room <= 0 or len(verdicts) > LISTED):
+                if verdict.case in tabled and state not in ALWAYS and (room <= 0 or len(verdicts) > LISTED):
                     unsaid += not shared
                     continue
                 room -= 1
