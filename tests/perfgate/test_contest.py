@@ -336,13 +336,17 @@ def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
     assert 0.25 <= states[State.UNCHANGED] / states.total() <= 0.5
 
 
-@pytest.mark.parametrize("typical", [2.0, 0.5])
-def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float) -> None:
-    rng, slower = random.Random(44), 0
-    for _ in range(800):
+@pytest.mark.parametrize(("typical", "most"), [(2.0, 0.2), (0.5, 0.005)])
+def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float, most: float) -> None:
+    """The noisier is called unfit in some runs: the median of its eight controls is beyond the limit of a shift."""
+    rng, slower, unfit = random.Random(44), 0, 0
+    for _ in range(600):
         cases = {name: replace(k, sd=k.sd * typical) for name, k in kernels(rng).items()}
-        slower += bool(called(contest(rng, cases), State.REGRESSED))
-    assert slower / 800 <= 0.01
+        found = contest(rng, cases)
+        slower += bool(called(found, State.REGRESSED))
+        unfit += found.unfit is not None
+    assert slower / 600 <= 0.01
+    assert unfit / 600 <= most
 
 
 def test_a_suite_whose_cases_are_all_controls_calls_no_more() -> None:
