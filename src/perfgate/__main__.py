@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,11 @@ def _results(path: Path, against: baseline.Baseline | None) -> Results:
     notes: list[str] = []
     absent: Mapping[str, str] = {}
     found: journal.Contents | baseline.Baseline
+    complete = True
     if path.suffix == ".jsonl":
         found = contents = journal.read(path)
-        if not contents.complete:
+        complete = contents.complete
+        if not complete:
             notes.append(f"{path} is of a run that did not come to its end, or failed")
     else:
         document: Any = baseline.load(path)
@@ -203,6 +206,8 @@ def _results(path: Path, against: baseline.Baseline | None) -> Results:
     if against is not None:
         notes += baseline.check_comparable(against, found.environment)
         outcome = decide(found.records, against, out_of_memory=found.out_of_memory)
+        if outcome.exit == Exit.OK and not complete:
+            outcome = replace(outcome, exit=Exit.INCOMPLETE)
     return Results.of(
         found.records,
         found.environment,

@@ -214,7 +214,8 @@ class Session:
             self._conclude(session)
 
     def _conclude(self, session: pytest.Session) -> None:
-        if self.run.reached and not idle(self.config) and self.config.getoption("benchmark_compare"):
+        due = self.run.reached or any(map(self._gone, self.run.baseline_nodes.values()))
+        if due and not idle(self.config) and self.config.getoption("benchmark_compare"):
             self._outcome = self.run.judge(
                 rule=self._rule,
                 strict=self.config.getoption("perf_strict"),
@@ -227,6 +228,8 @@ class Session:
             session.exitstatus = Exit.LOST
         elif session.exitstatus == Exit.OK and self._outcome is not None:
             session.exitstatus = self._outcome.exit
+            if self._outcome.exit == Exit.OK and not self.run.complete:  # ended early, and said that all was well
+                session.exitstatus = Exit.INCOMPLETE
         reporter = self.config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None and (
             self.run.exitstatus not in SUMMARISED or self.config.getoption("no_summary", False)
