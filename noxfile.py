@@ -182,6 +182,15 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def calibrate(session: nox.Session) -> None:
+    """Write docs/trust.md, how often perfgate cries wolf and what it finds; `-- add FILE` adds collected runs first."""
+    target = provision_without_torch(session, "pytest_benchmark", "perf")
+    if session.posargs:
+        target.run("-m", "perfgate", "calibrate", *session.posargs)
+    target.run("-m", "perfgate", "calibrate", "page")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and who imports whom; `-- --fix` repairs what can be repaired."""
     target = provision_without_torch(session, "ruff", "lint")

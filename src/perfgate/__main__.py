@@ -1,4 +1,8 @@
-"""The command line: ``perfgate baseline`` measures and files a baseline, ``perfgate report`` writes what files hold."""
+"""The command line.
+
+``perfgate baseline`` measures and files a baseline, ``perfgate report`` writes what files hold, ``perfgate calibrate``
+what is known of perfgate itself.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from perfgate.baseline import BaselineError
 from perfgate.gate import Exit, decide
 from perfgate.journal import JournalError
 from perfgate.report import FORMATS, Axis, Results, markdown
+from perfgate.trust import command as calibrate
 
 __all__ = ["main"]
 
@@ -32,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "baseline":
             return _baseline(options, [*options.paths, *pytest_arguments])
+        if options.command == "calibrate":
+            return calibrate.run(options)
         return _report(options)
     except (BaselineError, JournalError) as error:
         return _refuse(str(error), Exit.REFUSED)
@@ -94,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--along", metavar="PATTERN", help=r"fields that change along x without another panel, e.g. 'b\d+'"
     )
+
+    calibrate.add_parser(commands)
     return parser
 
 

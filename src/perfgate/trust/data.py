@@ -19,6 +19,8 @@ import json
 import math
 import os
 import re
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -31,7 +33,7 @@ from perfgate.environment import Environment
 from perfgate.record import pack, unpack
 from perfgate.verdict import State, Verdict
 
-__all__ = ["Contest", "Entry", "Origin", "Planted", "Timing", "TrustError", "append", "read"]
+__all__ = ["Contest", "Entry", "Origin", "Planted", "Timing", "TrustError", "append", "check", "read"]
 
 SCHEMA = 1
 What = Literal["aa", "planted", "drift"]
@@ -179,7 +181,7 @@ def read(path: Path) -> list[Entry]:
         try:
             entry = _from_json(json.loads(line, parse_constant=_no_constant))
             _new(entry, entries)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, struct.error, zlib.error) as error:
             raise TrustError(f"{path}, line {number} is no whole run: {type(error).__name__}: {error}") from error
         entries.append(entry)
     return entries
@@ -211,6 +213,19 @@ def append(path: Path, entry: Entry) -> None:
                 raise
     except OSError as error:
         raise TrustError(f"{path} cannot be written: {error.strerror}; nothing was added to it") from error
+
+
+def check(entries: Sequence[Entry]) -> None:
+    """Whether each of these runs is among them once.
+
+    Raises:
+        TrustError: If one is there twice.
+    """
+    for i, entry in enumerate(entries):
+        try:
+            _new(entry, entries[:i])
+        except ValueError as error:
+            raise TrustError(str(error)) from error
 
 
 def _no_constant(text: str) -> float:
