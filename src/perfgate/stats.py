@@ -17,8 +17,8 @@ __all__ = [
     "fit_prior",
     "fit_spread",
     "holm",
-    "mad",
     "median_half_width",
+    "median_low",
     "moderate",
     "quantile",
     "t_cdf",
@@ -56,6 +56,12 @@ def median_half_width(xs: Sequence[float], confidence: float = 0.95) -> float:
     if rank == 0:
         return math.inf
     return (ordered[-rank] - ordered[rank - 1]) / 2 / quantile(ordered, 0.5)
+
+
+def median_low(xs: Sequence[float], confidence: float = 0.95) -> float:
+    """The lower end of the same interval, as it is; minus infinity if there are too few."""
+    rank = _median_rank(len(xs), confidence)
+    return sorted(xs)[rank - 1] if rank else -math.inf
 
 
 @functools.cache
@@ -153,12 +159,6 @@ def _tail_ratios() -> list[tuple[float, float]]:
     inverses = [0.0, *(i / 20 for i in range(1, 21))]
     dfs = [1 / i if i else math.inf for i in inverses]
     return [(t_quantile(0.95, df) / t_quantile(0.75, df), i) for df, i in zip(dfs, inverses, strict=True)]
-
-
-def mad(xs: Sequence[float]) -> float:
-    """Median absolute deviation from the median (Hampel, J. Am. Statist. Assoc. 69, 1974); 0.6745 sd of a normal."""
-    middle = quantile(xs, 0.5)
-    return quantile([abs(x - middle) for x in xs], 0.5)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

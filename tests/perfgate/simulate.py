@@ -94,7 +94,7 @@ def contest_blocks(
     blocks: int = 1,
     ratios: Mapping[str, float] | None = None,
     within: float = 0.001,
-    common: float = 0.002,
+    common: float = 0.001,
     visits: str = "ABBA",
     hz: Mapping[Side, float] | None = None,
 ) -> list[Block]:
