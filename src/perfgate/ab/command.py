@@ -128,12 +128,18 @@ def _compare(
     lines = Lines(path, "run where there is room")
     evidence = Evidence(header, write=lines.write)
     progress = Progress(options.blocks)
+
+    def visited(block: int, done: int, of: int) -> None:
+        if (block, done) == (0, 0):
+            print(f"{evidence.environments['head'].device}, {evidence.pairs} cases that both have", flush=True)
+        progress(block, done, of)
+
     try:
         lines.write(header)
         for side in ("base", "head") if options.build else ():
             print(f"building {side}: {options.build}", flush=True)
             revisions.build(options.build, trees, side, logs / f"build-{side}.log")
-        blocks = Blocks(trees, arguments, evidence, seed=seed, logs=logs, visited=progress)
+        blocks = Blocks(trees, arguments, evidence, seed=seed, logs=logs, visited=visited)
         why = _stages(blocks, evidence, suspects, options, progress, seed)
         progress.clear()
         evidence.add(end=why)

@@ -76,11 +76,12 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     verdicts += [Verdict(case=c, state=State.UNRESOLVED, reason="was visited, and not judged") for c in unjudged]
     verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
     failed = [
-        f"head: the test of {case} failed: {why}"
-        for (side, case), (how, why) in evidence.ended.items()
+        case
+        for (side, case), (how, _) in evidence.ended.items()
         if (side, how) == ("head", FAILED) and case not in evidence.canaries
     ]
-    said += failed
+    if failed:
+        said.append(f"{len(failed)} of the head's tests failed")
     said += [
         f"{case} could not be timed on the {side}: {why}"
         for (side, case), (_, why) in evidence.ended.items()
@@ -158,9 +159,9 @@ def _ended(case: str, base: tuple[str, str] | None, head: tuple[str, str] | None
     if hows == [SKIPPED, SKIPPED]:
         return None
     if head and head[0] in (FAILED, SKIPPED):
-        return Verdict(case=case, state=State.MISSING, reason=f"its test was {_how(head)} in the head: {head[1]}")
+        return Verdict(case=case, state=State.MISSING, reason=f"its test {_how(head)} in the head: {head[1]}")
     if base and base[0] in (FAILED, SKIPPED):
-        return Verdict(case=case, state=State.NEW, reason=f"its test was {_how(base)} in the base: {base[1]}")
+        return Verdict(case=case, state=State.NEW, reason=f"its test {_how(base)} in the base: {base[1]}")
     if hows == [OUT_OF_MEMORY, OUT_OF_MEMORY]:
         return Verdict(case=case, state=State.UNCHANGED, reason=f"out of memory, as in the base: {why[1]}")
     if head:
@@ -169,4 +170,4 @@ def _ended(case: str, base: tuple[str, str] | None, head: tuple[str, str] | None
 
 
 def _how(ended: tuple[str, str]) -> str:
-    return "failing" if ended[0] == FAILED else ended[0]
+    return "failed" if ended[0] == FAILED else "was skipped"
