@@ -167,6 +167,18 @@ def perf(session: nox.Session) -> None:
 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)
+def ab(session: nox.Session) -> None:
+    """Time the working tree against another commit (`-- BASE`, or where it left origin/main), in turn on one device."""
+    target = provision(session, "perf")
+    arguments = list(session.posargs)
+    first = arguments[0] if arguments else "-"
+    if not first.startswith("-") and not Path(first.partition("::")[0]).exists():
+        arguments[0] = f"--base={first}"
+    env = {} if target.found["gpu"] else HOST_TIMING
+    target.run("-m", "perfgate", "ab", *paths(session, "perf"), *arguments, env=env)
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
 def baseline(session: nox.Session) -> None:
     """Measure this machine's baseline in fresh processes and file it under baselines/."""
     target = provision(session, "perf")

@@ -1,7 +1,7 @@
 """The command line.
 
-``perfgate baseline`` measures and files a baseline, ``perfgate report`` writes what files hold, ``perfgate calibrate``
-what is known of perfgate itself.
+``perfgate baseline`` measures and files a baseline, ``perfgate ab`` compares the working tree with another commit,
+``perfgate report`` writes what files hold, ``perfgate calibrate`` what is known of perfgate itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perfgate import baseline, journal, preflight, recording
+from perfgate import baseline, contest, journal, preflight, recording
+from perfgate.ab import command as ab
 from perfgate.baseline import BaselineError
 from perfgate.gate import Exit, decide
 from perfgate.journal import JournalError
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "baseline":
             return _baseline(options, [*options.paths, *pytest_arguments])
+        if options.command == "ab":
+            return _ab(options, [*options.paths, *pytest_arguments])
         if options.command == "calibrate":
             return calibrate.run(options)
         return _report(options)
@@ -81,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
         help="refuse if the processes disagree so much that a slowdown of this size could hide (default: %(default)g); "
         "a larger one lets a noisy machine have a baseline, whose gate then sees less",
     )
+
+    compare = commands.add_parser(
+        "ab",
+        help="time the working tree against another commit, in turn on one device",
+        usage="%(prog)s [options] [path ...] [-- pytest's arguments]",
+        description="Check the base out beside the working tree, and time cases of both in turn in fresh processes.",
+        allow_abbrev=False,
+    )
+    ab.add_arguments(compare)
 
     show = commands.add_parser("report", help="write what saved runs or journals hold", allow_abbrev=False)
     show.add_argument(
@@ -170,6 +182,18 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
     processes = f"{merged.processes} process{'' if merged.processes == 1 else 'es'}"
     print(f"{path}: {len(merged.records)} cases in {processes}{memory}")
     return Exit.OK
+
+
+def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
+    rule = contest.ContestRule(
+        floor=options.floor, screen_blocks=options.blocks, confirm_blocks=max(options.confirm, 2)
+    )
+    return ab.run(
+        options,
+        arguments,
+        suspects=lambda blocks, controls: contest.suspects(blocks, rule, controls),
+        judge=lambda blocks, controls: contest.judge(blocks, rule, controls),
+    )
 
 
 def _report(options: argparse.Namespace) -> int:
