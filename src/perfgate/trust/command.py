@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from perfgate import baseline
 from perfgate.trust import data, page, resample
+from perfgate.trust.collect import from_journal, planted
 
 __all__ = ["add_parser", "run"]
 
@@ -33,6 +35,26 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON lines, as in the committed file")
     add.add_argument("--data", type=Path, default=DATA, metavar="FILE", help="default: %(default)s")
+
+    collect = steps.add_parser(
+        "collect",
+        help="add runs of base against head, from their journals",
+        description="Judge journals of `perfgate ab` again and add what was seen, with the verdicts, to the committed "
+        "file: of unchanged code (aa), of slowdowns of known size (planted), of a machine that was disturbed (drift).",
+        allow_abbrev=False,
+    )
+    collect.add_argument("what", choices=["aa", "planted", "drift"])
+    collect.add_argument("journals", type=Path, nargs="+", metavar="JOURNAL", help="of `perfgate ab`")
+    collect.add_argument("--occasion", required=True, metavar="NAME", help="which start of which machine it was")
+    collect.add_argument("--suite", default="default", metavar="NAME", help="which cases ran (default: %(default)s)")
+    collect.add_argument(
+        "--planted", action="append", default=[], metavar="CASE=ASKED:TRUE", help="in per cent; once a planted case"
+    )
+    collect.add_argument("--disturbance", default="", metavar="WORDS", help="what disturbed the machine")
+    collect.add_argument(
+        "--seconds", type=float, nargs=2, metavar=("SCREEN", "WHOLE"), help="how long it took until then, and in all"
+    )
+    collect.add_argument("--data", type=Path, default=DATA, metavar="FILE", help="default: %(default)s")
 
     simulate = steps.add_parser(
         "simulate",
@@ -64,7 +86,22 @@ def run(options: argparse.Namespace) -> int:
         options.out.write_text(page.render(entries), encoding="utf-8")
         print(f"{options.out}: {len(entries)} run{'' if len(entries) == 1 else 's'}")
     elif options.step == "add":
-        _add(options.files, options.data)
+        _add_files(options.files, options.data)
+    elif options.step == "collect":
+        seconds = dict(zip(("screen", "whole"), options.seconds or (), strict=False))
+        runs = [
+            from_journal(
+                path,
+                what=options.what,
+                occasion=options.occasion,
+                suite=options.suite,
+                planted=dict(map(planted, options.planted)),
+                disturbance=options.disturbance,
+                seconds=seconds,
+            )
+            for path in options.journals
+        ]
+        _add(runs, options.data)
     else:
         if not 0 <= options.between < 100:
             raise ValueError(f"--between must be a percentage from 0 to 100, got {options.between:g}")
@@ -76,13 +113,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add(files: list[Path], target: Path) -> None:
-    """All runs of all files, or none: they are checked before the first is added."""
-    found = []
+def _add_files(files: Sequence[Path], target: Path) -> None:
+    found: list[data.Entry] = []
     for path in files:
         if not path.exists():
             raise data.TrustError(f"{path} cannot be read: there is no such file")
         found += data.read(path)
+    _add(found, target)
+
+
+def _add(found: Sequence[data.Entry], target: Path) -> None:
+    """All of these runs, or none: they are checked before the first is added."""
     data.check([*data.read(target), *found])
     for entry in found:
         data.append(target, entry)

@@ -9,7 +9,7 @@
 
 A run is aa (unchanged code against itself), planted (slowdowns of known size), drift (unchanged code on a machine that
 was disturbed) or timer (the clock against other timers). An occasion is one start of one machine. Durations are packed
-as in `perfgate.record`; where a visit holds one duration, only its median was kept. Whatever is not whole is refused.
+as in `perfgate.record`. A canary has no verdict. Whatever is not whole is refused.
 """
 
 from __future__ import annotations
@@ -99,11 +99,12 @@ class Contest:
         suite: Name of the cases that ran.
         seconds: How long it took: ``screen``, and ``whole``.
         unfit: Why the machine was not fit, or None.
-        controls: Cases whose kernels were the same on both sides, the planted ones left out.
+        controls: Cases whose kernels were the same on both sides, the planted ones left out, and canaries, which need
+            no verdict.
         planted: What was planted, by case; empty unless `what` is planted.
         disturbance: What disturbed the machine; empty unless `what` is drift.
         blocks: What was seen.
-        verdicts: What was said of it, by case.
+        verdicts: What was said of the cases that were timed, by case.
 
     Raises:
         ValueError: If these do not go together.
@@ -132,7 +133,8 @@ class Contest:
         if both := sorted(self.planted.keys() & set(self.controls)):
             raise ValueError(f"{both[0]} was planted and is called a control")
         seen = {name for block in self.blocks for name in block.visits}
-        if unjudged := sorted(seen ^ self.verdicts.keys()):
+        # a canary is timed and not judged
+        if unjudged := sorted((seen ^ self.verdicts.keys()) - (set(self.controls) - self.verdicts.keys())):
             raise ValueError(f"{unjudged[0]} was timed and not judged, or judged and not timed")
         if not all(math.isfinite(s) and s > 0 for s in self.seconds.values()):
             raise ValueError(f"seconds must be positive and finite, got {dict(self.seconds)}")
@@ -244,7 +246,9 @@ def _to_json(entry: Entry) -> dict[str, Any]:
     head = {"trust": SCHEMA, "what": entry.what, **origin}
     if isinstance(entry, Timing):
         return {**head, "seconds": {kernel: dict(found) for kernel, found in entry.seconds.items()}}
-    cases: dict[str, dict[str, Any]] = {name: {"visits": []} for name in entry.verdicts}
+    cases: dict[str, dict[str, Any]] = {
+        name: {"verdict": None, "visits": []} for name in sorted({n for b in entry.blocks for n in b.visits})
+    }
     for number, block in enumerate(entry.blocks):
         for name, visits in block.visits.items():
             for visit in visits:
@@ -290,6 +294,8 @@ def _from_json(data: Mapping[str, Any]) -> Entry:
             samples = Samples(seconds=unpack(packed), method=Method(**case["method"]), counters=counters)
             visits[number].setdefault(name, []).append(Visit(side=cast(Side, side), samples=samples))
         verdict = case["verdict"]
+        if verdict is None:
+            continue
         numbers = {k: verdict[k] for k in ("ratio", "low", "high", "floor", "visible")}
         if not all(value is None or math.isfinite(value) for value in numbers.values()):
             raise ValueError(f"the verdict of {name} holds {numbers}")

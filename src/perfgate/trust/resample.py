@@ -84,15 +84,16 @@ def recorded(runs: Sequence[Contest], rule: ContestRule) -> Source | None:
             pool = pools.setdefault((run.suite, run.origin.occasion), [])
             pool += [block for block in run.blocks if block.stage == 1]
     needed = rule.screen_blocks + rule.confirm_blocks
-    enough = [_alike(pool) for _, pool in sorted(pools.items()) if len(_alike(pool)) >= needed]
+    enough = [alike for _, pool in sorted(pools.items()) if pool and len(alike := _alike(pool)) >= needed]
     if not enough:
         return None
     return lambda rng, n: rng.sample(rng.choice(enough), n)
 
 
 def _alike(pool: Sequence[Block]) -> list[Block]:
-    """Blocks with the same cases as the last one: a suite may have grown."""
-    return [block for block in pool if block.visits.keys() == pool[-1].visits.keys()]
+    """The blocks with the set of cases that most of them have: a suite may have grown, or a case died in one."""
+    ((cases, _),) = Counter(frozenset(block.visits) for block in pool).most_common(1)
+    return [block for block in pool if block.visits.keys() == cases]
 
 
 def synthetic(records: Mapping[str, Record], between: float) -> Source:
