@@ -167,6 +167,18 @@ def perf(session: nox.Session) -> None:
 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)
+def ab(session: nox.Session) -> None:
+    """Time the working tree against another commit (`-- BASE`, or where it left origin/main), in turn on one device."""
+    target = provision(session, "perf")
+    arguments = list(session.posargs)
+    first = arguments[0] if arguments else "-"
+    if not first.startswith("-") and not Path(first.partition("::")[0]).exists():
+        arguments[0] = f"--base={first}"
+    env = {} if target.found["gpu"] else HOST_TIMING
+    target.run("-m", "perfgate", "ab", *paths(session, "perf"), *arguments, env=env)
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
 def baseline(session: nox.Session) -> None:
     """Measure this machine's baseline in fresh processes and file it under baselines/."""
     target = provision(session, "perf")
@@ -179,6 +191,15 @@ def report(session: nox.Session) -> None:
     """Write the tables and plots of measured results."""
     target = provision_without_torch(session, "matplotlib", "perf", "report")
     target.run("-m", "perfgate", "report", *session.posargs)
+
+
+@nox.session
+def calibrate(session: nox.Session) -> None:
+    """Write docs/trust.md, how often perfgate cries wolf and what it finds; `-- add FILE` adds collected runs first."""
+    target = provision_without_torch(session, "pytest_benchmark", "perf")
+    if session.posargs:
+        target.run("-m", "perfgate", "calibrate", *session.posargs)
+    target.run("-m", "perfgate", "calibrate", "page")
 
 
 @nox.session

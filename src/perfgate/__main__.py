@@ -1,6 +1,8 @@
-"""The command line: ``perfgate baseline`` measures and files a baseline, ``perfgate report`` writes what files hold.
+"""The command line.
 
-And ``perfgate accept`` lets a case be slower than its baseline, with the reason.
+``perfgate baseline`` measures and files a baseline, ``perfgate ab`` compares the working tree with another commit,
+``perfgate report`` writes what files hold, ``perfgate accept`` lets a case be slower than its baseline, with the
+reason, and ``perfgate calibrate`` says what is known of perfgate itself.
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perfgate import accept, baseline, journal, preflight, recording
+from perfgate import accept, baseline, contest, journal, preflight, recording
+from perfgate.ab import command as ab
 from perfgate.baseline import BaselineError
 from perfgate.gate import Exit, decide
 from perfgate.journal import JournalError
 from perfgate.report import FORMATS, Axis, Results, markdown
+from perfgate.trust import command as calibrate
 
 __all__ = ["main"]
 
@@ -34,7 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "baseline":
             return _baseline(options, [*options.paths, *pytest_arguments])
-        return accept.command(options) if options.command == "accept" else _report(options)
+        if options.command == "ab":
+            return _ab(options, [*options.paths, *pytest_arguments])
+        if options.command == "accept":
+            return accept.command(options)
+        if options.command == "calibrate":
+            return calibrate.run(options)
+        return _report(options)
     except (BaselineError, JournalError) as error:
         return _refuse(str(error), Exit.REFUSED)
     except (ValueError, OSError, ImportError) as error:
@@ -77,6 +88,15 @@ def _parser() -> argparse.ArgumentParser:
         "a larger one lets a noisy machine have a baseline, whose gate then sees less",
     )
 
+    compare = commands.add_parser(
+        "ab",
+        help="time the working tree against another commit, in turn on one device",
+        usage="%(prog)s [options] [path ...] [-- pytest's arguments]",
+        description="Check the base out beside the working tree, and time cases of both in turn in fresh processes.",
+        allow_abbrev=False,
+    )
+    ab.add_arguments(compare)
+
     show = commands.add_parser("report", help="write what saved runs or journals hold", allow_abbrev=False)
     show.add_argument(
         "files", type=Path, nargs="+", metavar="FILE", help="pytest-benchmark's JSON, or a journal (.jsonl)"
@@ -97,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "--along", metavar="PATTERN", help=r"fields that change along x without another panel, e.g. 'b\d+'"
     )
     accept.add_command(commands)
+    calibrate.add_parser(commands)
     return parser
 
 
@@ -166,6 +187,18 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
+    rule = contest.ContestRule(
+        floor=options.floor, screen_blocks=options.blocks, confirm_blocks=max(options.confirm, 2)
+    )
+    return ab.run(
+        options,
+        arguments,
+        suspects=lambda blocks, controls: contest.suspects(blocks, rule, controls),
+        judge=lambda blocks, controls: contest.judge(blocks, rule, controls),
+    )
+
+
 def _report(options: argparse.Namespace) -> int:
     if (options.label or options.along) and not options.axis:
         raise ValueError("--label and --along say more of --axis: give that too")
@@ -196,9 +229,11 @@ def _results(path: Path, against: baseline.Baseline | None, accepted: Sequence[a
     notes: list[str] = []
     absent: Mapping[str, str] = {}
     found: journal.Contents | baseline.Baseline
+    complete = True
     if path.suffix == ".jsonl":
         found = contents = journal.read(path)
-        if not contents.complete:
+        complete = contents.complete
+        if not complete:
             notes.append(f"{path} is of a run that did not come to its end, or failed")
     else:
         document: Any = baseline.load(path)
@@ -208,6 +243,8 @@ def _results(path: Path, against: baseline.Baseline | None, accepted: Sequence[a
     if against is not None:
         notes += baseline.check_comparable(against, found.environment)
         outcome = decide(found.records, against, out_of_memory=found.out_of_memory, accepted=accepted)
+        if outcome.exit == Exit.OK and not complete:
+            outcome = replace(outcome, exit=Exit.INCOMPLETE)
     return Results.of(
         found.records,
         found.environment,

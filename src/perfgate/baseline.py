@@ -203,6 +203,9 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     parts = [_part(document, f"process {i}") for i, document in enumerate(documents, 1)]
     for i, (document, part) in enumerate(zip(documents, parts, strict=True), 1):
         _same_suite(documents[0], parts[0], document, part, f"process {i}")
+        again = next((j for j, other in enumerate(parts[: i - 1], 1) if other.records == part.records != {}), None)
+        if again:
+            raise BaselineError(f"process {i} is process {again} again: a process counts once, give each file once")
     merged: dict[str, Any] = copy.deepcopy(dict(documents[0]))
     benchmarks = [b for b in merged["benchmarks"] if (b.get("extra_info") or {}).get("perfgate") is not None]
     for benchmark in benchmarks:

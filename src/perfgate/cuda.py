@@ -44,7 +44,7 @@ from perfgate.environment import Environment
 from perfgate.guard import Guard
 from perfgate.windows import GraphRounds, Pace, Plan, QueueRounds, Rounds, capture, elapsed
 
-__all__ = ["OUT_OF_MEMORY", "CudaClock", "available", "busy", "ceilings", "environment", "use_one_stream"]
+__all__ = ["OUT_OF_MEMORY", "CudaClock", "available", "busy", "canaries", "ceilings", "environment", "use_one_stream"]
 
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
 
@@ -141,6 +141,21 @@ def ceilings(clock: CudaClock) -> dict[str, float]:
         a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
         found[f"flops_per_second.{name}"] = 2 * n**3 / clock.measure(torch.mm, [(a, b)]).median
     return found
+
+
+def canaries() -> dict[str, tuple[Callable[..., object], Inputs]]:
+    """Work that no revision brings along, about 60 and 190 us on an H200: a copy, and a bfloat16 matrix product."""
+
+    def buffers(i: int) -> tuple[torch.Tensor, ...]:
+        return torch.ones(2**25, device="cuda"), torch.empty(2**25, device="cuda")
+
+    def factors(i: int) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator("cuda").manual_seed(i)
+        n = 4096
+        a, b = (torch.randn(n, n, generator=generator, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        return a, b
+
+    return {"canary/copy": (_copy, buffers), "canary/matmul": (torch.mm, factors)}
 
 
 class CudaClock(Clock):
@@ -341,6 +356,11 @@ class CudaPrepared:
         self._clock, self._budget = clock, clock.budget
         self._rounds: Rounds | None = rounds
         self._method, self._counters, self._notes, self._culprit = method, counters, notes, culprit
+
+    @property
+    def plan(self) -> dict[str, float]:
+        """How its windows are made up; two processes' samples are only as alike as their plans."""
+        return {name: self._counters[name] for name in ("calls_per_window", "windows_per_sample", "input_sets")}
 
     def time(self) -> Samples:
         """Warm up until steady, then take samples.

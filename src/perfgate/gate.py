@@ -29,7 +29,7 @@ class Exit(IntEnum):
     REFUSED = 10
     """The baseline cannot be read, is incomplete or of another device, or cases were timed by another method."""
     INCOMPLETE = 11
-    """Nothing could be compared; or cases are new or missing, and that was asked to fail."""
+    """Nothing could be compared, or not all that was to be; or cases are new or missing, and that was asked to fail."""
     UNFIT = 12
     """The device is busy or slowed down for heat; or the processes of what was to be a baseline disagree."""
     LOST = 13

@@ -15,31 +15,79 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from perfgate.environment import Environment
 from perfgate.record import Record
 
-__all__ = ["Contents", "Journal", "JournalError", "read"]
+__all__ = ["Contents", "Journal", "JournalError", "Lines", "read", "read_lines"]
 
 SCHEMA = 1
+T = TypeVar("T")
 
 
 class JournalError(Exception):
     """A journal cannot be written or read: the message names it and the remedy."""
 
 
+class Lines:
+    """A new file of JSON objects, one a line, each on disk before the next begins.
+
+    Args:
+        path: The file; its directory is made if need be.
+        remedy: What to do if it cannot be there.
+
+    Raises:
+        JournalError: If it exists already or cannot be made.
+    """
+
+    def __init__(self, path: Path, remedy: str) -> None:
+        self.path, self._remedy, self._size = path, remedy, 0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise JournalError(f"cannot create journal {path}: {error.strerror}; {remedy}") from error
+
+    def write(self, line: Mapping[str, object]) -> None:
+        """Append a line and wait until it is on disk, or leave the file as it was.
+
+        Raises:
+            JournalError: If it could not be written.
+        """
+        text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        try:
+            written = 0
+            while written < len(text):
+                written += os.write(self._descriptor, text[written:])
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._size)
+            raise JournalError(
+                f"cannot write journal {self.path}: {error.strerror}; the cases before are kept in it. "
+                f"Free some space; {self._remedy}"
+            ) from error
+        self._size += len(text)
+
+    def close(self) -> None:
+        """Close the file; may be called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
 class Journal:
     """An open journal; made by `Journal.open`."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._descriptor = descriptor
-        self._size = 0
+    def __init__(self, lines: Lines) -> None:
+        self.path = lines.path
+        self._lines = lines
+        self._write = lines.write
 
     @classmethod
     def open(cls, path: Path, environment: Environment, argv: Sequence[str] = ()) -> Journal:
@@ -48,14 +96,7 @@ class Journal:
         Raises:
             JournalError: If it exists already or cannot be written.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise JournalError(
-                f"cannot create journal {path}: {error.strerror}; --perf-journal puts it elsewhere"
-            ) from error
-        journal = cls(path, descriptor)
+        journal = cls(Lines(path, "--perf-journal puts it elsewhere"))
         header = {"journal": SCHEMA, "started": datetime.now(UTC).isoformat(), "argv": list(argv)}
         try:
             journal._write(header | {"environment": environment.to_json()})
@@ -90,26 +131,7 @@ class Journal:
 
     def abandon(self) -> None:
         """Close the file without a last line; may be called twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def _write(self, line: Mapping[str, object]) -> None:
-        """Append a line and wait until it is on disk, or leave the file as it was."""
-        text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-        try:
-            written = 0
-            while written < len(text):
-                written += os.write(self._descriptor, text[written:])
-            os.fsync(self._descriptor)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, self._size)
-            raise JournalError(
-                f"cannot write journal {self.path}: {error.strerror}; the cases before are kept in it. "
-                "Free some space, or put it elsewhere with --perf-journal"
-            ) from error
-        self._size += len(text)
+        self._lines.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +163,20 @@ def read(path: Path) -> Contents:
     Raises:
         JournalError: If it is not a journal, or is damaged elsewhere than at its end.
     """
+    return read_lines(path, "journal", _contents)
+
+
+def read_lines(path: Path, kind: str, understand: Callable[[dict[str, Any], list[dict[str, Any]]], T]) -> T:
+    """Read what `Lines` wrote: the first has its schema under the name of its kind.
+
+    Args:
+        path: The file.
+        kind: What it should be.
+        understand: Makes sense of the header and the entries.
+
+    Raises:
+        JournalError: If it is nothing of the kind, or is damaged elsewhere than at its end.
+    """
     try:
         *lines, torn = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -148,9 +184,9 @@ def read(path: Path) -> Contents:
     # a last line that lacks its end is what a killed process leaves, and is not looked at
     try:
         header, *entries = [json.loads(line) for line in lines]
-        if header["journal"] != SCHEMA:
-            raise JournalError(f"{path} is a journal of schema {header['journal']!r}, expected {SCHEMA}: measure anew")
-        return _contents(header, entries)
+        if header[kind] != SCHEMA:
+            raise JournalError(f"{path} is a journal of schema {header[kind]!r}, expected {SCHEMA}: measure anew")
+        return understand(header, entries)
     except (KeyError, TypeError, ValueError) as error:
         told = f"{type(error).__name__}: {error}" if lines else f"{len(torn)} bytes and no whole line"
         raise JournalError(f"{path} is not a whole journal ({told}): measure anew") from error

@@ -66,6 +66,7 @@ def _remaining(elapsed: float, done: int, processes: int) -> str:
 def _process(arguments: Sequence[str], path: Path) -> Path:
     options = ["--benchmark-only", f"--benchmark-json={path}", f"--perf-journal={path.with_suffix('.jsonl')}"]
     command = [sys.executable, "-m", "pytest", *plugin_arguments(), *options, *arguments]
+    path.unlink(missing_ok=True)  # of an earlier run, it would pass for this process's if this one timed nothing
     log = path.with_suffix(".log")
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as child:
         try:

@@ -223,8 +223,8 @@ class Run:
         return self._claims[case]
 
     def results(self, outcome: Outcome | None) -> Results | None:
-        """What there is to report, or None if no test was begun that was to time something."""
-        if self.environment is None or not self.reached:
+        """What there is to report, or None if nothing was to be timed and nothing was judged."""
+        if self.environment is None or not (self.reached or outcome):
             return None
         notes = [f"results were lost: {self.lost}"] if self.lost else []
         if not self.complete:

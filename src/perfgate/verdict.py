@@ -178,6 +178,9 @@ def judge(new: Record, old: Record, rule: Rule, noise: Noise) -> Verdict:
     if new.method != old.method:
         reason = f"timed by another method: {new.method} now, {old.method} in the baseline; measure the baseline anew"
         return Verdict(case=name, state=State.REFUSED, reason=reason)
+    if new.case.work and old.case.work and new.case.work != old.case.work:
+        reason = "does other work than in the baseline, which is another case: name it anew, or measure the baseline"
+        return Verdict(case=name, state=State.REFUSED, reason=reason)
     ratio = math.exp(_mean(_logs(new)) - _mean(_logs(old)))
     floor = rule.band(math.exp(_mean(_logs(old))))
     margin = _margin(new, old, rule, noise)

@@ -5,11 +5,12 @@
     test passed -> journal                                                                   before the next begins
     pytest-benchmark saves -> judge -> exit code -> our section after its table              the end
 
-A suite or another plugin changes what perfgate measures with by the three hooks of `Hooks`. What is not there it
+A suite or another plugin changes what perfgate measures with by the hooks of `Hooks`. What is not there it
 reports by `absent(config, name, reason)`, or by the fixture `perf_absent`, and the summary says it once.
 
 Its modules: `options`; `device`, the default answers to the hooks; `fixture`, `gpu_benchmark`; `storage`, what is saved
-and compared; `session`, the hooks around the tests; `again`, fresh processes at their end; `state`, what these share.
+and compared; `session`, the hooks around the tests; `again`, fresh processes at their end; `worker`, both for a process
+of `perfgate ab`; `state`, what these share.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ from collections.abc import Callable
 
 import pytest
 
-from perfgate.clock import Clock
+from perfgate.clock import Clock, Inputs
 from perfgate.environment import Environment
-from perfgate.plugin.device import pytest_perf_ceilings, pytest_perf_clock, pytest_perf_environment
+from perfgate.plugin.device import (
+    pytest_perf_canaries,
+    pytest_perf_ceilings,
+    pytest_perf_clock,
+    pytest_perf_environment,
+)
 from perfgate.plugin.fixture import GpuBenchmark, WithoutBenchmark
 from perfgate.plugin.options import pytest_addoption
 from perfgate.plugin.session import Session
 from perfgate.plugin.state import run_of
 from perfgate.plugin.storage import Storage
+from perfgate.plugin.worker import Worker
 
 __all__ = [
     "GpuBenchmark",
@@ -35,6 +42,7 @@ __all__ = [
     "pytest_addhooks",
     "pytest_addoption",
     "pytest_configure",
+    "pytest_perf_canaries",
     "pytest_perf_ceilings",
     "pytest_perf_clock",
     "pytest_perf_environment",
@@ -56,6 +64,10 @@ class Hooks:
     def pytest_perf_ceilings(self, config: pytest.Config, clock: Clock) -> dict[str, float] | None:
         """What the device does at best (keys: see `perfgate.report.rows.Results`)."""
 
+    @pytest.hookspec(firstresult=True)
+    def pytest_perf_canaries(self, config: pytest.Config) -> dict[str, tuple[Callable[..., object], Inputs]] | None:
+        """Calls with their inputs that `perfgate ab` times in both revisions' processes, for they are in neither."""
+
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Declare the hooks."""
@@ -63,7 +75,12 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what goes with pytest-benchmark, or its stand-in where that is switched off."""
+    """Register what goes with pytest-benchmark, or its stand-in where that is switched off, or a worker's session."""
+    if (descriptor := config.getoption("perf_worker")) is not None:
+        if config.getoption("benchmark_storage", None) is None:
+            config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is switched off")
+        config.pluginmanager.register(Worker(config, descriptor), "perfgate-worker")
+        return
     if config.getoption("benchmark_storage", None) is None:
         config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is switched off")
         config.pluginmanager.register(WithoutBenchmark(), "perfgate-without-benchmark")

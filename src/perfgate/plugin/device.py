@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 
 import pytest
 
-from perfgate.clock import Budget, Clock, HostClock
+from perfgate.clock import Budget, Clock, HostClock, Inputs
 from perfgate.environment import Environment, host
 from perfgate.gate import Exit
 from perfgate.plugin.state import run_of
 
-__all__ = ["pytest_perf_ceilings", "pytest_perf_clock", "pytest_perf_environment"]
+__all__ = ["pytest_perf_canaries", "pytest_perf_ceilings", "pytest_perf_clock", "pytest_perf_environment"]
 
 DEVICE = pytest.StashKey[str]()
 
@@ -49,6 +50,16 @@ def pytest_perf_ceilings(config: pytest.Config, clock: Clock) -> dict[str, float
 
         if isinstance(clock, cuda.CudaClock):
             return cuda.ceilings(clock)
+    return {}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_perf_canaries(config: pytest.Config) -> dict[str, tuple[Callable[..., object], Inputs]]:
+    """A copy and a matrix product on a CUDA device; none on the CPU, where nothing is as pinned as that."""
+    if config.stash.get(DEVICE, "cpu") == "cuda":
+        from perfgate import cuda
+
+        return cuda.canaries()
     return {}
 
 

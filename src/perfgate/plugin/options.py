@@ -63,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Time although another process computes on the GPU: to try things out, its numbers are not to be trusted.",
     )
+    group.addoption("--perf-worker", metavar="FD", type=int, help=argparse.SUPPRESS)  # what `perfgate ab` starts
 
 
 def _count(text: str) -> int:

@@ -220,7 +220,8 @@ class Session:
             self._conclude(session)
 
     def _judge(self) -> Outcome | None:
-        if not self.run.reached or idle(self.config) or not self.config.getoption("benchmark_compare"):
+        due = self.run.reached or any(map(self._gone, self.run.baseline_nodes.values()))
+        if not due or idle(self.config) or not self.config.getoption("benchmark_compare"):
             return None
         return self.run.judge(rule=self._rule, strict=self.config.getoption("perf_strict"), gone=self._gone)
 
@@ -240,6 +241,8 @@ class Session:
             session.exitstatus = Exit.LOST
         elif session.exitstatus == Exit.OK and self._outcome is not None:
             session.exitstatus = self._outcome.exit
+            if self._outcome.exit == Exit.OK and not self.run.complete:  # ended early, and said that all was well
+                session.exitstatus = Exit.INCOMPLETE
         reporter = self.config.pluginmanager.getplugin("terminalreporter")
         if reporter is not None and (
             self.run.exitstatus not in SUMMARISED or self.config.getoption("no_summary", False)

@@ -1,0 +1,383 @@
+"""Blocks: fresh workers of both sides, and every case visited in turn.
+
+    prepare both   ->   base head head base   (the next block: head base base head)   ->   release both
+
+Both sides prepare a case at the same time, since nothing is timed then. If they do not fit into memory together, the
+case is prepared anew for each visit, one side after the other; likewise if one's work led the other's clock to another
+plan. What a worker says goes into the evidence at once. A worker that ends costs the case it was at, and is replaced
+once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perfgate import nvml
+from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED
+from perfgate.ab.evidence import SIDES, Evidence
+from perfgate.ab.trees import Trees, fingerprint
+from perfgate.ab.workers import Refused, Worker, WorkerDied
+from perfgate.contest import Side
+from perfgate.environment import Environment
+from perfgate.gate import Exit
+
+__all__ = ["DIED", "Blocks", "Over", "Pair"]
+
+DIED = "died"
+RESTARTS = 1
+ORDERS: tuple[tuple[Side, ...], ...] = (("base", "head", "head", "base"), ("head", "base", "base", "head"))
+NOT_TIMED = "its test passed without calling gpu_benchmark"
+
+Visited = Callable[[int, int, int], object]
+"""``visited(block, done, of)``: called after each case."""
+
+
+class Over(Exception):
+    """The run ends here, with what is known."""
+
+
+class Came(Exception):
+    """A case came to nothing on a side; carries how, why, and whether it was its check."""
+
+    def __init__(self, side: Side, said: Mapping[str, Any]) -> None:
+        super().__init__(said["reason"])
+        self.side, self.how, self.reason, self.case = side, str(said["ended"]), str(said["reason"]), said["case"]
+        self.checking = bool(said["checking"])
+        if self.how == PASSED:
+            self.how, self.reason = SKIPPED, NOT_TIMED
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One case: the test that times it on each side (they may have different names)."""
+
+    base: str
+    head: str
+
+    def __getitem__(self, side: Side) -> str:
+        return self.base if side == "base" else self.head
+
+
+class Blocks:
+    """Conducts the blocks of one comparison.
+
+    Args:
+        trees: Both sides' files.
+        arguments: pytest's, as given for the head.
+        evidence: Gets all that is seen.
+        seed: Of the order of cases.
+        logs: Directory for the workers' output.
+        visited: Gets the progress.
+    """
+
+    def __init__(
+        self,
+        trees: Trees,
+        arguments: Sequence[str],
+        evidence: Evidence,
+        *,
+        seed: int,
+        logs: Path,
+        visited: Visited = lambda block, done, of: None,
+    ) -> None:
+        self._trees, self._arguments, self._evidence = trees, list(arguments), evidence
+        self._random, self._logs, self._visited = random.Random(seed), logs, visited
+        self._workers: dict[Side, Worker] = {}
+        self._number = -1
+        self._restarts = 0
+        self._names: dict[Pair, str] = {}
+        self._lost: set[Pair] = set()
+        self._alone: set[Pair] = set()
+        self._ready: dict[Side, str] = {}
+        self._fingerprint = fingerprint(trees.head)
+
+    @property
+    def names(self) -> set[str]:
+        """The cases that can be visited again."""
+        return {name for pair, name in self._names.items() if pair not in self._lost}
+
+    def run(self, stage: int, names: set[str] | None = None, *, check: bool) -> None:
+        """One block of the named cases, or of all.
+
+        Raises:
+            Over: If the run must end with what is known.
+            Refused: If there is nothing to compare.
+            JournalError: If what is seen cannot be kept.
+        """
+        self._number += 1
+        if fingerprint(self._trees.head) != self._fingerprint:
+            raise Over("the working tree was changed while it was compared: what follows would be of another head")
+        at_once = True
+        try:
+            found = self._start()
+            self._evidence.add(block=self._number, stage=stage)
+            pairs = self._pairs(found) if names is None else [p for p, n in self._names.items() if n in names]
+            pairs = [pair for pair in pairs if pair not in self._lost]
+            self._random.shuffle(pairs)
+            for i, pair in enumerate(pairs):
+                self._visited(self._number, i, len(pairs))
+                try:
+                    self._visit(pair, check)
+                except WorkerDied as error:
+                    self._bury(error, pair)
+            self._visited(self._number, len(pairs), len(pairs))
+            self._look_for_foreigners()
+            at_once = False
+        finally:
+            self._stop(at_once=at_once)
+
+    # Workers
+
+    def _start(self) -> dict[Side, Mapping[str, Any]]:
+        """Fresh workers of both sides. In the first block the head's looks whether the device is free."""
+        found: dict[Side, Mapping[str, Any]] = {}
+        known = self._evidence.environments.get("head")
+        if known is not None:
+            _must_be_free(known)
+        for side in reversed(SIDES):
+            arguments, there = self._trees[side].arguments(self._arguments, self._trees.head)
+            if side == "base" and not there:
+                self._evidence.add(note="the base has no suite at these paths")
+                continue
+            if known is not None or side == "base":
+                arguments.append("--perf-allow-busy")  # by our own other worker
+            self._workers[side] = Worker(side, self._trees, arguments, self._logs / f"{side}-{self._number + 1}.log")
+            if known is None and side == "head":
+                found[side] = self._hello(side)
+        for side in SIDES:
+            if side in self._workers and side not in found:
+                found[side] = self._hello(side)
+        if known is None:
+            self._learn(found)
+        return found
+
+    def _hello(self, side: Side) -> Mapping[str, Any]:
+        worker = self._workers[side]
+        try:
+            found = worker.hello()
+        except WorkerDied as error:
+            usage = side == "head" and worker.code == Exit.USAGE
+            code = Exit.USAGE if usage else Exit.INCOMPLETE
+            why = f"{error} before it had collected its tests; the end of its log:\n{worker.log}"
+            raise Refused(why, code) from None
+        if found["errors"]:
+            said = "\n".join(f"    {line}" for line in found["errors"])
+            raise Refused(f"the {side}'s suite cannot be collected:\n{said}", Exit.INCOMPLETE)
+        return found
+
+    def _learn(self, found: Mapping[Side, Mapping[str, Any]]) -> None:
+        """Keep where the sides measure, and refuse what cannot be compared."""
+        for side, said in found.items():
+            if said["environment"] is not None:
+                self._evidence.add(environment=said["environment"], side=side)
+            if side == "head":
+                for note in said["notes"]:
+                    self._evidence.add(note=note)
+        keys = {environment.key for environment in self._evidence.environments.values()}
+        if len(keys) > 1:
+            raise Refused(f"the sides measure in different environments: {' and '.join(sorted(keys))}", Exit.REFUSED)
+        self._look_for_foreigners()
+
+    def _look_for_foreigners(self) -> None:
+        """A side that runs the other one's code would be compared with itself."""
+        for side, other in zip(SIDES, reversed(SIDES), strict=True):
+            if side in self._workers:
+                path = self._trees[other].root
+                try:
+                    files = self._workers[side].ask(foreign=str(path))["foreign"]
+                except WorkerDied as error:
+                    self._bury(error, None)
+                    continue
+                if files:
+                    raise Refused(
+                        f"the {side} runs code of the {other}: {', '.join(files[:3])}. Put the packages' directory on "
+                        "PYTHONPATH, so that each tree's own is found first",
+                        Exit.REFUSED,
+                    )
+
+    def _bury(self, error: WorkerDied, pair: Pair | None) -> None:
+        """A worker ended: its case is lost, and there are new workers, once."""
+        worker = self._workers[error.side]
+        name = self._names.get(pair, pair.head) if pair else None
+        self._evidence.add(note=f"{error}{f' at {name}' if name else ''}; the end of its log:\n{worker.log}")
+        if pair is not None and name is not None:
+            self._lose(pair, name, error.side, DIED, str(error))
+        self._stop(at_once=True)
+        if self._restarts == RESTARTS:
+            raise Over(f"workers ended {RESTARTS + 1} times")
+        self._restarts += 1
+        self._start()
+
+    def _stop(self, *, at_once: bool) -> None:
+        workers, self._workers = list(self._workers.values()), {}
+        for worker in workers:
+            worker.stop(at_once=at_once)
+
+    # Cases
+
+    def _pairs(self, found: Mapping[Side, Mapping[str, Any]]) -> list[Pair]:
+        """The cases that both sides have; what one alone has is asked for its name, by which it may be found again."""
+        if self._names or self._lost:
+            return list(self._names)
+        nodes = {side: list(found[side]["collected"]) if side in found else [] for side in SIDES}
+        both = set(nodes["base"]) & set(nodes["head"])
+        alone = {side: [n for n in nodes[side] if n not in both] for side in SIDES}
+        ask = all(nodes.values())  # where one side has nothing, there is no need to know names
+        named = {side: {self._ask_name(side, n) if ask else n: n for n in alone[side]} for side in SIDES}
+        pairs = [Pair(node, node) for node in nodes["head"] if node in both]
+        pairs += [Pair(node, named["head"][name]) for name, node in named["base"].items() if name in named["head"]]
+        for side, other in zip(SIDES, reversed(SIDES), strict=True):
+            for name in named[side].keys() - named[other].keys():
+                self._evidence.add(only=side, case=name)
+        self._evidence.add(pairs=len(pairs))
+        canaries = [set(said["canaries"]) for said in found.values()]
+        for name in sorted(set.intersection(*canaries)) if len(canaries) == len(SIDES) and pairs else []:
+            self._evidence.add(canary=name)
+            pairs.append(Pair(name, name))
+        return pairs
+
+    def _ask_name(self, side: Side, node: str) -> str:
+        """The name of the case that a test times; the test's own if it does not come to say."""
+        try:
+            self._prepare(side, node, check=side == "head")
+            self._release(side)
+        except Came as came:
+            if came.how == FAILED:
+                self._evidence.add(ended=FAILED, reason=came.reason, case=came.case or node, side=side)
+            return came.case or node
+        except WorkerDied as error:
+            self._bury(error, None)
+            return node
+        return self._ready[side]
+
+    def _visit(self, pair: Pair, check: bool) -> None:
+        """All of a block's visits to a case."""
+        order = ORDERS[self._number % 2]
+        try:
+            if pair not in self._alone and self._together(pair, order, check):
+                return
+            self._alone.add(pair)
+            for i, side in enumerate(order):
+                self._prepare(side, pair[side], check=check and side not in order[:i])
+                self._time(side)
+                self._release(side)
+            self._called(pair)
+        except Came as came:
+            how = FAILED if came.how == OUT_OF_MEMORY and came.checking else came.how
+            reason = f"its check ran out of memory: {came.reason}" if how != came.how else came.reason
+            name = self._names.get(pair) or came.case or pair[came.side]
+            self._lose(pair, name, came.side, how, reason)
+            if how != FAILED:
+                self._other_side(pair, name, came.side, check)
+
+    def _together(self, pair: Pair, order: Sequence[Side], check: bool) -> bool:
+        """Visit a case that both sides hold ready; False if they must do so one after the other."""
+        came: dict[Side, Came] = {}
+        for side in SIDES:
+            self._workers[side].send(run=pair[side], check=check)
+        plans = {}
+        for side in SIDES:
+            try:
+                plans[side] = self._await_ready(side)
+            except Came as error:
+                came[side] = error
+        names = [*(self._ready[side] for side in plans), *(ended.case for ended in came.values() if ended.case)]
+        name = next(iter(names), pair.head)
+        if came or plans["base"] != plans["head"]:
+            came |= self._release_all(*plans)
+            if all(ended.how == OUT_OF_MEMORY for ended in came.values()):
+                return False
+        elif not self._called(pair):
+            self._release_all(*SIDES)
+        else:
+            try:
+                for side in order:
+                    self._time(side)
+                came = self._release_all(*SIDES)
+            except Came as ended:
+                came = {ended.side: ended} | self._release_all(_other(ended.side))
+                if ended.how == OUT_OF_MEMORY:
+                    self._evidence.add(void=name)
+                    return False
+        for ended in came.values():
+            self._lose(pair, name, ended.side, ended.how, ended.reason)
+        return True
+
+    def _other_side(self, pair: Pair, name: str, side: Side, check: bool) -> None:
+        """What came to nothing on one side: find out whether it does on the other."""
+        other = _other(side)
+        try:
+            self._prepare(other, pair[other], check=check)
+            self._release(other)
+        except Came as came:
+            self._lose(pair, name, other, came.how, came.reason)
+
+    def _called(self, pair: Pair) -> bool:
+        """Learn the case's name; False if the test times another case on each side."""
+        base, head = self._ready["base"], self._ready["head"]
+        if base == head:
+            self._names[pair] = head
+            return True
+        self._lost.add(pair)
+        self._evidence.add(only="base", case=base)
+        self._evidence.add(only="head", case=head)
+        return False
+
+    def _lose(self, pair: Pair, name: str, side: Side, how: str, reason: str) -> None:
+        self._lost.add(pair)
+        self._evidence.add(ended=how, reason=reason, case=name, side=side)
+
+    # Words to a worker
+
+    def _prepare(self, side: Side, node: str, *, check: bool) -> None:
+        self._workers[side].send(run=node, check=check)
+        self._await_ready(side)
+
+    def _await_ready(self, side: Side) -> object:
+        said = self._workers[side].receive()
+        if "ended" in said:
+            raise Came(side, said)
+        self._ready[side] = said["ready"]
+        return said["plan"]
+
+    def _time(self, side: Side) -> None:
+        said = self._workers[side].ask(time=True)
+        if "ended" in said:
+            raise Came(side, said)
+        self._evidence.add(visit=said["record"], side=side)
+
+    def _release_all(self, *sides: Side) -> dict[Side, Came]:
+        """Release each side; return those whose test did not pass after all."""
+        came: dict[Side, Came] = {}
+        for side in sides:
+            try:
+                self._release(side)
+            except Came as error:
+                came[side] = error
+        return came
+
+    def _release(self, side: Side) -> None:
+        said = self._workers[side].ask(release=True)
+        if said["ended"] != PASSED:
+            raise Came(side, said)
+
+
+def _other(side: Side) -> Side:
+    return "head" if side == "base" else "base"
+
+
+def _must_be_free(environment: Environment) -> None:
+    """Between blocks no worker of ours is on the device, so nobody should be."""
+    uuid = environment.facts.get("uuid")
+    for attempt in range(3 if uuid else 0):
+        others = nvml.busy(f"GPU-{uuid}")
+        if not others:
+            return
+        time.sleep(1)  # the driver may take a moment to forget the last block's processes
+        if attempt == 2:
+            raise Refused(f"the GPU is busy: {'; '.join(others)}", Exit.UNFIT)

@@ -1,0 +1,309 @@
+"""``perfgate ab``: is the working tree slower than the commit it left? The stages, the terminal, the options.
+
+    stage 1   screens all cases        stage 2   confirms, in fresh blocks, what looked different, with its controls
+
+What is decided, and on what, is `perfgate.contest`'s; this says when, and prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import random
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from perfgate import preflight
+from perfgate.ab import trees as revisions
+from perfgate.ab.blocks import Blocks, Over
+from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SCHEMA, Evidence, read
+from perfgate.ab.outcome import BROKEN_OFF, Judge, Suspects, conclude
+from perfgate.ab.trees import BuildFailed, Trees
+from perfgate.ab.workers import Refused
+from perfgate.gate import Exit, Outcome
+from perfgate.journal import JournalError, Lines
+from perfgate.report import Results, terminal
+
+__all__ = ["add_arguments", "run"]
+
+CONTROLS = 20
+"""Controls that are visited again with what is confirmed, besides the canaries."""
+COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument("paths", nargs="*", help="what pytest is to collect; its own default if left out")
+    parser.add_argument(
+        "--base", metavar="REF", help="compare with this; default: where HEAD left origin/main, or HEAD if it did not"
+    )
+    parser.add_argument("--build", metavar="CMD", help="a shell command that builds each tree, run in it")
+    parser.add_argument(
+        "--blocks", type=_count, default=2, metavar="N", help="blocks that screen (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--confirm", type=_count, default=8, metavar="N", help="blocks that confirm a suspicion (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--floor", type=_percent, default=0.01, metavar="PERCENT", help="least change that matters (default: 1)"
+    )
+    parser.add_argument("--seed", type=int, help="of the order of cases; default: another one each time, and said")
+    parser.add_argument("--strict", action="store_true", help="new, missing and unresolved cases fail too")
+    parser.add_argument("--check-always", action="store_true", help="check results in each block, not the first alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
+    parser.add_argument("--from", dest="file", type=Path, metavar="FILE", help="judge this journal again, time nothing")
+
+
+def run(options: argparse.Namespace, arguments: Sequence[str], *, suspects: Suspects, judge: Judge) -> int:
+    """Compare, report, and return the exit code (see `perfgate.gate.Exit`; 2 if it was interrupted).
+
+    Args:
+        options: As `add_arguments` declares them.
+        arguments: pytest's.
+        suspects: Which cases are confirmed.
+        judge: What is said of each case in the end.
+
+    Raises:
+        ValueError: For wrong options, no repository, or a revision that is not there.
+        JournalError: If a journal cannot be read.
+    """
+    if options.json and (sentence := preflight.target(options.json)):
+        raise ValueError(f"--json: {sentence}")
+    if options.file:
+        if arguments:
+            raise ValueError(f"--from times nothing, so it takes no suite, got {' '.join(arguments)}")
+        return _report(read(options.file), options.file, judge, options)
+    head = revisions.head(Path.cwd())
+    commit, how = revisions.compared_with(options.base, head)
+    started = datetime.now(UTC)
+    directory = Path(".perfgate")
+    path = directory / f"ab-{started:%Y%m%dT%H%M%S}-{os.getpid()}.jsonl"
+    if sentence := preflight.room([path]):
+        return _refuse(sentence, Exit.LOST)
+    with _terminated_is_interrupted():
+        try:
+            with revisions.opened(head, commit) as trees:
+                return _compare(trees, how, arguments, path, started, suspects, judge, options)
+        except BuildFailed as error:
+            return _refuse(str(error), Exit.INCOMPLETE)
+        except KeyboardInterrupt:
+            return _refuse("interrupted", BROKEN_OFF)
+
+
+def _compare(
+    trees: Trees,
+    how: str,
+    arguments: Sequence[str],
+    path: Path,
+    started: datetime,
+    suspects: Suspects,
+    judge: Judge,
+    options: argparse.Namespace,
+) -> int:
+    seed = options.seed if options.seed is not None else secrets.randbelow(2**32)
+    print(f"base: {trees.base.words} ({how})\nhead: {trees.head.words}\nseed {seed}, journal {path}", flush=True)
+    logs = path.with_suffix("")
+    logs.mkdir(parents=True)
+    header = {
+        "ab": SCHEMA,
+        "started": started.isoformat(),
+        "argv": list(arguments),
+        "seed": seed,
+        "base": f"{trees.base.commit} {trees.base.words}",
+        "head": f"{trees.head.commit} {trees.head.words}",
+        "blocks": options.blocks,
+        "confirm": options.confirm,
+        "floor": options.floor,
+    }
+    lines = Lines(path, "run where there is room")
+    evidence = Evidence(header, write=lines.write)
+    progress = Progress(options.blocks)
+
+    def visited(block: int, done: int, of: int) -> None:
+        if (block, done) == (0, 0):
+            print(f"{evidence.environments['head'].device}, {evidence.pairs} cases that both have", flush=True)
+        progress(block, done, of)
+
+    try:
+        lines.write(header)
+        for side in ("base", "head") if options.build else ():
+            print(f"building {side}: {options.build}", flush=True)
+            revisions.build(options.build, trees, side, logs / f"build-{side}.log")
+        blocks = Blocks(trees, arguments, evidence, seed=seed, logs=logs, visited=visited)
+        why = _stages(blocks, evidence, suspects, options, progress, seed)
+        progress.clear()
+        evidence.add(end=why)
+    except Refused as error:
+        progress.clear()
+        if not evidence.compared:
+            return _refuse(str(error), error.code)
+        evidence.add(end=str(error))
+    except JournalError as error:
+        progress.clear()
+        _report(evidence, path, judge, options)
+        return _refuse(str(error), Exit.LOST)
+    finally:
+        lines.close()
+    code = _report(evidence, path, judge, options)
+    if code in (Exit.OK, Exit.REGRESSED):
+        shutil.rmtree(logs)
+    return code
+
+
+def _stages(
+    blocks: Blocks,
+    evidence: Evidence,
+    suspects: Suspects,
+    options: argparse.Namespace,
+    progress: Progress,
+    seed: int,
+) -> str:
+    """Screen, then confirm; return how it ended."""
+    try:
+        for i in range(options.blocks):
+            blocks.run(1, check=options.check_always or i == 0)
+            if not evidence.compared:
+                return COMPLETE  # there is nothing that another block could add
+        suspicious = set(suspects(evidence.blocks, evidence.controls)) & blocks.names
+        if suspicious - evidence.canaries:
+            controls = sorted((evidence.controls - suspicious - evidence.canaries) & blocks.names)
+            some = random.Random(seed).sample(controls, min(CONTROLS, len(controls)))
+            progress.clear()
+            print(f"{len(suspicious - evidence.canaries)} cases are confirmed in {options.confirm} blocks", flush=True)
+            progress.extend(options.confirm)
+            for _ in range(options.confirm):
+                blocks.run(2, suspicious | evidence.canaries | set(some), check=options.check_always)
+    except Over as error:
+        return str(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return COMPLETE
+
+
+def _report(evidence: Evidence, path: Path, judge: Judge, options: argparse.Namespace) -> int:
+    """Judge what was seen, print it, write it where that was asked; return the exit code."""
+    outcome, code = conclude(evidence, judge, strict=options.strict)
+    environment = evidence.environments.get("head")
+    print()
+    if environment is None:
+        print("\n".join((*evidence.notes, *outcome.sentences)))
+    else:
+        results = Results.of(
+            evidence.records("head"),
+            environment,
+            outcome=outcome,
+            out_of_memory=evidence.out_of_memory,
+            notes=evidence.notes,
+        )
+        colourful = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        paint = _paint if colourful else None
+        for line in terminal.render(results, width=shutil.get_terminal_size().columns, paint=paint):
+            print(line)
+    if options.json:
+        options.json.write_text(json.dumps(_document(evidence, outcome, code, path), indent=2) + "\n", encoding="utf-8")
+    return code
+
+
+def _document(evidence: Evidence, outcome: Outcome, code: int, path: Path) -> Mapping[str, object]:
+    verdicts = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(verdict).items()}
+        for verdict in outcome.verdicts
+    ]
+    return {
+        **evidence.header,
+        "journal": str(path),
+        "end": evidence.end,
+        "exit": code,
+        "environment": {side: e.to_json() for side, e in evidence.environments.items()},
+        "controls": sorted(evidence.controls),
+        "verdicts": verdicts,
+        "sentences": list(outcome.sentences),
+        "notes": evidence.notes,
+    }
+
+
+class Progress:
+    """One line that says where the run is and how long it will take, on a terminal only.
+
+    Args:
+        blocks: How many there will be for all that is known.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self._blocks, self._start, self._screened = blocks, time.monotonic(), 0.0
+        self._shown = sys.stdout.isatty()
+
+    def extend(self, blocks: int) -> None:
+        """There will be more blocks."""
+        self._blocks += blocks
+
+    def __call__(self, block: int, done: int, of: int) -> None:
+        """So many cases of a block are done; the first call of a block starts its clock."""
+        now = time.monotonic()
+        if done == 0:
+            self._start = now
+        if not self._shown:
+            return
+        left = ""
+        if done:
+            seconds = (now - self._start) / done * ((of - done) + of * (self._blocks - block - 1))
+            left = f", {seconds // 60:.0f}:{seconds % 60:02.0f} left"
+        print(f"\r\x1b[Kblock {block + 1} of {self._blocks}: {done} of {of} cases{left}", end="", flush=True)
+
+    def clear(self) -> None:
+        """Make room for a line that stays."""
+        if self._shown:
+            print("\r\x1b[K", end="", flush=True)
+
+
+@contextlib.contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """A process that is told to end does what it does at Ctrl-C: it cleans up and says what is known."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refuse(why: str, code: int) -> int:
+    print(f"perfgate: {why}", file=sys.stderr)
+    return int(code)
+
+
+def _paint(text: str, *markup: str) -> str:
+    return f"\x1b[{';'.join(COLOURS[m] for m in markup)}m{text}\x1b[0m"
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of blocks, 1 or more, got {text!r}")
+    return int(text)
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:  # false for NaN too, which would switch the gate off
+        raise argparse.ArgumentTypeError(f"expected a percentage from 0 to 100, got {text!r}")
+    return value / 100

@@ -1,0 +1,173 @@
+"""From what was seen and what was decided to verdicts, sentences and the exit code.
+
+The decision on durations is another's (`perfgate.contest`). Here is what else becomes of a case:
+
+    on the          base        head
+    only            missing     new
+    failed          new         missing, and the run fails
+    skipped         new         missing
+    out of memory   improved    regressed            on both: unchanged
+    died            unresolved  unresolved
+
+Green is only a run that came to its end, compared something, and lost nothing on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from perfgate import nvml
+from perfgate.ab.blocks import DIED
+from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, SKIPPED
+from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SIDES, Evidence
+from perfgate.contest import Block
+from perfgate.gate import WORST_FIRST, Exit, Outcome
+from perfgate.verdict import State, Verdict
+
+__all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude"]
+
+BROKEN_OFF = 2
+"""pytest's exit code of a run that was interrupted."""
+
+
+class Decision(Protocol):
+    """What was decided of the cases that were compared."""
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """A verdict a case."""
+
+    @property
+    def unfit(self) -> str | None:
+        """Why the machine was not fit to judge anything, or None."""
+
+
+Suspects = Callable[[Sequence[Block], Collection[str]], Collection[str]]
+"""Which cases are confirmed, given the blocks so far and the names of the controls."""
+Judge = Callable[[Sequence[Block], Collection[str]], Decision]
+"""What is said of each case in the end, given the same."""
+
+
+def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple[Outcome, int]:
+    """Judge what was seen.
+
+    Args:
+        evidence: All of it.
+        judge: Decides on the blocks.
+        strict: Whether new, missing and unresolved cases fail.
+
+    Returns:
+        Verdicts and sentences, and the exit code, which is none of `Exit` for a run that was interrupted.
+    """
+    blocks = evidence.blocks
+    said: list[str] = []
+    verdicts: list[Verdict] = []
+    unfit: str | None = None
+    if evidence.compared:
+        decision = judge(blocks, evidence.controls)
+        unfit = decision.unfit
+        verdicts += [verdict for verdict in decision.verdicts if verdict.case in evidence.compared]
+    verdicts, hot = _without_heat(verdicts, blocks)
+    verdicts += _not_compared(evidence)
+    known = {verdict.case for verdict in verdicts}
+    unjudged = sorted(evidence.compared - known)
+    verdicts += [Verdict(case=c, state=State.UNRESOLVED, reason="was visited, and not judged") for c in unjudged]
+    verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
+    failed = [
+        case
+        for (side, case), (how, _) in evidence.ended.items()
+        if (side, how) == ("head", FAILED) and case not in evidence.canaries
+    ]
+    if failed:
+        said.append(f"{len(failed)} of the head's tests failed")
+    said += [
+        f"{case} could not be timed on the {side}: {why}"
+        for (side, case), (_, why) in evidence.ended.items()
+        if case in evidence.canaries
+    ]
+    if unfit:
+        said.append(f"the machine was not fit: {unfit}")
+    if hot:
+        said.append(f"{len(hot)} slower while the GPU slowed down for heat, not judged: see to its cooling, time again")
+    if not evidence.compared:
+        said.append("nothing was compared")
+    if evidence.end != COMPLETE:
+        why = evidence.end or "the run did not come to its end"
+        said.append(f"{why}: {len(evidence.compared)} of {evidence.pairs} cases were compared")
+    states = {verdict.state for verdict in verdicts}
+    died = any(how == DIED for how, _ in evidence.ended.values())
+    if evidence.end == INTERRUPTED:
+        code = BROKEN_OFF
+    elif State.REGRESSED in states or failed:
+        code = Exit.REGRESSED
+    elif State.REFUSED in states:
+        code = Exit.REFUSED
+    elif hot or unfit:
+        code = Exit.UNFIT
+    elif (
+        not evidence.compared
+        or evidence.end != COMPLETE
+        or died
+        or unjudged
+        or (strict and states & {State.NEW, State.MISSING, State.UNRESOLVED})
+    ):
+        code = Exit.INCOMPLETE
+    else:
+        code = Exit.OK
+    kind = code if isinstance(code, Exit) else Exit.INCOMPLETE
+    return Outcome(verdicts=tuple(verdicts), exit=kind, sentences=tuple(said)), int(code)
+
+
+def _without_heat(verdicts: Sequence[Verdict], blocks: Sequence[Block]) -> tuple[list[Verdict], list[str]]:
+    """Call no case slower that the GPU slowed down for heat."""
+    kept, hot = [], []
+    for verdict in verdicts:
+        visits = (visit for block in blocks for visit in block.visits.get(verdict.case, ()))
+        if verdict.state is State.REGRESSED and any(nvml.hot(visit.samples.counters) for visit in visits):
+            reason = f"{verdict.reason}, but the GPU slowed down for heat while it was timed"
+            verdict = replace(verdict, state=State.UNRESOLVED, reason=reason)
+            hot.append(verdict.case)
+        kept.append(verdict)
+    return kept, hot
+
+
+def _not_compared(evidence: Evidence) -> Iterator[Verdict]:
+    for case in evidence.differently:
+        methods = evidence.methods(case)
+        reason = f"timed by another method: {methods.get('head')} in the head, {methods.get('base')} in the base"
+        yield Verdict(case=case, state=State.REFUSED, reason=reason)
+    for case, side in evidence.only.items():
+        if side == "head":
+            yield Verdict(case=case, state=State.NEW, reason="is not in the base")
+        else:
+            yield Verdict(case=case, state=State.MISSING, reason="is in the base and not in the head")
+    cases = {case for _, case in evidence.ended} - evidence.canaries - evidence.only.keys()
+    for case in sorted(cases):
+        base, head = (evidence.ended.get((side, case)) for side in SIDES)
+        if verdict := _ended(case, base, head):
+            yield verdict
+
+
+def _ended(case: str, base: tuple[str, str] | None, head: tuple[str, str] | None) -> Verdict | None:
+    """The verdict on a case that came to nothing on one side or both; None if it was skipped on both."""
+    hows = [side[0] if side else None for side in (base, head)]
+    why = head or base or ("", "")
+    if DIED in hows:
+        return Verdict(case=case, state=State.UNRESOLVED, reason=f"could not be compared: {why[1]}")
+    if hows == [SKIPPED, SKIPPED]:
+        return None
+    if head and head[0] in (FAILED, SKIPPED):
+        return Verdict(case=case, state=State.MISSING, reason=f"its test {_how(head)} in the head: {head[1]}")
+    if base and base[0] in (FAILED, SKIPPED):
+        return Verdict(case=case, state=State.NEW, reason=f"its test {_how(base)} in the base: {base[1]}")
+    if hows == [OUT_OF_MEMORY, OUT_OF_MEMORY]:
+        return Verdict(case=case, state=State.UNCHANGED, reason=f"out of memory, as in the base: {why[1]}")
+    if head:
+        return Verdict(case=case, state=State.REGRESSED, reason=f"out of memory, but not in the base: {head[1]}")
+    return Verdict(case=case, state=State.IMPROVED, reason="fits into memory now, did not in the base")
+
+
+def _how(ended: tuple[str, str]) -> str:
+    return "failed" if ended[0] == FAILED else "was skipped"

@@ -1,0 +1,256 @@
+"""A worker of `perfgate ab`: a pytest session that times what it is told to, when it is told to.
+
+It collects, and then takes node ids from a channel (`perfgate.ab.channel` has the words) instead of running all tests
+in a row. Inside the test, `gpu_benchmark` prepares the case and then waits for its turns, since the other revision's
+worker has prepared the same case and is timed between them. Nothing is written: no cache, no JSON, no journal.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+import perfgate
+from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED, Channel, Gone
+from perfgate.case import Case, Work
+from perfgate.clock import Clock, Inputs, MeasureError, Prepared
+from perfgate.gate import Exit
+from perfgate.plugin.fixture import input_sets
+from perfgate.plugin.state import environment_of, run_of
+from perfgate.record import Record
+
+__all__ = ["Worker"]
+
+T = TypeVar("T")
+Wrapper = Generator[None, T, T]
+
+QUIET: dict[str, object] = {
+    "benchmark_autosave": False,
+    "benchmark_compare": None,
+    "benchmark_disable": False,
+    "benchmark_histogram": None,
+    "benchmark_json": None,
+    "benchmark_only": False,
+    "benchmark_save": None,
+    "benchmark_skip": False,
+    "dist": "no",
+    "maxfail": 0,
+    "numprocesses": None,
+    "tx": [],
+}
+"""Options that a project may have set for its own runs, and that have no meaning here: one process, nothing saved."""
+
+
+class Worker:
+    """The session's hooks and its `gpu_benchmark`.
+
+    Args:
+        config: pytest's.
+        descriptor: The channel's.
+
+    Raises:
+        pytest.UsageError: If there is no channel.
+    """
+
+    def __init__(self, config: pytest.Config, descriptor: int) -> None:
+        try:
+            end = socket.socket(fileno=descriptor)
+            end.set_inheritable(False)
+        except OSError:
+            raise pytest.UsageError("--perf-worker is for the processes that `perfgate ab` starts") from None
+        for name, value in QUIET.items():
+            if hasattr(config.option, name):
+                setattr(config.option, name, value)
+        self.config, self._channel = config, Channel(end)
+        self._clock: Clock | None = None
+        self._errors: list[str] = []
+        self._canaries: dict[str, tuple[Callable[..., object], Inputs]] = {}
+        self._claims: dict[str, str] = {}
+        self._check = True
+        self._case: str | None = None
+        self._checking = False
+        self._ended: tuple[str, str] = (PASSED, "")
+
+    # Collecting
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Remember what could not be collected."""
+        if report.failed:
+            said = [line for line in str(report.longrepr).splitlines() if line.strip()]
+            self._errors.append(f"{report.nodeid or 'collection'}: {said[-1].strip() if said else 'failed'}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Say what there is to time, and then serve."""
+        items = {i.nodeid: i for i in session.items if "gpu_benchmark" in getattr(i, "fixturenames", ())}
+        try:
+            try:
+                environment = environment_of(self.config).to_json() if items else None
+            except (pytest.UsageError, pytest.exit.Exception) as error:
+                code = getattr(error, "returncode", None)
+                self._channel.send(refused=str(error), code=int(Exit.USAGE if code is None else code))
+                return True
+            if items:
+                self._canaries = dict(self.config.hook.pytest_perf_canaries(config=self.config) or {})
+            self._channel.send(
+                collected=list(items),
+                canaries=list(self._canaries),
+                environment=environment,
+                errors=self._errors,
+                harness=str(Path(perfgate.__file__).parent),
+                notes=run_of(self.config).notes,
+            )
+            self._serve(items)
+        except Gone:
+            pass  # nobody asks any more: that is how a worker ends
+        return True
+
+    def _serve(self, items: dict[str, pytest.Item]) -> None:
+        while True:
+            message = self._channel.receive()
+            if "foreign" in message:
+                self._channel.send(foreign=_loaded_from(Path(message["foreign"])))
+                continue
+            node = message["run"]
+            self._check, self._case, self._checking, self._ended = message["check"], None, False, (PASSED, "")
+            if node in self._canaries:
+                self._sing(node)
+            else:
+                # the session stands for a next test of which nothing is known: its own fixtures stay, others end
+                item = items[node]
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=item.session)
+                gc.collect()  # errors leave cycles, which would hold the device's memory for long
+            how, reason = self._ended
+            self._channel.send(ended=how, reason=reason, case=self._case, checking=self._checking)
+
+    # Timing
+
+    @pytest.fixture
+    def gpu_benchmark(self, request: pytest.FixtureRequest) -> Callable[..., object]:
+        """Prepare one case, and time it when it is asked for; see `perfgate.plugin.GpuBenchmark`."""
+        node, used = request.node.nodeid, False
+
+        def run(
+            call: Callable[..., T],
+            *,
+            inputs: Inputs | None = None,
+            work: Work | None = None,
+            name: str | None = None,
+            group: str | None = None,
+            reference: bool = False,
+            l2: str = "cold",
+            check: Callable[[T], object] | None = None,
+        ) -> T:
+            nonlocal used
+            if used:
+                pytest.fail(f"{node} used gpu_benchmark twice: a test times one case, parametrize it", pytrace=False)
+            used = True
+            sets = input_sets(inputs, l2)
+            case = Case(name=name or node, group=group, reference=reference, work=work)
+            self._case = case.name
+            if (other := self._claims.setdefault(case.name, node)) != node:
+                pytest.fail(f"case {case.name!r} is timed by two tests, {other} and {node}", pytrace=False)
+
+            def once() -> T:
+                return call(*(sets(0) if callable(sets) else sets[0]))
+
+            if check is not None and self._check:
+                self._checking = True
+                check(once())
+                self._checking = False
+            self._take_turns(case, call, sets, l2)
+            return once()
+
+        return run
+
+    def _take_turns(self, case: Case, call: Callable[..., object], inputs: Inputs, l2: str) -> None:
+        """Prepare a case and time it until it is released."""
+        if self._clock is None:
+            self._clock = self.config.hook.pytest_perf_clock(config=self.config)
+        try:
+            with self._clock.prepare(call, inputs, l2=l2) as prepared:
+                self._channel.send(ready=case.name, plan=getattr(prepared, "plan", None))
+                while self._turn(case, prepared):
+                    pass
+            return
+        except MeasureError as error:
+            sentence = f"{case.name}: {error}"
+        except Gone:
+            pytest.exit("nobody asks any more", 0)
+        pytest.fail(sentence, pytrace=False)
+
+    def _turn(self, case: Case, prepared: Prepared) -> bool:
+        """Do the next thing asked; say whether there is more to do."""
+        if "time" not in self._channel.receive():
+            return False
+        self._channel.send(record=Record(case=case, processes=(prepared.time(),)).to_json())
+        return True
+
+    def _sing(self, name: str) -> None:
+        """Time a canary: the harness's own work, the same on both sides, in no test."""
+        self._case = name
+        try:
+            call, inputs = self._canaries[name]
+            self._take_turns(Case(name=name), call, inputs, "cold")
+        except pytest.exit.Exception:
+            raise
+        except _out_of_memory() as error:
+            self._ended = OUT_OF_MEMORY, _first_line(error)
+        except (Exception, pytest.fail.Exception) as error:
+            self._ended = FAILED, _first_line(error)
+
+    # How a test ended
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Wrapper[object]:
+        """Inputs may not fit into memory."""
+        return (yield from self._within_memory())
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Wrapper[object]:
+        """Nor may the call."""
+        return (yield from self._within_memory())
+
+    def _within_memory(self) -> Wrapper[object]:
+        try:
+            return (yield)
+        except _out_of_memory() as error:
+            reason = _first_line(error)
+        self._ended = OUT_OF_MEMORY, reason
+        pytest.skip(f"out of memory: {reason}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Wrapper[pytest.TestReport]:
+        """Remember the worst of a test's phases."""
+        report = yield
+        how, _ = self._ended
+        error = call.excinfo.value if call.excinfo is not None else None
+        if report.failed and how != FAILED:
+            said = _first_line(error) if error is not None else str(report.longrepr).partition("\n")[0]
+            plain = error is None or isinstance(error, pytest.fail.Exception | AssertionError)
+            self._ended = FAILED, said if plain else f"{type(error).__name__}: {said}"
+        elif report.skipped and how == PASSED:
+            self._ended = SKIPPED, _first_line(error) if error is not None else "skipped"
+        return report
+
+
+def _loaded_from(path: Path) -> list[str]:
+    """Files of modules that were loaded from below a path; an environment with packages in it does not count."""
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    inside = (Path(file).resolve() for file in files if isinstance(file, str))
+    return sorted({str(f) for f in inside if f.is_relative_to(path) and "site-packages" not in f.parts})
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _out_of_memory() -> tuple[type[BaseException], ...]:
+    """What says that there is no memory: the host's error, and the device's where its clock is in use."""
+    return (MemoryError, *getattr(sys.modules.get("perfgate.cuda"), "OUT_OF_MEMORY", ()))

@@ -1,0 +1,299 @@
+"""docs/trust.md: what was found out about perfgate itself, from the data alone. The same data give the same page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from perfgate import stats
+from perfgate.contest import ContestRule
+from perfgate.trust.chance import binomial_interval
+from perfgate.trust.data import Contest, Entry, Timing
+from perfgate.trust.resample import SIZES, Plan, Row, compare, recorded
+from perfgate.verdict import State, Verdict
+
+__all__ = ["comparison", "render"]
+
+SEED = 20260101
+STEADY = 0.006
+"""Relative sd between processes up to which the slowdowns found are promised."""
+NOISIEST = 5
+"""Cases named for their spread between processes."""
+
+HEAD = """# How far can a verdict be trusted?
+
+This page is generated: `nox -s calibrate` makes it of `docs/trust.jsonl`, where every run is kept with its origin and
+its samples. A share is given with the interval of shares that its count does not contradict (95 %, Clopper and Pearson
+1934)."""
+
+
+def render(entries: Sequence[Entry], plan: Plan | None = None) -> str:
+    """The page.
+
+    Args:
+        entries: All that was collected.
+        plan: How often the recorded samples are drawn again for the comparison with others' rules.
+    """
+    plan = plan or Plan()
+    contests = [entry for entry in entries if isinstance(entry, Contest)]
+    timings = [entry for entry in entries if isinstance(entry, Timing)]
+    spreads = _spreads(contests)
+    unchanged, planted, disturbed = ([c for c in contests if c.what == what] for what in ("aa", "planted", "drift"))
+    sections = [
+        HEAD,
+        "## Where the data come from\n\n" + _origins(entries),
+        "## Unchanged code against itself\n\n" + _unchanged(unchanged),
+        "## How far processes differ\n\n" + _processes(spreads),
+        "## Planted slowdowns\n\n" + _planted(planted, spreads),
+        "## The same samples through others' rules\n\n" + _rivals(unchanged, plan),
+        "## A machine that is disturbed\n\n" + _disturbed(disturbed),
+        "## The clock against other timers\n\n" + _timers(timings),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _origins(entries: Sequence[Entry]) -> str:
+    if not entries:
+        return "Nothing was collected yet."
+    found: dict[tuple[str, str, str, str], list[Entry]] = {}
+    for entry in entries:
+        origin = entry.origin
+        driver = origin.environment.versions.get("driver", "unknown")
+        key = (origin.occasion, origin.environment.key, driver, origin.commit[:7])
+        found.setdefault(key, []).append(entry)
+    rows = [
+        [
+            occasion,
+            min(entry.origin.date for entry in them)[:10],
+            environment,
+            driver,
+            f"`{commit}`",
+            *(str(sum(entry.what == what for entry in them)) for what in ("aa", "planted", "drift", "timer")),
+        ]
+        for (occasion, environment, driver, commit), them in found.items()
+    ]
+    titles = [
+        "machine started",
+        "date",
+        "environment",
+        "driver",
+        "commit",
+        "unchanged",
+        "planted",
+        "disturbed",
+        "timers",
+    ]
+    return _table(titles, rows, left=5)
+
+
+def _unchanged(runs: Sequence[Contest]) -> str:
+    if not runs:
+        return "No run of unchanged code was collected yet."
+    rows = []
+    for suite in sorted({run.suite for run in runs}):
+        them = [run for run in runs if run.suite == suite]
+        verdicts = _verdicts(them)
+        red = sum(any(v.state is State.REGRESSED for v in run.verdicts.values()) for run in them)
+        rows.append(
+            [
+                suite,
+                str(len(them)),
+                str(len({run.origin.occasion for run in them})),
+                str(len(verdicts)),
+                *(str(sum(v.state is state for v in verdicts)) for state in (State.REGRESSED, State.IMPROVED)),
+                str(sum(v.state is State.UNRESOLVED for v in verdicts)),
+                str(sum(run.unfit is not None for run in them)),
+                _share(red, len(them)),
+                _seconds([run.seconds["screen"] for run in them if "screen" in run.seconds]),
+                _seconds([run.seconds["whole"] for run in them if "whole" in run.seconds]),
+            ]
+        )
+    titles = [
+        "suite",
+        "runs",
+        "starts",
+        "cases judged",
+        "called slower",
+        "called faster",
+        "unresolved",
+        "machine unfit",
+    ]
+    titles += ["runs with a red case", "screen, at most", "whole, at most"]
+    text = _table(titles, rows, left=1)
+    intervals = [v.low <= 1 <= v.high for v in _verdicts(runs) if v.low is not None and v.high is not None]
+    if intervals:
+        text += f"\n\nThe interval of head/base held 1 in {_share(sum(intervals), len(intervals))} of the verdicts."
+    wrong = sorted({v.case for v in _verdicts(runs) if v.state is State.REGRESSED})
+    return text + (f"\n\nCalled slower though nothing had changed: {', '.join(wrong)}." if wrong else "")
+
+
+def _verdicts(runs: Iterable[Contest]) -> list[Verdict]:
+    return [verdict for run in runs for verdict in run.verdicts.values()]
+
+
+def _spreads(runs: Sequence[Contest]) -> dict[str, float]:
+    """Relative sd between the processes of one side in one run, by case: pooled over sides and runs."""
+    squares: dict[str, list[tuple[float, int]]] = {}
+    for run in runs:
+        if run.what == "drift":
+            continue
+        medians: dict[tuple[str, str], list[float]] = {}
+        for block in run.blocks:
+            for name, visits in block.visits.items():
+                for side in ("base", "head"):
+                    logs = [math.log(visit.samples.median) for visit in visits if visit.side == side]
+                    if logs:
+                        medians.setdefault((name, side), []).append(math.fsum(logs) / len(logs))
+        for (name, _), logs in medians.items():
+            if len(logs) > 1:
+                squares.setdefault(name, []).append((stats.variance(logs), len(logs) - 1))
+    return {
+        name: math.sqrt(math.fsum(v * df for v, df in found) / sum(df for _, df in found))
+        for name, found in squares.items()
+    }
+
+
+def _processes(spreads: dict[str, float]) -> str:
+    if not spreads:
+        return "No case was timed in several processes yet."
+    values = list(spreads.values())
+    shares = [f"{stats.quantile(values, q):.2%}" for q in (0.1, 0.5, 0.9, 1.0)]
+    steady = sum(value <= STEADY for value in values)
+    text = (
+        f"Relative standard deviation between processes of the same code, {len(values)} cases: "
+        f"10 % of them below {shares[0]}, half below {shares[1]}, 90 % below {shares[2]}, the worst {shares[3]}. "
+        f"{steady} of them are at most {STEADY:.1%}."
+    )
+    worst = sorted(spreads.items(), key=lambda item: (-item[1], item[0]))[:NOISIEST]
+    rows = [[name, f"{value:.2%}"] for name, value in worst]
+    return text + "\n\n" + _table(["the noisiest cases", "between processes"], rows, left=1)
+
+
+def _planted(runs: Sequence[Contest], spreads: dict[str, float]) -> str:
+    if not runs:
+        return "No run with a planted slowdown was collected yet."
+    trials: dict[tuple[float, bool], list[tuple[float, State, bool | None]]] = {}
+    for run in runs:
+        for name, planted in run.planted.items():
+            verdict = run.verdicts[name]
+            covered = None
+            if verdict.low is not None and verdict.high is not None:
+                covered = verdict.low <= 1 + planted.true <= verdict.high
+            steady = spreads.get(name, math.inf) <= STEADY
+            trials.setdefault((planted.asked, steady), []).append((planted.true, verdict.state, covered))
+    rows = []
+    for asked in sorted({asked for asked, _ in trials}):
+        for steady in (True, False):
+            if them := trials.get((asked, steady)):
+                states = [state for _, state, _ in them]
+                rows.append(
+                    [
+                        f"{asked:.1%}",
+                        f"{stats.quantile([true for true, _, _ in them], 0.5):.2%}",
+                        f"at most {STEADY:.1%}" if steady else "more, or unknown",
+                        _share(states.count(State.REGRESSED), len(them)),
+                        str(states.count(State.UNRESOLVED)),
+                        str(states.count(State.UNCHANGED)),
+                    ]
+                )
+    titles = ["planted", "measured apart (median)", "between processes", "called slower", "unresolved", "unchanged"]
+    text = _table(titles, rows, left=0)
+    others = [v for run in runs for name, v in run.verdicts.items() if name not in run.planted]
+    red = sum(v.state is State.REGRESSED for v in others)
+    text += f"\n\nOf the {len(others)} verdicts on other cases in the same runs {red} were red."
+    intervals = [covered for them in trials.values() for _, _, covered in them if covered is not None]
+    if intervals:
+        text += (
+            f" The interval held the true slowdown in {_share(sum(intervals), len(intervals))} of the planted cases."
+        )
+    return text
+
+
+def _rivals(runs: Sequence[Contest], plan: Plan) -> str:
+    source = recorded(runs, plan.rule)
+    if source is None:
+        blocks = plan.rule.screen_blocks + plan.rule.confirm_blocks
+        return (
+            f"This is drawn from {blocks} screening blocks of unchanged code, and no start of a machine has them yet."
+        )
+    drawn = "Recorded runs of unchanged code, drawn again: whole blocks of processes, their sides exchanged by chance."
+    return f"{drawn} {comparison(compare(source, plan, SEED), plan.rule)}"
+
+
+def comparison(rows: Iterable[Row], rule: ContestRule) -> str:
+    """The table of what perfgate and others make of the same samples."""
+    told = {"its own": "its own", "one": "one, its first visit", "as many": "as many as perfgate's run, pooled"}
+    lines = [
+        [row.rule, told[row.processes], _rate(*row.alarms), _share(*row.red)]
+        + [_rate(*row.found[size]) if size in row.found else "" for size in SIZES]
+        for row in rows
+    ]
+    titles = ["rule", "processes a side", "unchanged cases called slower", "unchanged runs with a red case"]
+    titles += [f"+{size:.1%} found" for size in SIZES]
+    return (
+        "Slowdowns are planted by a factor on the samples of some cases. perfgate screens in "
+        f"{rule.screen_blocks} blocks and confirms its suspects in {rule.confirm_blocks} others; the last rows give a "
+        "rival all the samples of as many blocks of the whole suite as take the same time on the GPU.\n\n"
+        + _table(titles, lines, left=2)
+    )
+
+
+def _disturbed(runs: Sequence[Contest]) -> str:
+    if not runs:
+        return "No run on a disturbed machine was collected yet."
+    rows = []
+    for how in sorted({run.disturbance for run in runs}):
+        them = [run for run in runs if run.disturbance == how]
+        verdicts = _verdicts(them)
+        red = sum(v.state is State.REGRESSED for v in verdicts)
+        unfit = sum(run.unfit is not None for run in them)
+        rows.append([how, str(len(them)), str(len(verdicts)), str(red), str(unfit)])
+    return _table(["disturbance", "runs", "cases judged", "called slower", "runs that said so"], rows, left=1)
+
+
+def _timers(timings: Sequence[Timing]) -> str:
+    if not timings:
+        return "The clock was not held against another timer yet."
+    found: dict[str, dict[str, list[float]]] = {}
+    for timing in timings:
+        for kernel, seconds in timing.seconds.items():
+            for timer, value in seconds.items():
+                found.setdefault(kernel, {}).setdefault(timer, []).append(value)
+    others = sorted({timer for kernel in found.values() for timer in kernel} - {"perfgate"})
+    rows = []
+    for kernel, by_timer in sorted(found.items(), key=lambda item: stats.quantile(item[1]["perfgate"], 0.5)):
+        ours = stats.quantile(by_timer["perfgate"], 0.5)
+        row = [kernel, f"{ours * 1e6:.2f}"]
+        for timer in others:
+            if timer in by_timer:
+                theirs = stats.quantile(by_timer[timer], 0.5)
+                row += [f"{theirs * 1e6:.2f}", f"{ours / theirs - 1:+.2%}"]
+            else:
+                row += ["", ""]
+        rows.append(row)
+    titles = ["kernel", "perfgate, us"]
+    for timer in others:
+        titles += [f"{timer}, us", f"perfgate against {timer}"]
+    return f"Medians of {len(timings)} runs.\n\n" + _table(titles, rows, left=1)
+
+
+def _share(hits: int, tries: int) -> str:
+    """A count with the shares that it does not contradict."""
+    if not tries:
+        return ""
+    low, high = binomial_interval(hits, tries)
+    return f"{hits} of {tries} [{low:.1%}, {high:.1%}]"
+
+
+def _rate(hits: int, tries: int) -> str:
+    return f"{hits / tries:.1%}" if tries else ""
+
+
+def _seconds(values: Sequence[float]) -> str:
+    return f"{max(values):.0f} s" if values else ""
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """A table in Markdown whose first columns are text."""
+    marks = ["---" if i < left else "---:" for i in range(len(titles))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (titles, marks, *rows))

@@ -1,0 +1,401 @@
+"""Base against head, whole: small repositories, real worktrees and worker processes, a fake clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfgate.gate import Exit
+
+from . import ab_stand_in
+
+ROOT = Path(__file__).parents[2]
+
+CONFTEST = """
+    import pytest
+    from perfgate import Environment, FakeClock
+
+    def pytest_perf_clock(config):
+        return FakeClock(seconds=lambda result: result)
+
+    def pytest_perf_environment(config):
+        return Environment(device="Fake GPU", versions={"torch": "2.11.0"})
+
+    def pytest_perf_canaries(config):
+        return {"canary/copy": (lambda: 1e-4, ((),))}
+
+    def pytest_benchmark_generate_machine_info():
+        return {"node": "here", "machine": "m"}
+"""
+
+KERNELS = "SECONDS = {'a': 1e-3, 'b': 2e-3, 'c': 3e-3}\n"
+
+SUITE = """
+    import pytest
+    from kernels import SECONDS
+
+    @pytest.mark.parametrize("case", SECONDS)
+    def test_speed(case, gpu_benchmark):
+        gpu_benchmark(lambda: SECONDS[case], name=f"speed/{case}")
+
+    def test_of_something_else():
+        raise AssertionError("no worker runs this")
+"""
+
+
+class Repository:
+    """A git repository with a package in src, its suite, and a commit of both."""
+
+    def __init__(self, pytester: pytest.Pytester, capfd: pytest.CaptureFixture[str]) -> None:
+        self.pytester, self.path, self._capfd = pytester, pytester.path, capfd
+        pytester.makeconftest(CONFTEST)
+        pytester.makepyfile(test_speed=SUITE)
+        (self.path / "src").mkdir()
+        self.write("src/kernels.py", KERNELS)
+        self.write(".gitignore", ".perfgate/\n__pycache__/\n")
+        self.git("init", "-q", "-b", "main")
+        self.commit("first")
+
+    def git(self, *arguments: str) -> str:
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *who, *arguments], cwd=self.path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def write(self, path: str, text: str) -> None:
+        (self.path / path).write_text(text)
+
+    def commit(self, message: str) -> None:
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", message)
+
+    def slow(self, case: str, factor: float = 1.1) -> None:
+        self.write("src/kernels.py", f"{KERNELS}SECONDS['{case}'] *= {factor}\n")
+
+    def ab(self, *arguments: str) -> int:
+        blocks = [] if any(a.startswith("--blocks") for a in arguments) else ["--blocks=1"]
+        return ab_stand_in.main([*blocks, "--confirm=1", "--seed=1", "--json=result.json", *arguments])
+
+    def result(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.path / "result.json").read_text())
+        return document
+
+    def states(self) -> dict[str, str]:
+        return {verdict["case"]: verdict["state"] for verdict in self.result()["verdicts"]}
+
+    @property
+    def journal(self) -> Path:
+        (path,) = (self.path / ".perfgate").glob("ab-*.jsonl")
+        return path
+
+    def entries(self, key: str) -> list[dict[str, Any]]:
+        lines = map(json.loads, self.journal.read_text().splitlines())
+        return [line for line in lines if key in line]
+
+    def worktrees(self) -> list[str]:
+        return re.findall(r"^worktree (.*)$", self.git("worktree", "list", "--porcelain"), flags=re.MULTILINE)
+
+
+@pytest.fixture
+def repository(
+    pytester: pytest.Pytester, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Repository]:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # it takes a third of a worker's start
+    made = Repository(pytester, capfd)
+    yield made
+    assert len(made.worktrees()) == 1, "a worktree was left"
+    assert list(temporary.iterdir()) == [], "temporary files were left"
+
+
+def test_unchanged_code_is_green_and_the_tree_stays_as_it_was(repository: Repository) -> None:
+    assert repository.ab("--base=HEAD") == Exit.OK
+    assert repository.states() == dict.fromkeys(("speed/a", "speed/b", "speed/c"), "unchanged")
+    assert repository.git("status", "--porcelain") == "?? result.json"
+    sides = [entry["side"] for entry in repository.entries("visit") if entry["visit"]["case"]["name"] == "speed/a"]
+    assert sides == ["base", "head", "head", "base"]
+    assert repository.result()["controls"] == ["canary/copy"]
+
+
+def test_what_is_not_committed_is_the_head_and_the_slower_case_is_named(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.states() == {"speed/a": "unchanged", "speed/b": "regressed", "speed/c": "unchanged"}
+    said = capfd.readouterr().out
+    assert re.search(r"^base: \w{7,} first \(HEAD, for the changes are not committed\)$", said, re.MULTILINE)
+    assert re.search(r"^head: \w{7,} first with uncommitted changes$", said, re.MULTILINE)
+    assert "speed/b regressed: head/base 1.1" in said
+    assert "1 regressed, 0 improved, 2 unchanged" in said
+    (screen, confirm) = repository.entries("block")
+    assert (screen["stage"], confirm["stage"]) == (1, 2)
+    confirmed = repository.journal.read_text().partition('"stage":2')[2]
+    assert "speed/b" in confirmed
+    assert "canary/copy" in confirmed
+    assert "speed/a" not in confirmed
+    # the second block is visited the other way round
+    sides = [json.loads(line)["side"] for line in confirmed.splitlines() if "speed/b" in line]
+    assert sides == ["head", "base", "base", "head"]
+
+
+def test_the_base_is_where_head_left_the_upstream(repository: Repository, capfd: pytest.CaptureFixture[str]) -> None:
+    repository.git("update-ref", "refs/remotes/origin/main", "HEAD")
+    repository.git("checkout", "-q", "-b", "work")
+    repository.slow("c", 0.9)
+    repository.commit("faster")
+    assert repository.ab() == Exit.OK
+    assert repository.states()["speed/c"] == "improved"
+    assert "first (where HEAD left origin/main)" in capfd.readouterr().out
+
+
+def test_a_case_on_one_side_only_is_new_or_missing(repository: Repository) -> None:
+    repository.write("src/kernels.py", "SECONDS = {'a': 1e-3, 'b': 2e-3, 'd': 4e-3}\n")
+    assert repository.ab() == Exit.OK
+    expected = {"speed/a": "unchanged", "speed/b": "unchanged", "speed/c": "missing", "speed/d": "new"}
+    assert repository.states() == expected
+    repository.journal.unlink()
+    assert repository.ab("--strict") == Exit.INCOMPLETE
+
+
+def test_a_renamed_test_times_the_same_case(repository: Repository) -> None:
+    suite = repository.path / "test_speed.py"
+    suite.write_text(suite.read_text().replace("test_speed(", "test_quick("))
+    assert repository.ab() == Exit.OK
+    assert repository.states() == dict.fromkeys(("speed/a", "speed/b", "speed/c"), "unchanged")
+
+
+def test_a_base_without_a_suite_compares_nothing(repository: Repository, capfd: pytest.CaptureFixture[str]) -> None:
+    repository.git("rm", "-q", "--cached", "test_speed.py")
+    repository.git("commit", "-q", "-m", "no suite")
+    assert repository.ab("test_speed.py") == Exit.INCOMPLETE
+    assert set(repository.states().values()) == {"new"}
+    said = capfd.readouterr().out
+    assert "the base has no suite at these paths" in said
+    assert "nothing was compared" in said
+
+
+def test_both_sides_measure_with_the_running_perfgate_and_run_their_own_code(repository: Repository) -> None:
+    (repository.path / "src" / "perfgate").mkdir()
+    repository.write("src/perfgate/__init__.py", "raise RuntimeError('not this one')\n")
+    repository.commit("has a perfgate of its own")
+    repository.slow("a")
+    assert repository.ab() == Exit.REGRESSED
+
+
+def test_a_side_that_runs_the_others_code_is_refused(
+    repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.git("mv", "src", "python")
+    repository.commit("a place that nobody looks at")
+    site = "import sys\nsys.path.append({!r})\n".format(str(repository.path / "python"))
+    elsewhere = repository.path.parent / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    (elsewhere / "sitecustomize.py").write_text(site)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(elsewhere)]))
+    assert repository.ab("--base=HEAD") == Exit.REFUSED
+    assert "the base runs code of the head: " in capfd.readouterr().err
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["python", os.environ["PYTHONPATH"]]))
+    repository.journal.unlink()
+    assert repository.ab("--base=HEAD") == Exit.OK
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_worker_that_dies_costs_its_case_and_is_replaced_once(
+    repository: Repository, capfd: pytest.CaptureFixture[str], deaths: int
+) -> None:
+    suite = repository.path / "test_speed.py"
+    dies = f"    if case in {['a', 'b'][:deaths]}:\n        os._exit(7)\n"
+    suite.write_text("import os\n" + suite.read_text().replace("    gpu_benchmark", f"{dies}    gpu_benchmark", 1))
+    assert repository.ab() == Exit.INCOMPLETE
+    said = capfd.readouterr().out
+    assert "the head's worker ended (exit code 7) at test_speed.py::test_speed[a]; the end of its log:" in said
+    states = repository.states()
+    assert states["test_speed.py::test_speed[a]"] == "unresolved"
+    if deaths == 1:
+        assert {states["speed/b"], states["speed/c"]} == {"unchanged"}
+    else:
+        assert "workers ended 2 times" in said
+
+
+def test_a_failing_test_of_the_head_is_red_and_one_of_the_base_is_not(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    suite = repository.path / "test_speed.py"
+    whole = suite.read_text()
+    suite.write_text(whole.replace("    gpu_b", "    assert case != 'b', 'wrong'\n    gpu_b", 1))
+    assert repository.ab() == Exit.REGRESSED
+    said = capfd.readouterr().out
+    assert "speed/b missing: its test failed in the head: wrong" in said
+    assert "1 of the head's tests failed" in said
+    repository.commit("wrong")
+    suite.write_text(whole)
+    repository.journal.unlink()
+    assert repository.ab() == Exit.OK
+    assert repository.states()["speed/b"] == "new"
+
+
+def test_what_does_not_fit_beside_the_other_side_is_visited_alone(repository: Repository) -> None:
+    taken = repository.path.parent / "taken"
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + f"""
+import contextlib, os
+
+class Small(FakeClock):
+    @contextlib.contextmanager
+    def prepare(self, call, inputs=((),), *, l2="cold"):
+        if call() != 2e-3:
+            with super().prepare(call, inputs, l2=l2) as prepared:
+                yield prepared
+            return
+        try:
+            os.close(os.open({str(taken)!r}, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            raise MemoryError("no room") from None
+        try:
+            with super().prepare(call, inputs, l2=l2) as prepared:
+                yield prepared
+        finally:
+            os.unlink({str(taken)!r})
+
+def pytest_perf_clock(config):
+    return Small(seconds=lambda result: result)
+"""
+    )
+    repository.commit("a device with little memory")
+    assert repository.ab("--base=HEAD") == Exit.OK
+    assert repository.states()["speed/b"] == "unchanged"
+    visits = [v["side"] for v in repository.entries("visit") if v["visit"]["case"]["name"] == "speed/b"]
+    assert visits == ["base", "head", "head", "base"]
+
+
+def test_what_does_not_fit_into_the_head_alone_has_regressed(repository: Repository) -> None:
+    suite = repository.path / "test_speed.py"
+    suite.write_text(
+        suite.read_text().replace("lambda: SECONDS[case]", "lambda: SECONDS[case] if case != 'c' else no()")
+    )
+    suite.write_text(suite.read_text() + "\ndef no():\n    raise MemoryError('no room')\n")
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.states()["speed/c"] == "regressed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_what_is_known_and_leaves_nothing(repository: Repository, number: int) -> None:
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + f"""
+import os, pathlib, time
+
+def pytest_runtest_setup(item):
+    place = pathlib.Path({str(repository.path / ".perfgate")!r})
+    (place / f"worker-{{os.getpid()}}").touch()
+    if item.name == "test_speed[c]":
+        (place / "at-c").touch()
+        time.sleep(60)
+"""
+    )
+    repository.commit("slow setup")
+    command = [sys.executable, "-m", "tests.perfgate.ab_stand_in", "--base=HEAD", "--blocks=1", "--seed=1"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    child = subprocess.Popen(
+        command,
+        cwd=repository.path,
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    place = repository.path / ".perfgate"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (place / "at-c").exists():
+        time.sleep(0.01)
+    os.killpg(child.pid, number)
+    said, _ = child.communicate(timeout=30)
+    assert child.returncode == 2, said
+    assert re.search(r"interrupted: [012] of 3 cases were compared", said)
+    workers = {int(path.name.removeprefix("worker-")) for path in place.glob("worker-*")}
+    assert len(workers) == 2
+    assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_a_journal_can_be_judged_again(repository: Repository, capfd: pytest.CaptureFixture[str]) -> None:
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    first, _ = repository.states(), capfd.readouterr()
+    assert repository.ab(f"--from={repository.journal}") == Exit.REGRESSED
+    assert repository.states() == first
+    whole = repository.journal.read_text()
+    repository.journal.write_text(whole[: whole.index('{"end"') + 3])  # as a killed run leaves it
+    assert repository.ab(f"--from={repository.journal}", "--confirm=1") == Exit.REGRESSED
+    assert "the run did not come to its end: 3 of 3 cases were compared" in capfd.readouterr().out
+    repository.journal.write_text(whole[: whole.index('{"block":1')])
+    assert repository.ab(f"--from={repository.journal}") == Exit.INCOMPLETE
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(repository: Repository, tmp_path: Path) -> None:
+    left = tmp_path / "temporary" / "perfgate-ab-left"
+    left.mkdir()
+    (left / "lock").touch()
+    repository.git("worktree", "add", "--detach", str(left / "base"), "HEAD")
+    assert repository.ab("--base=HEAD") == Exit.OK
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--base=nowhere"], r"there is no commit 'nowhere' in .*: fetch it, or give another --base"),
+        ([], r"there is none of origin/HEAD, .* to compare with: give --base REF"),
+        (["--base=HEAD", "--json=no/where.json"], r"--json: .* there is no directory no"),
+        (["--from=nothing.jsonl", "test_speed.py"], r"--from times nothing, so it takes no suite"),
+    ],
+)
+def test_wrong_options_are_one_line_and_exit_code_4(
+    repository: Repository, capfd: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert repository.ab(*arguments) == Exit.USAGE
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(said, line)
+
+
+def test_where_there_is_no_repository_it_says_so(
+    pytester: pytest.Pytester, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(pytester.path.parent))
+    assert ab_stand_in.main([]) == Exit.USAGE
+    assert "not a git repository" in capfd.readouterr().err
+    monkeypatch.setenv("PATH", str(pytester.path))
+    assert ab_stand_in.main([]) == Exit.USAGE
+    assert "git is not installed" in capfd.readouterr().err
+
+
+def test_each_tree_is_built_first_and_a_build_that_fails_ends_it(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert repository.ab("--base=HEAD", "--build=test -e src/kernels.py && touch built") == Exit.OK
+    (repository.path / "built").unlink()
+    repository.journal.unlink()
+    assert repository.ab("--base=HEAD", "--build=echo no compiler; false") == Exit.INCOMPLETE
+    assert "--build failed in the base's tree with exit code 1; its end:\n    no compiler" in capfd.readouterr().err
+
+
+def test_an_option_that_pytest_does_not_know_is_a_usage_error(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert repository.ab("--base=HEAD", "--", "--unheard-of") == Exit.USAGE
+    assert "unrecognized arguments: --unheard-of" in capfd.readouterr().err

@@ -1,0 +1,597 @@
+"""Faults of the harness, one line each: every one is planted, and none ends green.
+
+Green is exit code 0 with at least one case judged and each of them unchanged or improved. What a fault's own module
+says and does in detail is tested beside that module; here the whole way is gone, from a pytest session or a command to
+its end. Faults that only a GPU can have (work elsewhere than on the device, compiling in a window of its own) are
+planted in `test_cuda`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_benchmark.stats import Stats
+
+from perfgate import preflight
+from perfgate.__main__ import main
+from perfgate.record import pack, unpack
+
+from .conftest import Suite
+from .test_plugin_options import Cuda
+
+Document = dict[str, Any]
+
+FAULTY = """
+import contextlib
+import random
+import signal
+import sys
+import types
+from dataclasses import replace
+from perfgate.clock import FakePrepared, MeasureError
+from perfgate.guard import Guard
+
+visits = 0
+
+def fault(samples):
+    global visits
+    visits += 1
+    {body}
+    return samples
+
+class Faulty(FakeClock):
+    @contextlib.contextmanager
+    def prepare(self, call, inputs=((),), *, l2="cold"):
+        with super().prepare(call, inputs, l2=l2) as prepared:
+            yield FakePrepared(lambda: fault(prepared.time()))
+
+def pytest_perf_clock(config):
+    return Faulty(seconds=lambda result: result, {arguments})
+"""
+
+WINDOW = """
+taken, graphs = [], []
+torch = types.SimpleNamespace(
+    cuda=types.SimpleNamespace(memory_stats=lambda: {"segment.all.allocated": len(taken)})
+)
+runtime = types.SimpleNamespace(jit_post_compile_hook=None)
+triton = sys.modules["triton"] = types.ModuleType("triton")
+triton.knobs = types.SimpleNamespace(runtime=runtime)
+
+class Autotuner:
+    fn = fault
+
+    def _bench(self):
+        pass
+
+sys.modules["triton.runtime.autotuner"] = types.SimpleNamespace(Autotuner=Autotuner)
+
+class Counters:
+    def __getitem__(self, name):
+        return {"unique_graphs": len(graphs)}
+
+sys.modules["torch._dynamo.utils"] = types.SimpleNamespace(counters=Counters(), get_compilation_metrics=lambda: [])
+"""
+
+
+def clock(body: str = "pass", arguments: str = "") -> str:
+    """A clock whose samples this happens to."""
+    return FAULTY.format(body=body, arguments=arguments)
+
+
+def window(happens: str) -> str:
+    """A clock inside whose timed window this happens, watched as that of a GPU is."""
+    return clock(f"with Guard('attention', torch): {happens}") + WINDOW
+
+
+def hook(signature: str, body: str) -> str:
+    return f"def {signature}:\n    {body}\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a run or a command ended."""
+
+    code: int
+    lines: Sequence[str]
+
+    @property
+    def green(self) -> bool:
+        """Whether somebody would merge: exit code 0, and nothing but cases found no slower."""
+        text = "\n".join(self.lines)
+        counts = {word: int(n) for n, word in re.findall(r"(\d+) ([a-z]+)(?=,|$)", text, re.MULTILINE)}
+        judged = counts.get("unchanged", 0) + counts.get("improved", 0)
+        others = ("regressed", "unresolved", "new", "missing", "refused")
+        return self.code == 0 and judged > 0 and not any(counts.get(word) for word in others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A suite of three cases, what its five processes saved, and the baseline made of it."""
+
+    suite: Suite
+    processes: list[Document]
+    document: Document
+    capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+
+    def command(self, *arguments: object) -> Ended:
+        self.capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = self.capsys.readouterr()
+        return Ended(code=code, lines=[*out.splitlines(), *err.splitlines()])
+
+    def save(self, name: str, document: Document) -> Path:
+        path = self.suite.path / name
+        path.write_text(json.dumps(document))
+        return path
+
+
+Edit = Callable[[Document], object]
+
+
+def nothing(document: Document) -> None:
+    """Leave it as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A gate run with a fault: ``pytest --benchmark-compare``.
+
+    Attributes:
+        baseline: What is done to the baseline.
+        file: What is done to its file.
+        source: What is replaced in the tests, and by what.
+        conftest: What is added there.
+        options: Given to pytest.
+        spawn: Whether it is run in a process of its own.
+    """
+
+    baseline: Edit = nothing
+    file: Callable[[bytes], bytes] = bytes
+    source: tuple[str, str] = ("", "")
+    conftest: str = ""
+    options: tuple[str, ...] = ("--benchmark-compare",)
+    environment: dict[str, str] = field(default_factory=dict)
+    spawn: bool = False
+
+    def __call__(self, world: World) -> Ended:
+        suite = world.suite
+        self.baseline(world.document)
+        path = suite.file(world.document)
+        path.write_bytes(self.file(path.read_bytes()))
+        test, conftest = suite.path / "test_speed.py", suite.path / "conftest.py"
+        old, new = self.source
+        assert old in test.read_text()
+        test.write_text(test.read_text().replace(old, new) if old else test.read_text())
+        conftest.write_text(f"{conftest.read_text()}\n\n{textwrap.dedent(self.conftest)}")
+        run = suite.spawn if self.spawn else suite.run
+        options = [option.format(baseline=path) for option in self.options]
+        result = run(*options, **self.environment)
+        return Ended(code=int(result.ret), lines=[*result.outlines, *result.errlines])
+
+
+def parts(document: Document) -> list[Document]:
+    return [benchmark["extra_info"]["perfgate"] for benchmark in document["benchmarks"]]
+
+
+def method(**changes: object) -> Edit:
+    """The baseline's cases were timed by another method."""
+    return lambda document: [part["method"].update(changes) for part in parts(document)]
+
+
+def says(**changes: object) -> Edit:
+    """The run says this of itself."""
+    return lambda document: document["perfgate"].update(changes)
+
+
+def record(change: Callable[[Document], object]) -> Edit:
+    """This is done to the record of each case."""
+    return lambda document: [change(part) for part in parts(document)]
+
+
+def process(change: Callable[[Document], object]) -> Edit:
+    """This is done to the samples of each process of each case."""
+    return record(lambda part: [change(process) for process in part["processes"]])
+
+
+def seconds(change: Callable[[tuple[float, ...]], tuple[float, ...]]) -> Edit:
+    """The baseline's durations are these."""
+    return process(lambda p: p.update(samples=pack(change(unpack(p["samples"])))))
+
+
+def text(old: str, new: str) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        assert old.encode() in content
+        return content.replace(old.encode(), new.encode())
+
+    return change
+
+
+def merge(change: Callable[[Document], object], which: int = 1) -> Callable[[World], Ended]:
+    """``perfgate baseline --from`` five processes, to the second of which this was done."""
+
+    def plant(world: World) -> Ended:
+        change(world.processes[which])
+        paths = [world.save(f"{i}.json", document) for i, document in enumerate(world.processes, 1)]
+        return world.command("baseline", "--from", *paths, "--storage", world.suite.path / "stored")
+
+    return plant
+
+
+def merge_twice(world: World) -> Ended:
+    """The same process counts as two."""
+    path = world.save("1.json", world.processes[0])
+    return world.command("baseline", "--from", path, path, "--storage", world.suite.path / "stored")
+
+
+def measure(source: str, *arguments: str, stale: bool = False) -> Callable[[World], Ended]:
+    """``perfgate baseline`` of a suite in which this happens."""
+
+    def plant(world: World) -> Ended:
+        test = world.suite.path / "test_speed.py"
+        test.write_text(f"{test.read_text()}\n{textwrap.dedent(source)}")
+        keep = world.suite.path / "kept"
+        keep.mkdir()
+        if stale:
+            world.save("kept/process-1.json", world.processes[0])
+        storage = world.suite.path / "stored"
+        options = ("--processes=1", f"--keep={keep}", f"--storage={storage}", "test_speed.py")
+        return world.command("baseline", *options, "--", *arguments)
+
+    return plant
+
+
+def report(change: Edit) -> Callable[[World], Ended]:
+    """``perfgate report`` of a saved run against the baseline."""
+
+    def plant(world: World) -> Ended:
+        run, base = world.processes[0], world.save("base.json", world.document)
+        change(run)
+        return world.command("report", world.save("run.json", run), "--against", base)
+
+    return plant
+
+
+def report_of_a_killed_run(world: World) -> Ended:
+    """All cases are in its journal, but not its end."""
+    assert world.suite.run("--perf-journal=killed.jsonl").ret == 0
+    journal = world.suite.path / "killed.jsonl"
+    journal.write_text("".join(line for line in journal.read_text().splitlines(True) if '"end"' not in line))
+    return world.command("report", journal, "--against", world.save("base.json", world.document))
+
+
+def against_a_journal(world: World) -> Ended:
+    """A journal where a baseline must be."""
+    assert world.suite.run("--perf-journal=run.jsonl").ret == 0
+    run = world.save("run.json", world.processes[0])
+    return world.command("report", run, "--against", world.suite.path / "run.jsonl")
+
+
+def on_a_gpu(**machine: Any) -> Callable[[World], Ended]:
+    """The gate on a machine whose GPU is so."""
+
+    def plant(world: World) -> Ended:
+        module = Cuda(**machine)
+        world.monkeypatch.setitem(sys.modules, "perfgate.cuda", module)
+        world.monkeypatch.setattr("perfgate.cuda", module, raising=False)
+        conftest = "import pytest\n\n@pytest.fixture\ndef seconds():\n    return 1e-3\n"
+        (world.suite.path / "conftest.py").write_text(conftest)
+        result = world.suite.run("--benchmark-compare", "--perf-device=cuda")
+        return Ended(code=int(result.ret), lines=[*result.outlines, *result.errlines])
+
+    return plant
+
+
+def kept(change: Callable[[list[float]], list[float]]) -> Callable[[World], Ended]:
+    """pytest-benchmark keeps other durations than it was given."""
+
+    def plant(world: World) -> Ended:
+        update = Stats.update
+
+        def updated(self: Any, duration: float) -> None:
+            update(self, duration)
+            self.data[:] = change(self.data)
+
+        world.monkeypatch.setattr(Stats, "update", updated)
+        return Gate()(world)
+
+    return plant
+
+
+def without_room(world: World) -> Ended:
+    """The disk is full before anything is timed."""
+    world.monkeypatch.setattr(preflight, "ROOM", 2**80)
+    return Gate()(world)
+
+
+CALL = "gpu_benchmark(lambda: seconds"
+END = "work=Work(bytes=1e9))"
+COMMIT = {"id": "1" * 40}
+ONE = ("--benchmark-compare={baseline}",)
+
+
+def stops(statement: str) -> tuple[str, str]:
+    """This happens in the test of the second case, after it was timed."""
+    return (END, f"{END}\n    if case == 'b': {statement}\n")
+
+
+FAULTS: dict[str, tuple[Callable[[World], Ended], str]] = {
+    # what happens in the timed window
+    "triton compiles in the window": (
+        Gate(conftest=window("runtime.jit_post_compile_hook(fn=types.SimpleNamespace(name='flash'))")),
+        "*inside a timed window of attention: triton compiled flash*",
+    ),
+    "triton tunes in the window": (Gate(conftest=window("Autotuner()._bench()")), "*window*: triton tuned fault*"),
+    "torch compiles in the window": (Gate(conftest=window("graphs.append(1)")), "*window*: torch.compile compiled*"),
+    "memory is taken from the driver in the window": (
+        Gate(conftest=window("taken.append(1)")),
+        "*window*: it took 1 new block(s) of device memory*",
+    ),
+    "the work is elsewhere than on the device": (
+        Gate(conftest=clock("raise MeasureError('the call did nothing on the stream')")),
+        "speed/a: the call did nothing on the stream",
+    ),
+    "the cache is left warm": (
+        Gate(source=(CALL, f"{CALL}, l2='warm'")),
+        "speed/a refused: *L2 warm, *L2 cold*",
+    ),
+    "two visits are timed by two methods": (
+        Gate(
+            conftest=clock("samples = replace(samples, method=replace(samples.method, version=visits))"),
+            environment={"SLOW": "a"},
+            baseline=method(version=1),
+        ),
+        "speed/a: samples of one case were taken by different methods*",
+    ),
+    # what a clock gives
+    "durations of zero": (Gate(conftest=clock("samples = replace(samples, seconds=(0.0,) * 40)")), "*positive*0.0*"),
+    "negative durations": (Gate(conftest=clock("samples = replace(samples, seconds=(-1e-3,) * 40)")), "*positive*"),
+    "durations that are no number": (
+        Gate(conftest=clock("samples = replace(samples, seconds=(1e-3, float('nan')))")),
+        "*durations must be positive and finite, got nan*",
+    ),
+    "infinite durations": (Gate(conftest=clock("samples = replace(samples, seconds=(float('inf'),))")), "*got inf*"),
+    "no durations": (Gate(conftest=clock("samples = replace(samples, seconds=())")), "*samples are empty*"),
+    "five samples": (Gate(conftest=clock(arguments="n=5")), "speed/a unresolved: 5 samples are too few *"),
+    "samples that say nothing": (Gate(conftest=clock(arguments="noise=0.2")), "speed/a unresolved: *"),
+    "two modes in one process": (
+        Gate(
+            conftest=clock(
+                "samples = replace(samples, seconds=tuple(s * (1 + i % 9 // 5) for i, s in enumerate(samples.seconds)))"
+            )
+        ),
+        "speed/a unresolved: *",
+    ),
+    "everything is slower": (Gate(environment={"PROCESS": "0.1"}), "3 regressed, *"),
+    "a time ten million times the baseline's": (
+        Gate(baseline=seconds(lambda xs: (1e-10,) * len(xs))),
+        "speed/a regressed: *",
+    ),
+    "the GPU slowed down for heat": (
+        Gate(
+            conftest=clock("samples = replace(samples, counters={'throttle_reasons': 64.0})"), environment={"SLOW": "a"}
+        ),
+        "*for the GPU slowed down for heat*",
+    ),
+    "the outliers are dropped": (
+        kept(lambda data: [duration for duration in data if duration < 1e-3]),
+        "*expected pytest-benchmark to record the 40 durations that were measured*",
+    ),
+    "the samples are reordered": (
+        kept(sorted),
+        "*expected pytest-benchmark to record the 40 durations that were measured*",
+    ),
+    "memory no longer suffices": (
+        Gate(source=(CALL, "if case == 'b': raise MemoryError('80 GiB')\n    " + CALL)),
+        "speed/b regressed: out of memory, but not in the baseline: 80 GiB",
+    ),
+    # what runs
+    "a case is slower": (Gate(environment={"SLOW": "b"}), "speed/b regressed: new/old in *"),
+    "a case is missing": (Gate(source=('"b", "c"', '"b"')), "speed/c missing: *"),
+    "a case is renamed": (Gate(source=("speed/{case}", "fast/{case}")), "nothing was compared: *"),
+    "one case is renamed": (Gate(source=("{case}", "{case if case != 'b' else 'B'}")), "speed/b missing: *"),
+    "a case does other work": (Gate(source=("bytes=1e9", "bytes=1e8")), "speed/a refused: does other work *"),
+    "a case is skipped": (
+        Gate(source=(CALL, "if case == 'b': pytest.skip('no')\n    " + CALL)),
+        "speed/b missing: *",
+    ),
+    "a case is expected to fail": (
+        Gate(source=(CALL, "if case == 'b': pytest.xfail('no')\n    " + CALL)),
+        "speed/b missing: *",
+    ),
+    "a case forgot to time": (Gate(source=(CALL, "if case == 'b': return\n    " + CALL)), "speed/b missing: *"),
+    "a new case forgot to time": (
+        Gate(source=(END, f"{END}\n\n\ndef test_new(gpu_benchmark):\n    pass\n")),
+        "note: this run is incomplete (3 of 4 cases were measured)*",
+    ),
+    "tests are dropped without a word": (
+        Gate(conftest=hook("pytest_collection_modifyitems(items)", "del items[1:]")),
+        "speed/b missing: *",
+    ),
+    "no test is left": (Gate(source=("def test_speed", "def speed")), "*no tests ran*"),
+    "no timed test is left": (
+        Gate(source=("def test_speed", "def test_other():\n    pass\n\n\ndef speed")),
+        "nothing was compared: *",
+    ),
+    "no test is selected": (Gate(options=("--benchmark-compare", "-k", "nothing")), "*3 deselected*"),
+    "two cases have one name": (Gate(source=("speed/{case}", "speed/a")), "*'speed/a' is timed by two tests*"),
+    "a test times two cases": (
+        Gate(source=(END, f"{END}\n    gpu_benchmark(lambda: seconds)\n")),
+        "*used gpu_benchmark twice*",
+    ),
+    "a result is wrong": (
+        Gate(source=(CALL, "def check(result):\n        assert result == 2\n\n    " + CALL + ", check=check")),
+        "*assert 0.001 == 2*",
+    ),
+    "a test fails after it was timed": (Gate(source=stops("assert False")), "speed/b missing: *"),
+    "a teardown fails": (
+        Gate(conftest="@pytest.fixture(autouse=True)\ndef breaks():\n    yield\n    assert False\n"),
+        "*3 passed, 3 errors*",
+    ),
+    "the suite does not import": (
+        Gate(source=("import pytest", "import no_kernels")),
+        "*No module named 'no_kernels'*",
+    ),
+    # how it ends
+    "half a run that says all is well": (
+        Gate(source=stops("pytest.exit('enough', returncode=0)")),
+        "note: this run is incomplete (1 of 3 cases were measured)*",
+    ),
+    "an exit code that is set to 0": (
+        Gate(source=stops("assert False"), conftest=hook("pytest_sessionfinish(session)", "session.exitstatus = 0")),
+        "note: this run is incomplete (2 of 3 cases were measured)*",
+    ),
+    "an exit code that is set to 0 for a regression": (
+        Gate(environment={"SLOW": "b"}, conftest=hook("pytest_sessionfinish(session)", "session.exitstatus = 0")),
+        "speed/b regressed: *",
+    ),
+    "a test leaves Python": (Gate(source=stops("raise SystemExit(0)")), "speed/b missing: *"),
+    "the run is killed": (
+        Gate(source=stops("__import__('os').kill(__import__('os').getpid(), 9)"), spawn=True),
+        "*",
+    ),
+    "it stops at the first failure": (
+        Gate(source=stops("assert False"), options=("--benchmark-compare", "-x")),
+        "note: this run is incomplete (1 of 3 cases were measured)*",
+    ),
+    "no summary is printed": (
+        Gate(environment={"SLOW": "b"}, options=("--benchmark-compare", "--no-summary", "-qq")),
+        "speed/b regressed: *",
+    ),
+    "the disk is full": (without_room, "*MiB are free at *"),
+    # where it runs
+    "xdist shares the device": (
+        Gate(options=("--benchmark-compare", "-n2"), spawn=True),
+        "perf needs the device to itself: *",
+    ),
+    "another process computes on the GPU": (
+        on_a_gpu(others=["process 7 computes on GPU 0"]),
+        "*the GPU is busy: process 7 computes on GPU 0*",
+    ),
+    "there is no GPU": (on_a_gpu(why_not="torch sees no CUDA device"), "*torch sees no CUDA device*"),
+    "a baseline of another GPU": (Gate(options=ONE, environment={"DEVICE": "H100"}), "*this is H100_torch2.11, *"),
+    "a GPU without a baseline": (Gate(environment={"DEVICE": "H100"}), "* 3 new, 0 missing"),
+    "pytest-benchmark is switched off": (
+        Gate(options=("-p", "no:benchmark", "--benchmark-compare"), spawn=True),
+        "*unrecognized arguments: --benchmark-compare*",
+    ),
+    # how it judges
+    "a tolerance that is no number": (Gate(options=("--benchmark-compare", "--perf-floor=nan")), "*--perf-floor*'nan'"),
+    "an infinite tolerance": (Gate(options=("--benchmark-compare", "--perf-floor=inf")), "*--perf-floor*'inf'"),
+    # the baseline
+    "a baseline timed by an older method": (Gate(baseline=method(version=0)), "speed/a refused: *fake v0*"),
+    "a baseline timed by another clock": (Gate(baseline=method(clock="host")), "speed/a refused: *host v1*"),
+    "a baseline cut off": (Gate(file=lambda content: content[:-500]), "*broken or cut off*"),
+    "an empty baseline": (Gate(file=lambda content: b""), "*is empty*"),
+    "a baseline of no cases": (Gate(baseline=lambda d: d["benchmarks"].clear()), "*holds no case*"),
+    "a baseline that is no number": (Gate(file=text('"schema": 1', '"schema": NaN')), "*holds NaN where a number*"),
+    "a baseline of durations of zero": (Gate(baseline=seconds(lambda xs: (0.0,) * len(xs))), "*is damaged: durations*"),
+    "a baseline whose samples are cut off": (
+        Gate(baseline=process(lambda p: p.update(samples=p["samples"][:-5]))),
+        "*is damaged: not a record*",
+    ),
+    "a baseline without samples": (Gate(baseline=process(lambda p: p.pop("samples"))), "*is damaged: not a record*"),
+    "a baseline of another schema": (Gate(baseline=says(schema=2)), "*has schema 2, expected 1*"),
+    "a record of another schema": (Gate(baseline=record(lambda r: r.update(schema=2))), "*record of schema 1, got 2*"),
+    "a case twice in the baseline": (
+        Gate(baseline=lambda d: d["benchmarks"].append(d["benchmarks"][0])),
+        "*holds the case speed/a twice*",
+    ),
+    "a baseline of half a run": (Gate(baseline=says(complete=False)), "*is of an incomplete run*"),
+    "a baseline that pytest-benchmark alone saved": (
+        Gate(baseline=lambda d: d.pop("perfgate")),
+        "*was not saved with perfgate*",
+    ),
+    "a baseline of one process": (
+        Gate(baseline=record(lambda r: r["processes"].__delitem__(slice(1, None)))),
+        "*3 unresolved*",
+    ),
+    "a ceiling of zero": (Gate(baseline=says(ceilings={"copy": 0.0})), "*ceiling copy is 0.0*"),
+    # the making of a baseline
+    "processes of two GPUs": (
+        merge(lambda d: d["machine_info"]["perfgate"].update(device="H100")),
+        "*process 1 ran on *",
+    ),
+    "processes of two drivers": (
+        merge(lambda d: d["machine_info"]["perfgate"]["versions"].update(driver="1")),
+        "*process 1 and process 2 ran with different software*",
+    ),
+    "processes of two revisions": (merge(lambda d: d.update(commit_info=COMMIT)), "*process 1 measured the code of *"),
+    "processes of two methods": (merge(method(version=0)), "*was timed by different methods*"),
+    "processes of two suites": (merge(lambda d: d["benchmarks"].pop()), "*hold different cases*"),
+    "a process that did other work": (
+        merge(record(lambda r: r["case"]["work"].update(bytes=1.0))),
+        "*does other work in process 1 than in process 2*",
+    ),
+    "a process that did not end": (merge(says(complete=False)), "*process 2 is of an incomplete run*"),
+    "a process far from the others": (merge(seconds(lambda xs: tuple(2 * x for x in xs))), "*lie *% apart*"),
+    "a process in heat": (
+        merge(process(lambda p: p["counters"].update(throttle_reasons=64.0))),
+        "*the GPU slowed down for heat in process 2 of 5*",
+    ),
+    "one process counted twice": (merge_twice, "*process 2 is process 1 again*"),
+    "a process that fails": (measure("def test_wrong(gpu_benchmark):\n    assert False"), "*ended with exit code 1*"),
+    "a process that leaves with code 0": (
+        measure("def test_leaves(gpu_benchmark):\n    __import__('os')._exit(0)"),
+        "*timed nothing*",
+    ),
+    "the file of an earlier process": (measure("", "--collect-only", stale=True), "*timed nothing*"),
+    # files judged by the command
+    "a saved run of another GPU": (
+        report(lambda d: d["machine_info"]["perfgate"].update(device="H100")),
+        "*this is H100_torch2.11, *",
+    ),
+    "a saved run by another method": (report(method(version=2)), "speed/a refused: *"),
+    "a saved run without a case": (report(lambda d: d["benchmarks"].pop()), "speed/c missing: *"),
+    "a saved run that did not end": (report(says(complete=False)), "*is of an incomplete run*"),
+    "a journal of a killed run": (report_of_a_killed_run, "*is of a run that did not come to its end*"),
+    "a journal for a baseline": (against_a_journal, "*is broken or cut off*"),
+}
+
+
+@pytest.fixture
+def world(
+    suite: Suite,
+    processes: list[Document],
+    document: Document,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> World:
+    # the fixture `processes` is read anew from disk for each test, so that a fault may change it
+    return World(suite=suite, processes=processes, document=document, capsys=capsys, monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [Gate(), Gate(options=ONE)],
+        [Gate(conftest=clock()), Gate(conftest=window("pass"))],
+        [report(nothing)],
+    ],
+    ids=["gate", "clocks", "report"],
+)
+def test_without_a_fault_the_same_ways_end_green(world: World, ways: list[Callable[[World], Ended]]) -> None:
+    for way in ways:
+        ended = way(world)
+        assert ended.green, "\n".join(ended.lines)
+
+
+def test_without_a_fault_a_baseline_is_made(world: World) -> None:
+    assert merge(nothing)(world).code == 0
+    assert measure("")(world).code == 0
+
+
+@pytest.mark.parametrize(("plant", "seen"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_never_ends_green(world: World, plant: Callable[[World], Ended], seen: str) -> None:
+    ended = plant(world)
+    assert not ended.green, "\n".join(ended.lines)
+    pytest.LineMatcher(list(ended.lines)).fnmatch_lines([seen])

@@ -1,0 +1,208 @@
+"""The page says what the data hold, and nothing else."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from perfgate.__main__ import main
+from perfgate.contest import Block, ContestRule
+from perfgate.trust import data, page
+from perfgate.trust.data import Planted, Timing
+from perfgate.trust.resample import OURS, SIZES, Plan, Row, compare, recorded, synthetic
+from perfgate.verdict import State
+from tests.perfgate.simulate import H200, Kernel, contest_blocks, document, record
+from tests.perfgate.test_trust_data import ORIGIN, TIMING, collected
+
+ROOT = Path(__file__).parents[2]
+FEW = Plan(unchanged=4, rivals=2, planted=4)
+
+
+def section(text: str, title: str) -> str:
+    found = re.search(rf"^## {title}\n\n(.*?)(?=\n\n## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_committed_page_is_what_the_committed_data_give() -> None:
+    assert (ROOT / "docs/trust.md").read_text() == page.render(data.read(ROOT / "docs/trust.jsonl"))
+
+
+def test_without_data_each_section_says_so_in_one_sentence() -> None:
+    sections = page.render([]).split("\n## ")[1:]
+    assert len(sections) == 7
+    for text in sections:
+        said = text.split("\n\n")[1].strip()
+        assert " yet" in said
+        assert said.count(".") == 1
+        assert "\n" not in said
+
+
+def test_runs_are_told_by_their_origin() -> None:
+    text = section(page.render([collected(1), collected(2), TIMING], FEW), "Where the data come from")
+    assert rows(text) == [
+        ["first", "2026-01-01", "NVIDIA-H200_cu130_torch2.11", "580.1", "`0123abc`", "2", "0", "0", "1"]
+    ]
+
+
+def test_false_alarms_are_counted_and_named() -> None:
+    quiet, loud = collected(1), collected(2, occasion="second")
+    red = {**loud.verdicts, "e": replace(loud.verdicts["e"], state=State.REGRESSED)}
+    red["f"] = replace(loud.verdicts["f"], state=State.IMPROVED)
+    text = section(page.render([quiet, replace(loud, verdicts=red)], FEW), "Unchanged code against itself")
+    ((suite, runs, starts, cases, slower, faster, _, unfit, share, screen, whole),) = rows(text)
+    assert (suite, runs, starts, cases, slower, faster, unfit) == ("six", "2", "2", "12", "1", "1", "0")
+    assert share == "1 of 2 [1.3%, 98.7%]"
+    assert (screen, whole) == ("10 s", "20 s")
+    assert text.endswith("Called slower though nothing had changed: e.")
+    assert "The interval of head/base held 1 in " in text
+
+
+def test_the_spread_between_processes_is_the_one_that_was_there() -> None:
+    cases = {"steady": Kernel(sd=0.001), "noisy": Kernel(sd=0.02)}
+    blocks = contest_blocks(random.Random(1), cases, blocks=200, within=0.0, common=0.0)
+    some = collected()
+    verdicts = {name: replace(some.verdicts["a"], case=name) for name in cases}
+    text = page.render([replace(some, blocks=tuple(blocks), verdicts=verdicts, controls=())], FEW)
+    found = {name: float(cv.rstrip("%")) for name, cv in rows(section(text, "How far processes differ"))}
+    assert list(found) == ["noisy", "steady"]
+    assert found == pytest.approx({"noisy": 2.0, "steady": 0.1}, rel=0.1)
+    assert "1 of them are at most 0.6%" in text
+
+
+def test_planted_slowdowns_are_counted_by_size() -> None:
+    some = collected(what="planted", planted={n: Planted(asked=0.02, true=0.0198) for n in "abc"}, controls=("d", "e"))
+    found = {name: replace(v, low=0.999, high=1.001) for name, v in some.verdicts.items()}
+    found["a"] = replace(found["a"], state=State.REGRESSED, low=1.015, high=1.025)
+    found["b"] = replace(found["b"], state=State.UNRESOLVED)
+    found["c"] = replace(found["c"], state=State.UNCHANGED)
+    found["d"] = replace(found["d"], state=State.REGRESSED)
+    text = section(page.render([replace(some, verdicts=found)], FEW), "Planted slowdowns")
+    them = rows(text)
+    assert {(asked, true) for asked, true, *_ in them} == {("2.0%", "1.98%")}
+    assert sum(int(called.split()[0]) for _, _, _, called, _, _ in them) == 1
+    assert sum(int(unresolved) for *_, unresolved, _ in them) == 1
+    assert sum(int(unchanged) for *_, unchanged in them) == 1
+    assert "Of the 3 verdicts on other cases in the same runs 1 were red." in text
+    assert "The interval held the true slowdown in 1 of 3 " in text
+
+
+def test_timers_are_compared_kernel_by_kernel() -> None:
+    later = replace(ORIGIN, date="2026-01-02T00:00:00+00:00")
+    other = Timing(origin=later, seconds={"small": {"perfgate": 5e-6, "cupti": 5e-6, "cuda-bench": 4e-6}})
+    text = section(page.render([TIMING, other], FEW), "The clock against other timers")
+    assert rows(text) == [
+        ["small", "5.00", "4.00", "+25.00%", "5.00", "+0.00%"],
+        ["copy", "10.00", "", "", "10.10", "-0.99%"],
+    ]
+
+
+def test_a_disturbed_machine_is_told_apart() -> None:
+    run = collected(what="drift", disturbance="the clock falls", unfit="the controls disagree")
+    text = page.render([run], FEW)
+    assert rows(section(text, "A machine that is disturbed")) == [["the clock falls", "1", "6", "0", "1"]]
+    assert "No run of unchanged code" in text
+
+
+CASES = {f"k{i}": Kernel(sd=0.003) for i in range(40)}
+RULE = ContestRule()
+
+
+def made(rng: random.Random, n: int) -> Sequence[Block]:
+    return contest_blocks(rng, CASES, blocks=n)
+
+
+def test_the_comparison_finds_what_is_known_of_the_rules() -> None:
+    """One sample a visit, processes 0.3 % apart: 5 % is found by all who look for 5 %, 1 % by nobody who does not."""
+    table = {(row.rule, row.processes): row for row in compare(made, Plan(unchanged=30, rivals=1, planted=10), 1)}
+    ours = table[OURS, "its own"]
+    assert ours.red == (0, 30)
+    assert ours.alarms == (0, 1200)
+    assert ours.found[0.05] == (20, 20)
+    assert ours.found[0.03][0] >= 19
+    fixed = table["pytest-benchmark, `median:5%`", "one"]
+    assert fixed.alarms[0] == 0
+    assert fixed.found[0.03][0] == 0
+    assert table["asv", "as many"].found[0.05][0] == 0
+    assert all(row.found.keys() == set(SIZES) for row in table.values())
+
+
+def test_the_same_seed_gives_the_same_table() -> None:
+    assert compare(made, FEW, 1) == compare(made, FEW, 1)
+    assert compare(made, FEW, 1) != compare(made, FEW, 2)
+
+
+def test_a_source_wants_enough_blocks_of_one_start_of_a_machine() -> None:
+    needed = RULE.screen_blocks + RULE.confirm_blocks
+    runs = [collected(i) for i in range(1, needed // 2 + 1)]
+    assert recorded(runs[:-1], RULE) is None
+    source = recorded(runs, RULE)
+    assert source is not None
+    assert recorded([replace(run, unfit="busy") for run in runs], RULE) is None
+    apart = [collected(i, occasion=str(i)) for i in range(1, 9)]
+    assert recorded(apart, RULE) is None
+    drawn = source(random.Random(1), needed)
+    assert len({id(block) for block in drawn}) == needed
+    assert {block.stage for block in drawn} == {1}
+
+
+def test_the_page_has_the_comparison_once_there_are_enough_blocks() -> None:
+    text = page.render([collected(i) for i in range(1, 6)], FEW)
+    them = rows(section(text, "The same samples through others' rules"))
+    assert len(them) == 13
+    assert them[0][:2] == ["perfgate", "its own"]
+    assert page.render([collected(i) for i in range(1, 6)], FEW) == text
+
+
+def test_made_up_processes_differ_as_they_are_told_to() -> None:
+    source = synthetic({"a": record("a", [1e-3], half_width=0.01)}, 0.0)
+    (block,) = source(random.Random(1), 1)
+    assert {visit.side for visit in block.visits["a"]} == {"base", "head"}
+    assert all(0.99e-3 <= s <= 1.01e-3 for visit in block.visits["a"] for s in visit.samples.seconds)
+
+
+def test_a_row_without_trials_is_left_empty() -> None:
+    row = Row(rule="x", processes="one", alarms=(0, 0), red=(0, 0), found={})
+    (cells,) = rows(page.comparison([row], RULE))
+    assert cells[2:] == [""] * 7
+
+
+def test_the_command_adds_runs_and_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there, here, out = tmp_path / "there.jsonl", tmp_path / "docs.jsonl", tmp_path / "trust.md"
+    data.append(there, collected(1))
+    data.append(there, TIMING)
+    assert main(["calibrate", "add", str(there), "--data", str(here)]) == 0
+    assert main(["calibrate", "page", "--data", str(here), "--out", str(out)]) == 0
+    assert out.read_text() == page.render(data.read(there))
+    assert f"{here}: 2 runs added" in capsys.readouterr().out
+    assert main(["calibrate", "add", str(there), "--data", str(here)]) == 4
+    assert "a run counts once" in capsys.readouterr().err
+    assert main(["calibrate", "add", str(tmp_path / "nowhere.jsonl"), "--data", str(here)]) == 4
+    assert len(data.read(here)) == 2
+
+
+def test_the_command_simulates_from_a_saved_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from perfgate.trust import resample
+
+    monkeypatch.setattr(resample, "Plan", lambda: FEW)
+    saved = tmp_path / "run.json"
+    records = [record(f"k{i}", [1e-3], half_width=0.003) for i in range(30)]
+    saved.write_text(json.dumps(document(records, environment=H200)))
+    assert main(["calibrate", "simulate", str(saved), "--between=0.2"]) == 0
+    assert len(rows(capsys.readouterr().out)) == 13
+    assert main(["calibrate", "simulate", str(saved), "--between=nan"]) == 4
+    assert "--between must be a percentage" in capsys.readouterr().err
