@@ -185,7 +185,7 @@ class Problem:
         return moved[pass_]
 
     def inputs(self, device: torch.device | str, seed: int = 0, requires_grad: bool = False) -> Inputs:
-        """Draw q, k, v from N(0, magnitude) and dout from N(0, 1), in place on the device.
+        """Draw q, k, v from N(0, magnitude) and dout from N(0, 1), in float32 on the device.
 
         The numbers depend on the device's kind, the seed and the sizes; the dtype rounds them, the layout only places
         them (of the broadcast layout's k and v, the first batch is taken for all).
@@ -198,7 +198,7 @@ class Problem:
         generator = torch.Generator(device).manual_seed(seed)
 
         def draw(s: int, h: int, d: int, deviation: float) -> torch.Tensor:
-            # in float32: on some CPUs the variance of what torch draws in bfloat16 is 1.6 % too small
+            # in float32: on some CPUs the variance of what torch draws in bfloat16 is too small
             normal = torch.randn(self.b, s, h, d, dtype=torch.float32, device=device, generator=generator)
             return normal.mul_(deviation).to(self.torch_dtype)
 

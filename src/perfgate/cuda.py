@@ -8,14 +8,14 @@
   touched once after a flush. Measured against CUPTI this is true; the difference between graphs with and without the
   flush is not (the flush hides part of the next kernel's launch), and a window for each call puts its events in each.
 - The first call after a flush also finds instructions and address translations gone, and pays for the window's events;
-  each later one overlaps a little with the end of the one before. In windows of 200 us, or of five calls where that is
-  less, the two come to less than 1 % together; a call of 200 us needs no company.
+  each later one overlaps a little with the end of the one before. With `CALLS` and `COMPANY` the two nearly cancel.
 - Graph replay removes launch gaps. A call that cannot be captured is queued behind a blocking kernel instead; one that
   synchronises with the host is timed as it is. `Method.launch` tells which.
-- The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`).
+- The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`), but
+  for calls of tens of milliseconds, within which it reaches the limit.
 - Nothing is subtracted: the cost of a window's events is in it, small beside its length.
-- All work goes to one stream. Some dozens of kernels on a second one, and from then on every kernel of every graph of
-  the process starts a fraction of a microsecond later (seen on an H200). `use_one_stream` makes that stream the current
+- All work goes to one stream. After enough kernels on a second one every kernel of every graph of the process starts a
+  fraction of a microsecond later (seen on an H200). `use_one_stream` makes that stream the current
   one for good, so that a test's own work goes there too; `CudaClock.shortest` notices what went elsewhere.
 
 This module and `windows` are all of perfgate that imports torch, and only where a CUDA device is wanted.
@@ -52,6 +52,10 @@ WINDOW = 100e-6
 CALLS = 5
 """Calls a window at least, as long as fewer are shorter than `COMPANY`."""
 COMPANY = 200e-6
+LADDER = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Numbers of calls a window, so far apart that processes which differ a little in their estimates take the same."""
+LONG = 5e-3
+"""A call of more seconds is tried once where a shorter one is tried four times."""
 MAX_SETS = 128
 MIN_SETS = 4
 SETS_SHARE = 0.1
@@ -89,7 +93,8 @@ def _stream(device: int) -> torch.cuda.Stream:
 
 
 def use_one_stream() -> None:
-    """Make the clock's stream the current one of this thread, for good; call it before any other work is done."""
+    """Make the clock's stream the current one of this thread, for good; call it before much other work is done."""
+    torch.cuda.synchronize()  # nothing orders the streams: what was begun on another must be done
     torch.cuda.set_stream(_stream(torch.cuda.current_device()))
 
 
@@ -168,7 +173,6 @@ class CudaClock(Clock):
         l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         self._flush_source = torch.ones(max(2 * l2, 2**20) // 4, device="cuda")
         self._flush_sink = torch.empty((), device="cuda")
-        self._probe: GraphRounds | None = None
         self._first_start = 0.0
 
     @contextlib.contextmanager
@@ -200,14 +204,18 @@ class CudaClock(Clock):
             torch.cuda.empty_cache()  # a graph's private pool would else stay and squeeze the next case
 
     def _prepare(self, call: Callable[..., object], inputs: Inputs, l2: str) -> CudaPrepared:
+        _ = self._probe  # captured before anything is cached: a capture gives the cache back
         first, set_bytes = self._first_set(inputs)
         peak, result_bytes = self._peak(call, first)
-        seconds = self._duration(call, first)
+        seconds, why = self._duration(call, first)
         windows, joined = self._windows(seconds, first, inputs, l2, set_bytes + result_bytes)
         plan = Plan(windows, joined, l2, self.flush, seconds)
         for args in itertools.chain.from_iterable(windows):
             call(*args)  # whatever is done once for an input set is done here
-        rounds, notes = self._rounds(call, plan)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # as before every capture
+        rounds: Rounds = QueueRounds(call, plan, self._pace) if why else GraphRounds(call, plan, self._pace)
+        notes: tuple[str, ...] = (f"not replayed from a graph: {why}",) if why else ()
         if joined > 1 and plan.calls == 1 and l2 == "cold":
             notes += ("one input set only: each call has a window of its own and carries the cost of its events",)
         counters = {
@@ -219,26 +227,13 @@ class CudaClock(Clock):
         method = Method(clock="cuda-events", l2=l2, launch=rounds.launch, version=self.VERSION)
         return CudaPrepared(self, rounds, method, counters, notes, getattr(call, "__qualname__", repr(call)))
 
-    def _rounds(self, call: Callable[..., object], plan: Plan) -> tuple[Rounds, tuple[str, ...]]:
-        """What plays the plan, and why it is no graph if it is none."""
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # a capture takes memory of its own, and cannot make the allocator give any back
-        try:
-            return GraphRounds(call, plan, self._pace), ()
-        except OUT_OF_MEMORY:
-            raise
-        except RuntimeError as error:  # what cannot be captured says so in many words, all of this type
-            why = (str(error).strip() or type(error).__name__).partition("\n")[0]
-        # the error is gone here, and with its frames the memory of the capture
-        torch.cuda.empty_cache()
-        return QueueRounds(call, plan, self._pace), (f"not replayed from a graph: {why}",)
+    @functools.cached_property
+    def _probe(self) -> GraphRounds:
+        x = torch.zeros(1, device="cuda")
+        return GraphRounds(lambda: x.add_(1), Plan((((),) * 64,), 1, "warm", self.flush, 1e-6), self._pace)
 
     def shortest(self) -> tuple[float, tuple[str, ...]]:
         """Seconds of a kernel that does next to nothing, and what must be said if it took fewer at first."""
-        if self._probe is None:
-            x = torch.zeros(1, device="cuda")
-            plan = Plan((((),) * 64,), 1, "warm", self.flush, 1e-6)
-            self._probe = GraphRounds(lambda: x.add_(1), plan, self._pace)
         seconds = min(self._probe.run()[0] for _ in range(5))
         self._first_start = self._first_start or seconds
         if seconds <= SLOWER_STARTS * self._first_start:
@@ -246,7 +241,7 @@ class CudaClock(Clock):
         now, first = (f"{s * 1e6:.2f} us" for s in (seconds, self._first_start))
         return seconds, (
             f"kernels start later than when this process began to time (the shortest took {first}, takes {now}): "
-            "work on another stream does that",
+            "work on another stream may do that",
         )
 
     def flush(self) -> None:
@@ -277,6 +272,7 @@ class CudaClock(Clock):
     ) -> tuple[tuple[tuple[tuple[Any, ...], ...], ...], int]:
         """The argument tuples of each window, and how many windows make one sample, for a call that takes `seconds`."""
         needed = max(math.ceil(WINDOW / seconds), min(CALLS, math.ceil(COMPANY / seconds)))
+        needed = next((n for n in LADDER if n >= needed), needed)
         if callable(inputs):
             memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             room = max(1, int(SETS_SHARE * memory) // max(bytes_a_set, 1))
@@ -292,16 +288,20 @@ class CudaClock(Clock):
         turns = itertools.cycle(windows)
         return tuple(next(turns) for _ in range(math.ceil(len(windows) / joined) * joined)), joined
 
-    def _duration(self, call: Callable[..., object], args: tuple[Any, ...]) -> float:
-        """Seconds a call, roughly: without launch gaps, since launching a short call may take longer than the call."""
-        seconds = elapsed(lambda: call(*args))
-        if seconds > 20 * WINDOW:
-            return seconds
-        repeats = 4
+    def _duration(self, call: Callable[..., object], args: tuple[Any, ...]) -> tuple[float, str | None]:
+        """Seconds a call, roughly, without launch gaps; and why the call cannot be captured, if it cannot.
+
+        Raises:
+            MeasureError: If the call does nothing on the device.
+        """
+        once = elapsed(lambda: call(*args))
+        repeats = 1 if once > LONG else 4
 
         def several() -> list[object]:
             return [call(*args) for _ in range(repeats)]
 
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # a capture takes memory of its own, and cannot make the allocator give any back
         graph = torch.cuda.CUDAGraph()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -310,17 +310,18 @@ class CudaClock(Clock):
                     results = several()
             except OUT_OF_MEMORY:
                 raise
-            except RuntimeError:  # cannot be captured
-                return elapsed(several, blocked=True) / repeats
+            except RuntimeError as error:  # what cannot be captured says so in many words, all of this type
+                why = (str(error).strip() or type(error).__name__).partition("\n")[0]
+                return min(elapsed(several) for _ in range(3)) / repeats, why
         if any("Graph is empty" in str(warning.message) for warning in said):
             raise MeasureError(
                 "the call did nothing on the clock's CUDA stream: are its tensors on the CPU, or does it use a stream "
                 "of its own? Time work on the CPU with --perf-device cpu"
             )
         graph.replay()
-        seconds = elapsed(graph.replay) / repeats
+        seconds = min(elapsed(graph.replay) for _ in range(3)) / repeats
         del results
-        return seconds
+        return seconds, None
 
 
 class CudaPrepared:
@@ -378,17 +379,18 @@ class CudaPrepared:
 
     def _warm_up(self, rounds: Rounds) -> tuple[str, ...]:
         """Keep the device busy until its speed is steady; return what must be said of it."""
-        start, previous = rounds.pace.worked, math.inf
+        start, previous = rounds.pace.worked, None
         while True:
             block: list[float] = []
             begin = rounds.pace.worked
             while rounds.pace.worked - begin < self._budget.warmup_seconds / 3:
                 block += rounds.run()
             median = statistics.median(block)
-            moved, previous = abs(median / previous - 1), median
+            before, previous = previous, median
             worked = rounds.pace.worked - start
-            if worked < self._budget.warmup_seconds:
+            if before is None or worked < self._budget.warmup_seconds:
                 continue
+            moved = abs(median / before - 1)
             if moved <= STEADY:
                 return ()
             if worked >= WARMUP_BOUND:
@@ -413,6 +415,8 @@ class CudaPrepared:
         if "throttle_reasons" in counters:
             counters["throttle_reasons"] = float(int(before["throttle_reasons"]) | int(after["throttle_reasons"]))
         notes = [bound] if bound else []
+        if nvml.capped(counters):
+            notes.append("the GPU was at its power limit while this was timed, and below its full clock")
         if late:
             notes.append(f"{late} windows began before their work was queued: the host's launches are in them")
         return seconds, counters, tuple(notes)

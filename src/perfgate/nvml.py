@@ -11,10 +11,14 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["HEAT", "absent", "busy", "driver", "hot", "power_limit", "telemetry"]
+__all__ = ["HEAT", "absent", "busy", "capped", "driver", "hot", "power_limit", "telemetry"]
 
 HEAT = 0x20 | 0x40
 """NVML's clock event reasons that mean heat: software and hardware thermal slowdown (the power cap, 0x4, is normal)."""
+
+
+POWER_CAP = 0x4
+"""The one for a GPU at its power limit."""
 
 
 def absent() -> str | None:
@@ -78,6 +82,11 @@ def telemetry(uuid: str) -> dict[str, float]:
         with contextlib.suppress(nvml.NVMLError):  # not every board answers every question
             reading[name] = source()
     return reading
+
+
+def capped(reading: Mapping[str, float]) -> bool:
+    """Whether a reading says that the power limit lowered the clock."""
+    return bool(int(reading.get("throttle_reasons", 0)) & POWER_CAP)
 
 
 def hot(reading: Mapping[str, float]) -> bool:

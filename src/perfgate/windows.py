@@ -42,7 +42,7 @@ class Pace:
         if not 0 < duty <= 1:
             raise ValueError(f"duty must be above 0 and at most 1, got {duty!r}")
         self._duty, self._until = duty, 0.0
-        self.worked = 0.0
+        self.worked = 0.0  # seconds of work so far, launches included
 
     @contextlib.contextmanager
     def piece(self) -> Iterator[None]:
@@ -117,19 +117,20 @@ class GraphRounds:
     def __init__(self, call: Callable[..., object], plan: Plan, pace: Pace) -> None:
         self.launch, self.late, self.pace = "graph", 0, pace
         self._plan = plan
+        self._call = call  # what it closes over is what the graphs read and write
         self._pool = torch.cuda.graph_pool_handle()  # of all graphs, since they never run at the same time
         n = plan.joined * max(1, int(PIECE / (plan.joined * plan.calls * plan.seconds)))
-        self._graphs = [self._capture(call, plan.windows[i : i + n]) for i in range(0, len(plan.windows), n)]
+        self._graphs = itertools.cycle([self._capture(plan.windows[i : i + n]) for i in range(0, len(plan.windows), n)])
 
-    def _capture(self, call: Callable[..., object], windows: Sequence[tuple[tuple[Any, ...], ...]]) -> _Graph:
+    def _capture(self, windows: Sequence[tuple[tuple[Any, ...], ...]]) -> _Graph:
         graph = torch.cuda.CUDAGraph()
         pairs = []
         with capture(graph, self._pool):
             for window in windows:
-                self._plan.prepare(call, window)
+                self._plan.prepare(self._call, window)
                 begin, end = _event(external=True), _event(external=True)
                 begin.record()
-                results = [call(*args) for args in window]  # kept, so that every call writes to memory of its own
+                results = [self._call(*args) for args in window]  # kept, so that every call writes to memory of its own
                 end.record()
                 del results
                 pairs.append((begin, end))
@@ -137,13 +138,11 @@ class GraphRounds:
 
     def run(self, meanwhile: Callable[[], object] = lambda: None) -> list[float]:
         """See `Rounds`."""
-        seconds: list[float] = []
-        for i, graph in enumerate(self._graphs):
-            with self.pace.piece():
-                graph.replay()
-                if i == 0:
-                    meanwhile()
-                seconds += graph.seconds()
+        graph = next(self._graphs)
+        with self.pace.piece():
+            graph.replay()
+            meanwhile()
+            seconds = graph.seconds()
         return self._plan.samples(seconds)
 
 
@@ -171,11 +170,14 @@ class QueueRounds:
         self._call, self._plan = call, plan
         self._windows = itertools.cycle(plan.windows)
         self._block = FIRST_BLOCK
-        trials = 5
-        for _ in range(trials):
+        while True:
+            late, block = self.late, self._block
             self.run()
-        if self.late == trials * plan.joined:
-            self.launch = "direct"  # the call waits for the device, so its work cannot be queued
+            if self.late == late:
+                break
+            if block >= LONGEST_BLOCK:
+                self.launch = "direct"  # the call waits for the device, so its work cannot be queued
+                break
         self.late = 0
 
     def run(self, meanwhile: Callable[[], object] = lambda: None) -> list[float]:
@@ -201,8 +203,9 @@ class QueueRounds:
         end.synchronize()
         del results
         if self.launch == "queue":
+            self.pace.worked -= self._block
             self.late += late
-            self._block = min(2 * self._block, LONGEST_BLOCK) if late else max(self._block, 2 * queued + 1e-4)
+            self._block = min(2 * max(self._block, queued), LONGEST_BLOCK) if late else max(self._block, 2 * queued)
         return float(begin.elapsed_time(end)) / 1e3
 
 
@@ -217,22 +220,34 @@ def capture(graph: Any, pool: Any = None) -> Iterator[None]:
     Raises:
         RuntimeError: If something in the body cannot be captured.
     """
+    pool = pool or torch.cuda.graph_pool_handle()
     try:
         with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
             yield
     except RuntimeError:
         torch.cuda.synchronize()
-        # torch leaves the generator in the state of a capture, and every later random number would raise
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())
+        _heal(pool)
         raise
 
 
-def elapsed(work: Callable[[], object], *, blocked: bool = False) -> float:
-    """Device seconds of some work: with launch gaps, or queued behind a kernel that blocks the device meanwhile."""
+def _heal(pool: Any) -> None:
+    """Undo what torch leaves of a capture that failed; what a newer release has undone itself it refuses to undo here.
+
+    Its allocator would go on believing in a capture, and give no cached memory back to the driver for the rest of the
+    process; its generator would refuse every later random number.
+    """
+    device = torch.cuda.current_device()
+    for undo in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        with contextlib.suppress(RuntimeError):
+            getattr(torch._C, undo)(device, pool)
+    generator = torch.cuda.default_generators[device]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
+def elapsed(work: Callable[[], object]) -> float:
+    """Device seconds of some work that is queued behind a kernel which blocks the device meanwhile."""
     begin, end = _event(), _event()
-    if blocked:
-        _block(FIRST_BLOCK)
+    _block(FIRST_BLOCK)
     begin.record()
     work()
     end.record()

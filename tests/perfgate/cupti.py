@@ -85,6 +85,8 @@ def durations(flush: Callable[[], object], call: Callable[..., object], make: Ma
         events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("cat") == "kernel"]
     events.sort(key=lambda e: e["ts"])
     flushing = len(events) // rounds - sets
+    if len(events) != rounds * (flushing + sets):
+        raise RuntimeError(f"{len(events)} kernels in {rounds} rounds of {sets} calls: a call must be one kernel")
     return [e["dur"] / 1e6 for i, e in enumerate(events) if i % (sets + flushing) >= flushing]
 
 

@@ -15,16 +15,16 @@ LONG = Budget(half_width=1e-9, max_seconds=2.0, max_samples=5000)
 
 
 def main() -> None:
-    """Print median, relative standard deviation and telemetry of both."""
+    """Print median, relative width of the middle half, and telemetry of both."""
     use_one_stream()
     a, b = (torch.randn(N, N, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     found = {}
     for name, duty in {"rested": DUTY, "restless": 1.0}.items():
         samples = CudaClock(LONG, duty=duty).measure(torch.mm, [(a, b)])
-        seconds = samples.seconds
+        quarter, _, three_quarters = statistics.quantiles(samples.seconds, n=4)
         found[name] = {
             "seconds": samples.median,
-            "deviation": statistics.stdev(seconds) / samples.median,
+            "middle_half": (three_quarters - quarter) / samples.median,
             **{key: samples.counters.get(key, 0.0) for key in ("sm_hz", "watts", "throttle_reasons")},
         }
     print(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Kernels of a graph before and after work on another stream: ``python -m tests.perfgate.streams``."""
+"""Kernels of a graph before and after work on the same and on another stream: ``python -m tests.perfgate.streams``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ def main() -> None:
         said = [note for note in samples.notes if "kernels start later" in note]
         return {"shortest": samples.counters["shortest_kernel_seconds"], "said": said}
 
-    before = measure()
-    with torch.cuda.stream(torch.cuda.Stream()):
+    def work() -> None:
         for _ in range(1000):
             torch.zeros(1024, device="cuda").add_(1)
-    torch.cuda.synchronize()
-    print(json.dumps({"before": before, "after": measure()}))
+        torch.cuda.synchronize()
+
+    found = {"before": measure()}
+    work()
+    found["after work on the same"] = measure()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        work()
+    found["after work on another"] = measure()
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -2,32 +2,64 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from perfgate.windows import Pace, Plan
 
 
-def test_the_device_rests_for_as_long_as_its_share_of_work_asks() -> None:
+class Time:
+    """Passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    time = Time()
+    monkeypatch.setattr("perfgate.windows.time", time)
+    return time
+
+
+def test_the_device_rests_for_as_long_as_its_share_of_work_asks(time: Time) -> None:
     pace = Pace(0.25)
+    for work in (1.0, 2.0):
+        with pace.piece():
+            time.now += work
     with pace.piece():
-        time.sleep(0.01)
-    done = time.perf_counter()
-    with pace.piece():
-        rested = time.perf_counter() - done
-    assert rested >= 0.029
-    assert 0.01 <= pace.worked < 0.03
+        pass
+    assert time.slept == [3.0, 6.0]
+    assert pace.worked == 3.0
 
 
-def test_time_that_passes_between_two_pieces_is_rest() -> None:
+def test_time_that_passes_between_two_pieces_is_rest(time: Time) -> None:
     pace = Pace(0.5)
     with pace.piece():
-        time.sleep(0.01)
-    time.sleep(0.02)
-    asked = time.perf_counter()
+        time.now += 1.0
+    time.now += 0.75
     with pace.piece():
-        assert time.perf_counter() - asked < 0.005
+        pass
+    assert time.slept == [0.25]
+    time.now += 10.0
+    with pace.piece():
+        pass
+    assert time.slept == [0.25]
+
+
+def test_who_works_all_the_time_never_rests(time: Time) -> None:
+    pace = Pace(1.0)
+    for _ in range(3):
+        with pace.piece():
+            time.now += 1.0
+    assert time.slept == []
 
 
 @pytest.mark.parametrize("duty", [0.0, -1.0, 1.1, float("nan")])
