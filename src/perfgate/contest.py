@@ -1,43 +1,288 @@
-"""Base against head on one GPU: what was seen of two revisions that were visited in turn.
+"""Base against head on one GPU: what was seen of two revisions that were visited in turn, and what it says.
 
 block  = fresh processes of both sides; every case visited, A B B A or B A A B
 visit  = one side times one case once
+stage  = 1 screens all cases in few blocks; 2 confirms those that were suspicious in many fresh blocks
+
+`perfgate.contrast` makes one log-ratio d of a block and case. Only stage 2 can call a case slower: its data are
+independent of what stage 1 picked, so that Holm's adjustment over the picked cases holds.
+
+    regressed    stage 2 rejects d <= 0 at alpha, adjusted over all cases of the stage, and exp(d) - 1 >= floor
+    improved     the same, mirrored
+    unchanged    neither, and the upper end of the interval is below the floor (non-inferior: Schuirmann 1987)
+    unresolved   all else, and all of it if the machine was not fit
+
+Knows nothing of files, devices or exit codes. docs/deciding.md has the rates that were simulated, and their tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from perfgate.clock import Samples
+from perfgate import stats
+from perfgate.contrast import Block, Contrast, Contrasts, Estimate, Shift, Side, Visit
+from perfgate.verdict import State, Verdict
 
-__all__ = ["Block", "Side", "Visit"]
+__all__ = ["Block", "ContestRule", "Findings", "Shift", "Side", "Visit", "judge", "suspects"]
 
-Side = Literal["base", "head"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Visit:
-    """One side timed one case once.
-
-    Attributes:
-        side: Which revision.
-        samples: What it gave.
-    """
-
-    side: Side
-    samples: Samples
+CONTROLS = 2
+"""The fewest controls that tell a shift of all cases from a change of some; few are easily beyond the limits by chance,
+so a contest does well to have eight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """What one pair of fresh processes gave.
+class ContestRule:
+    """How much slower matters, how sure one must be, and how long one looks.
 
     Attributes:
-        stage: 1 screens all cases, 2 confirms those that were suspicious.
-        visits: In order of time, by the case's name.
+        floor: Relative change that matters.
+        floor_seconds: Absolute change that matters, in seconds.
+        alpha: Probability that a run calls anything slower although nothing is; likewise, apart, for faster.
+        confidence: Of the intervals, two-sided.
+        screen_p: One-sided p-value below which stage 1 finds a case suspicious.
+        screen_effect: Relative change below which it does not. From its floor on, a case is suspicious whatever its p.
+        screen_blocks: Blocks of stage 1.
+        confirm_blocks: Blocks of stage 2.
+        most_suspects: Cases that stage 2 has time for.
+        shift_limit: Common shift of a block, or disagreement of its controls, beyond which the machine is not fit.
+        disagreement_limit: The same for the controls' disagreement over all blocks of a stage.
+        clock_limit: Relative difference between the sides' SM clocks from which a change is asked for in cycles too.
+
+    Raises:
+        ValueError: For a number that would switch the gate off.
     """
 
-    stage: int
-    visits: Mapping[str, tuple[Visit, ...]]
+    floor: float = 0.01
+    floor_seconds: float = 0.2e-6
+    alpha: float = 0.01
+    confidence: float = 0.95
+    screen_p: float = 0.10
+    screen_effect: float = 0.004
+    screen_blocks: int = 2
+    confirm_blocks: int = 8
+    most_suspects: int = 24
+    shift_limit: float = 0.01
+    disagreement_limit: float = 0.005
+    clock_limit: float = 0.005
+
+    def __post_init__(self) -> None:
+        for name in ("floor", "floor_seconds", "screen_effect", "shift_limit", "disagreement_limit", "clock_limit"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+        if self.floor == 0:
+            raise ValueError("floor must be positive, got 0: noise is counted in floors")
+        if self.screen_effect > self.floor:
+            raise ValueError(f"screen_effect must not exceed the floor of {self.floor!r}, got {self.screen_effect!r}")
+        for name in ("alpha", "confidence"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
+        if not 0 < self.screen_p <= 0.5:
+            raise ValueError(f"screen_p must lie between 0 and 0.5, got {self.screen_p!r}")
+        for name, least in (("screen_blocks", 1), ("confirm_blocks", 2), ("most_suspects", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+
+    def band(self, seconds: float) -> float:
+        """The floor of a case that takes this long."""
+        return max(self.floor, self.floor_seconds / seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What is said of two revisions.
+
+    Attributes:
+        verdicts: One a case, by name.
+        suspects: The cases that stage 1 picked, the most suspicious first.
+        shifts: One a block, in order.
+        unfit: Why the machine was not fit to judge anything, or None.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    suspects: tuple[str, ...]
+    shifts: tuple[Shift, ...]
+    unfit: str | None
+
+
+def suspects(blocks: Iterable[Block], rule: ContestRule, controls: Collection[str]) -> list[str]:
+    """The cases that stage 1 picks for stage 2, slower or faster, the most suspicious first.
+
+    A case is picked by its moderated t and the size of its change; a change of the case's floor is always enough, so
+    that no lack of blocks can make this screen one that never fires. Of two blocks each case's variance is
+    learnt from the blocks' difference, in which a change cancels; of one block from the differences of the controls,
+    or of all cases where they are few, by quantiles that some changed cases do not move.
+
+    Args:
+        blocks: Those of stage 1 count.
+        rule: The rule.
+        controls: Names of the cases whose kernels are the same on both sides.
+    """
+    return _picked(_stage(1, blocks, rule, controls), rule)[: rule.most_suspects]
+
+
+def judge(blocks: Sequence[Block], rule: ContestRule, controls: Collection[str]) -> Findings:
+    """Judge every case by the rule drawn above.
+
+    Without any block of stage 1, all cases of stage 2 are judged together. Blocks that a run did not come to are only
+    missed in width: what there is of stage 2 counts from two blocks on.
+
+    Args:
+        blocks: All blocks.
+        rule: The rule.
+        controls: Names of the cases whose kernels are the same on both sides. They are judged like all others.
+    """
+    screen = _stage(1, blocks, rule, controls)
+    confirm = _stage(2, blocks, rule, controls)
+    picked = _picked(screen, rule)
+    chosen = picked[: rule.most_suspects] if screen.shifts else list(confirm.seen)
+    family = [name for name in chosen if name in confirm.seen and len(confirm.seen[name].time) > 1]
+    estimates = [confirm.estimate(name) for name in family]
+    slower = stats.holm([stats.t_cdf(-e.t, e.df) for e in estimates])
+    faster = stats.holm([stats.t_cdf(e.t, e.df) for e in estimates])
+    unfit = _unfit(screen, rule) or _unfit(confirm, rule)
+    verdicts = {}
+    for name, estimate, up, down in zip(family, estimates, slower, faster, strict=True):
+        verdicts[name] = _confirmed(confirm.seen[name], estimate, min(up, down), len(family), rule)
+    for name, seen in screen.seen.items():
+        if name not in verdicts:
+            verdicts[name] = _screened(seen, screen.estimate(name), name in picked, rule)
+    if unfit:
+        reason = f"the machine was not fit: {unfit}"
+        verdicts = {
+            name: replace(verdict, state=State.UNRESOLVED, reason=f"{verdict.reason}; {reason}")
+            for name, verdict in verdicts.items()
+        }
+    for name, sides in _sides(blocks).items():
+        if len(sides) == 1:
+            state, there, gone = (State.NEW, "head", "base") if "head" in sides else (State.MISSING, "base", "head")
+            verdicts[name] = Verdict(case=name, state=state, reason=f"is in {there} and not in {gone}")
+        elif name not in verdicts:
+            reason = "no block timed both sides"
+            verdicts[name] = Verdict(case=name, state=State.UNRESOLVED, reason=reason)
+    return Findings(
+        verdicts=tuple(verdicts[name] for name in sorted(verdicts)),
+        suspects=tuple(picked[: rule.most_suspects]),
+        shifts=(*screen.shifts, *confirm.shifts),
+        unfit=unfit,
+    )
+
+
+def _stage(stage: int, blocks: Iterable[Block], rule: ContestRule, controls: Collection[str]) -> Contrasts:
+    """A stage's contrasts; a block cut short before it came to two controls tells nothing, if another came to more."""
+    of_stage = [block for block in blocks if block.stage == stage]
+    both = [sum(name in controls and _both(visits) for name, visits in block.visits.items()) for block in of_stage]
+    whole = [block for block, count in zip(of_stage, both, strict=True) if count >= CONTROLS]
+    return Contrasts.of(whole or of_stage, controls, rule.band)
+
+
+def _both(visits: Sequence[Visit]) -> bool:
+    return len({visit.side for visit in visits}) == 2
+
+
+def _unfit(stage: Contrasts, rule: ContestRule) -> str | None:
+    """Why nothing may be called, or None."""
+    for number, shift in enumerate(stage.shifts, 1):
+        where = f"block {number} of stage {shift.stage}"
+        if shift.controls < CONTROLS:
+            return f"a shift of all cases is seen in at least {CONTROLS} controls, and {where} has {shift.controls}"
+        if abs(math.log(shift.ratio)) > math.log1p(rule.shift_limit):
+            return f"in {where} the controls' head/base is {shift.ratio:.3f}, the limit is {rule.shift_limit:.1%}"
+        if shift.least > rule.shift_limit:
+            return f"in {where} the controls disagree by {shift.disagreement:.1%}, the limit is {rule.shift_limit:.1%}"
+    if stage.least > rule.disagreement_limit:
+        number = stage.shifts[0].stage
+        return (
+            f"the controls of stage {number} disagree by {stage.least:.2%}, the limit is {rule.disagreement_limit:.1%}"
+        )
+    return None
+
+
+def _threshold(estimate: Estimate, band: float, rule: ContestRule) -> float:
+    """The log-ratio from which stage 1 picks a case."""
+    noise = stats.t_quantile(1 - rule.screen_p, estimate.df) * estimate.error
+    return min(math.log1p(band), max(math.log1p(rule.screen_effect), noise))
+
+
+def _picked(screen: Contrasts, rule: ContestRule) -> list[str]:
+    """All that is suspicious: three slower cases, a faster one, and so on, until either ends."""
+    slower, faster = [], []
+    for name, case in screen.seen.items():
+        estimate = screen.estimate(name)
+        if abs(estimate.d) >= _threshold(estimate, case.band, rule):
+            (slower if estimate.d > 0 else faster).append((-abs(estimate.t), name))
+    # the i-th slower one stands before the i // 3-th faster one
+    order = [(i, 0, name) for i, (_, name) in enumerate(sorted(slower))]
+    order += [(3 * i + 2, 1, name) for i, (_, name) in enumerate(sorted(faster))]
+    return [name for *_, name in sorted(order)]
+
+
+def _confirmed(case: Contrast, estimate: Estimate, adjusted: float, family: int, rule: ContestRule) -> Verdict:
+    """The verdict of stage 2 on one of `family` cases, given its adjusted p-value in the direction it went."""
+    least = stats.t_quantile(1 - rule.alpha / family, estimate.df) * estimate.error
+    if adjusted > rule.alpha or abs(estimate.d) < math.log1p(case.band):
+        return _verdict(case, estimate, least, rule)
+    if excuse := _clock(case, estimate, rule):
+        return _verdict(case, estimate, least, rule, State.UNRESOLVED, excuse)
+    return _verdict(case, estimate, least, rule, State.REGRESSED if estimate.d > 0 else State.IMPROVED)
+
+
+def _screened(case: Contrast, estimate: Estimate, picked: bool, rule: ContestRule) -> Verdict:
+    """The verdict of stage 1, which calls nothing slower or faster."""
+    n, blocks = len(case.time), rule.confirm_blocks
+    crit = stats.t_quantile(1 - rule.alpha / rule.most_suspects, estimate.df + blocks - n)
+    least = crit * estimate.error * math.sqrt(n / blocks)  # as stage 2 would have had it
+    return _verdict(case, estimate, least, rule, why="suspicious, and not confirmed" if picked else "")
+
+
+def _verdict(
+    case: Contrast, estimate: Estimate, least: float, rule: ContestRule, called: State | None = None, why: str = ""
+) -> Verdict:
+    """What was called or, if nothing was, unchanged or unresolved; `least` is the smallest d that could be called."""
+    margin = stats.t_quantile((1 + rule.confidence) / 2, estimate.df) * estimate.error
+    low, high = math.exp(estimate.d - margin), math.exp(estimate.d + margin)
+    same = high < 1 + case.band and estimate.d > -math.log1p(case.band)
+    state = called or (State.UNCHANGED if same else State.UNRESOLVED)
+    visible = max(case.band, math.expm1(least))
+    n = len(case.time)
+    reasons = [f"head/base in [{low:.3f}, {high:.3f}] of {n} block{'s' if n > 1 else ''}, floor {case.band:.1%}"]
+    if state is State.UNRESOLVED:
+        reasons += [f"slowdowns below {visible:.1%} could not be seen", why]
+    return Verdict(
+        case=case.name,
+        state=state,
+        ratio=math.exp(estimate.d),
+        low=low,
+        high=high,
+        floor=case.band,
+        visible=visible,
+        reason="; ".join(filter(None, reasons)),
+    )
+
+
+def _clock(case: Contrast, estimate: Estimate, rule: ContestRule) -> str | None:
+    """Why a change in time is the machine's: the clocks differed, and in SM cycles there is none. None if it is not."""
+    if len(case.cycles) < len(case.time) or abs(_mean(case.clock)) <= math.log1p(rule.clock_limit):
+        return None
+    cycles = math.copysign(1, estimate.d) * _mean(case.cycles)
+    if cycles >= math.log1p(case.band):
+        return None
+    moved = math.expm1(_mean(case.clock))
+    return (
+        f"the machine's: head's SM clock was {moved:+.1%} of base's, and in cycles head/base is "
+        f"{math.exp(_mean(case.cycles)):.3f}"
+    )
+
+
+def _sides(blocks: Iterable[Block]) -> dict[str, set[Side]]:
+    found: dict[str, set[Side]] = {}
+    for block in blocks:
+        for name, visits in block.visits.items():
+            found.setdefault(name, set()).update(visit.side for visit in visits)
+    return found
+
+
+def _mean(xs: Sequence[float]) -> float:
+    return math.fsum(xs) / len(xs)

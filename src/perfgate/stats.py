@@ -9,12 +9,16 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 __all__ = [
     "Prior",
     "digamma",
     "fit_prior",
+    "fit_spread",
+    "holm",
     "median_half_width",
+    "median_low",
     "moderate",
     "quantile",
     "t_cdf",
@@ -52,6 +56,12 @@ def median_half_width(xs: Sequence[float], confidence: float = 0.95) -> float:
     if rank == 0:
         return math.inf
     return (ordered[-rank] - ordered[rank - 1]) / 2 / quantile(ordered, 0.5)
+
+
+def median_low(xs: Sequence[float], confidence: float = 0.95) -> float:
+    """The lower end of the same interval, as it is; minus infinity if there are too few."""
+    rank = _median_rank(len(xs), confidence)
+    return sorted(xs)[rank - 1] if rank else -math.inf
 
 
 @functools.cache
@@ -117,6 +127,51 @@ def moderate(s2: float, df: float, prior: Prior) -> tuple[float, float]:
         return prior.variance, math.inf
     total = prior.df + df
     return (prior.df * prior.variance + df * s2) / total, total
+
+
+def fit_spread(xs: Sequence[float]) -> Prior:
+    """Fit the same prior as `fit_prior` to single draws, each of its own variance around zero: one a case.
+
+    Such draws follow Student's t with the prior's df, scaled. Scale and df are those whose quantiles of the absolute
+    value at 50 % and at 90 % are the draws' own (McCulloch's way, Commun. Statist. Simul. Comput. 15, 1986): where a
+    tenth of the draws are not around zero, for something was changed there, it hardly matters.
+
+    Raises:
+        ValueError: For no draws.
+    """
+    sizes = [abs(x) for x in xs]
+    half, tail = quantile(sizes, 0.5), quantile(sizes, 0.9)
+    if half == 0:  # most are equal to the last digit: all that there is to see of the spread is in the tail
+        return Prior((tail / t_quantile(0.95, math.inf)) ** 2, math.inf)
+    table = _tail_ratios()
+    ratio = min(max(tail / half, table[0][0]), table[-1][0])
+    for (low, one), (high, two) in pairwise(table):
+        if ratio <= high:
+            inverse = one + (two - one) * (ratio - low) / (high - low)
+            break
+    df = 1 / inverse if inverse > 0.01 else math.inf
+    return Prior((half / t_quantile(0.75, df)) ** 2, df)
+
+
+@functools.cache
+def _tail_ratios() -> list[tuple[float, float]]:
+    """Student's quantile at 95 % over that at 75 %, and the reciprocal df; from the normal's down to df 1."""
+    inverses = [0.0, *(i / 20 for i in range(1, 21))]
+    dfs = [1 / i if i else math.inf for i in inverses]
+    return [(t_quantile(0.95, df) / t_quantile(0.75, df), i) for df, i in zip(dfs, inverses, strict=True)]
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, in the order given (Holm, Scand. J. Statist. 6, 1979).
+
+    To reject where the adjusted value is at most alpha rejects any true hypothesis with probability alpha at most,
+    however the tests depend on each other.
+    """
+    adjusted, running = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        running = max(running, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = running
+    return adjusted
 
 
 def t_cdf(x: float, df: float) -> float:
