@@ -304,8 +304,8 @@ class Blocks:
                 if ended.how == OUT_OF_MEMORY:
                     self._evidence.add(void=name)
                     return False
-        for ended in came.values():
-            self._lose(pair, name, ended.side, ended.how, ended.reason)
+        for lost in came.values():
+            self._lose(pair, name, lost.side, lost.how, lost.reason)
         return True
 
     def _other_side(self, pair: Pair, name: str, side: Side, check: bool) -> None:

@@ -179,7 +179,8 @@ def _stages(
             controls = sorted((evidence.controls - suspicious - evidence.canaries) & blocks.names)
             some = random.Random(seed).sample(controls, min(CONTROLS, len(controls)))
             progress.clear()
-            print(f"{len(suspicious - evidence.canaries)} cases are confirmed in {options.confirm} blocks", flush=True)
+            count = len(suspicious - evidence.canaries)
+            print(f"{count} case{'' if count == 1 else 's'} to confirm in {options.confirm} fresh blocks", flush=True)
             progress.extend(options.confirm)
             for _ in range(options.confirm):
                 blocks.run(2, suspicious | evidence.canaries | set(some), check=options.check_always)

@@ -55,11 +55,15 @@ def pytest_perf_ceilings(config: pytest.Config, clock: Clock) -> dict[str, float
 
 @pytest.hookimpl(trylast=True)
 def pytest_perf_canaries(config: pytest.Config) -> dict[str, tuple[Callable[..., object], Inputs]]:
-    """A copy and a matrix product on a CUDA device; none on the CPU, where nothing is as pinned as that."""
-    if config.stash.get(DEVICE, "cpu") == "cuda":
+    """A copy and a matrix product on a CUDA device, on the CPU a copy and a sum; none for another's clock."""
+    device = config.stash.get(DEVICE, None)
+    if device == "cuda":
         from perfgate import cuda
 
         return cuda.canaries()
+    if device == "cpu":
+        source = bytes(range(256)) * 2**16
+        return {"canary/copy": (bytearray, [(source,)]), "canary/sum": (sum, [(range(10**5),)])}
     return {}
 
 
