@@ -21,7 +21,8 @@ DEVICE = pytest.StashKey[str]()
 @pytest.hookimpl(trylast=True)
 def pytest_perf_clock(config: pytest.Config) -> Clock:
     """The clock of the device that ``--perf-device`` says."""
-    budget = Budget(max_seconds=config.getoption("perf_max_time"))
+    option = config.getoption
+    budget = Budget(max_seconds=option("perf_max_time"), warmup_seconds=option("perf_warmup"))
     if _device(config) == "cpu":
         return HostClock(budget)
     from perfgate import cuda
