@@ -285,6 +285,38 @@ def pytest_perf_clock(config):
     assert visits == ["base", "head", "head", "base"]
 
 
+@pytest.mark.parametrize("settles", [True, False])
+def test_sides_whose_clocks_planned_differently_prepare_again_one_after_the_other(
+    repository: Repository, settles: bool
+) -> None:
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + f"""
+import contextlib, os, pathlib, types
+
+class Misled(FakeClock):
+    first = True
+
+    @contextlib.contextmanager
+    def prepare(self, call, inputs=((),), *, l2="cold"):
+        with super().prepare(call, inputs, l2=l2) as prepared:
+            misled, self.first = self.first or not {settles}, False
+            with pathlib.Path("{repository.path}/.perfgate/prepared").open("a") as file:
+                file.write("x")
+            yield types.SimpleNamespace(time=prepared.time, plan=os.getpid() if misled else 1)
+
+def pytest_perf_clock(config):
+    return Misled(seconds=lambda result: result)
+"""
+    )
+    repository.commit("a clock that is misled")
+    assert repository.ab("--base=HEAD") == Exit.OK
+    assert set(repository.states().values()) == {"unchanged"}
+    prepared = len((repository.path / ".perfgate" / "prepared").read_text())
+    assert prepared == (4 * 2 + 2 if settles else 4 * 2 * 2)
+
+
 def test_what_does_not_fit_into_the_head_alone_has_regressed(repository: Repository) -> None:
     suite = repository.path / "test_speed.py"
     suite.write_text(
