@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from perfgate.__main__ import main
+from perfgate.ab import command
 from perfgate.gate import Exit
 
 from . import ab_stand_in
@@ -283,6 +285,38 @@ def pytest_perf_clock(config):
     assert visits == ["base", "head", "head", "base"]
 
 
+@pytest.mark.parametrize("settles", [True, False])
+def test_sides_whose_clocks_planned_differently_prepare_again_one_after_the_other(
+    repository: Repository, settles: bool
+) -> None:
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + f"""
+import contextlib, os, pathlib, types
+
+class Misled(FakeClock):
+    first = True
+
+    @contextlib.contextmanager
+    def prepare(self, call, inputs=((),), *, l2="cold"):
+        with super().prepare(call, inputs, l2=l2) as prepared:
+            misled, self.first = self.first or not {settles}, False
+            with pathlib.Path("{repository.path}/.perfgate/prepared").open("a") as file:
+                file.write("x")
+            yield types.SimpleNamespace(time=prepared.time, plan=os.getpid() if misled else 1)
+
+def pytest_perf_clock(config):
+    return Misled(seconds=lambda result: result)
+"""
+    )
+    repository.commit("a clock that is misled")
+    assert repository.ab("--base=HEAD") == Exit.OK
+    assert set(repository.states().values()) == {"unchanged"}
+    prepared = len((repository.path / ".perfgate" / "prepared").read_text())
+    assert prepared == (4 * 2 + 2 if settles else 4 * 2 * 2)
+
+
 def test_what_does_not_fit_into_the_head_alone_has_regressed(repository: Repository) -> None:
     suite = repository.path / "test_speed.py"
     suite.write_text(
@@ -310,10 +344,10 @@ def pytest_runtest_setup(item):
 """
     )
     repository.commit("slow setup")
-    command = [sys.executable, "-m", "tests.perfgate.ab_stand_in", "--base=HEAD", "--blocks=1", "--seed=1"]
+    argv = [sys.executable, "-m", "tests.perfgate.ab_stand_in", "--base=HEAD", "--blocks=1", "--seed=1"]
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     child = subprocess.Popen(
-        command,
+        argv,
         cwd=repository.path,
         env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.PIPE,
@@ -392,6 +426,47 @@ def test_each_tree_is_built_first_and_a_build_that_fails_ends_it(
     repository.journal.unlink()
     assert repository.ab("--base=HEAD", "--build=echo no compiler; false") == Exit.INCOMPLETE
     assert "--build failed in the base's tree with exit code 1; its end:\n    no compiler" in capfd.readouterr().err
+
+
+def test_the_command_judges_by_the_rule_of_contests(
+    repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conftest = repository.path / "conftest.py"
+    text = conftest.read_text().replace("lambda result: result", "lambda result: result, seed=os.getpid()")
+    text = text.replace('{"canary/copy"', '{"canary/matmul": (lambda: 2e-4, ((),)), "canary/copy"')
+    conftest.write_text(f"import os\n{text}")
+    repository.commit("processes differ")
+    repository.slow("b")
+    assert main(["ab", "--confirm=3", "--json=result.json"]) == Exit.REGRESSED
+    assert [case for case, state in repository.states().items() if state == "regressed"] == ["speed/b"]
+    repository.journal.unlink()
+    repository.git("checkout", "-q", "src")
+    assert main(["ab", "--base=HEAD", "--confirm=2", "--json=result.json"]) == Exit.OK
+
+
+def test_the_progress_is_a_line_with_the_time_left_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command.Progress(2)(0, 1, 4)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    progress = command.Progress(2)
+    progress(0, 0, 4)
+    now = 130.0
+    progress(0, 1, 4)
+    progress.extend(1)
+    progress(0, 1, 4)
+    progress.clear()
+    shown = capsys.readouterr().out.split("\r\x1b[K")
+    assert shown == [
+        "",
+        "block 1 of 2: 0 of 4 cases",
+        "block 1 of 2: 1 of 4 cases, 3:30 left",
+        "block 1 of 3: 1 of 4 cases, 5:30 left",
+        "",
+    ]
 
 
 def test_an_option_that_pytest_does_not_know_is_a_usage_error(

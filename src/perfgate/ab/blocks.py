@@ -3,9 +3,9 @@
     prepare both   ->   base head head base   (the next block: head base base head)   ->   release both
 
 Both sides prepare a case at the same time, since nothing is timed then. If they do not fit into memory together, the
-case is prepared anew for each visit, one side after the other; likewise if one's work led the other's clock to another
-plan. What a worker says goes into the evidence at once. A worker that ends costs the case it was at, and is replaced
-once.
+case is prepared anew for each visit, one side after the other. If one's work led the other's clock to another plan,
+they prepare it again, one after the other. What a worker says goes into the evidence at once. A worker that ends costs
+the case it was at, and is replaced once.
 """
 
 from __future__ import annotations
@@ -277,18 +277,15 @@ class Blocks:
 
     def _together(self, pair: Pair, order: Sequence[Side], check: bool) -> bool:
         """Visit a case that both sides hold ready; False if they must do so one after the other."""
-        came: dict[Side, Came] = {}
-        for side in SIDES:
-            self._workers[side].send(run=pair[side], check=check)
-        plans = {}
-        for side in SIDES:
-            try:
-                plans[side] = self._await_ready(side)
-            except Came as error:
-                came[side] = error
+        came, plans = self._prepare_both(pair, check=check, at_once=True)
+        if not came and plans["base"] != plans["head"]:
+            # perhaps each side's work misled the other's clock; if they still differ, so does the code
+            came, plans = self._release_all(*SIDES), {}
+            if not came:
+                came, plans = self._prepare_both(pair, check=False, at_once=False)
         names = [*(self._ready[side] for side in plans), *(ended.case for ended in came.values() if ended.case)]
         name = next(iter(names), pair.head)
-        if came or plans["base"] != plans["head"]:
+        if came:
             came |= self._release_all(*plans)
             if all(ended.how == OUT_OF_MEMORY for ended in came.values()):
                 return False
@@ -304,8 +301,8 @@ class Blocks:
                 if ended.how == OUT_OF_MEMORY:
                     self._evidence.add(void=name)
                     return False
-        for ended in came.values():
-            self._lose(pair, name, ended.side, ended.how, ended.reason)
+        for lost in came.values():
+            self._lose(pair, name, lost.side, lost.how, lost.reason)
         return True
 
     def _other_side(self, pair: Pair, name: str, side: Side, check: bool) -> None:
@@ -333,6 +330,22 @@ class Blocks:
         self._evidence.add(ended=how, reason=reason, case=name, side=side)
 
     # Words to a worker
+
+    def _prepare_both(self, pair: Pair, *, check: bool, at_once: bool) -> tuple[dict[Side, Came], dict[Side, object]]:
+        """Have both sides prepare a case; return what came to nothing, and the plans of those that are ready."""
+        came: dict[Side, Came] = {}
+        plans: dict[Side, object] = {}
+        if at_once:
+            for side in SIDES:
+                self._workers[side].send(run=pair[side], check=check)
+        for side in SIDES:
+            try:
+                if not at_once:
+                    self._workers[side].send(run=pair[side], check=check)
+                plans[side] = self._await_ready(side)
+            except Came as error:
+                came[side] = error
+        return came, plans
 
     def _prepare(self, side: Side, node: str, *, check: bool) -> None:
         self._workers[side].send(run=node, check=check)

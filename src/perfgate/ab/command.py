@@ -38,6 +38,9 @@ __all__ = ["add_arguments", "run"]
 
 CONTROLS = 20
 """Controls that are visited again with what is confirmed, besides the canaries."""
+VISIT = ("--perf-warmup=0.1", "--perf-max-time=0.2")
+"""A visit is short: the device has just worked at the same case, and processes differ by more than their samples do.
+What is given to pytest wins."""
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
 
 
@@ -139,7 +142,7 @@ def _compare(
         for side in ("base", "head") if options.build else ():
             print(f"building {side}: {options.build}", flush=True)
             revisions.build(options.build, trees, side, logs / f"build-{side}.log")
-        blocks = Blocks(trees, arguments, evidence, seed=seed, logs=logs, visited=visited)
+        blocks = Blocks(trees, [*VISIT, *arguments], evidence, seed=seed, logs=logs, visited=visited)
         why = _stages(blocks, evidence, suspects, options, progress, seed)
         progress.clear()
         evidence.add(end=why)
@@ -179,7 +182,8 @@ def _stages(
             controls = sorted((evidence.controls - suspicious - evidence.canaries) & blocks.names)
             some = random.Random(seed).sample(controls, min(CONTROLS, len(controls)))
             progress.clear()
-            print(f"{len(suspicious - evidence.canaries)} cases are confirmed in {options.confirm} blocks", flush=True)
+            count = len(suspicious - evidence.canaries)
+            print(f"{count} case{'' if count == 1 else 's'} to confirm in {options.confirm} fresh blocks", flush=True)
             progress.extend(options.confirm)
             for _ in range(options.confirm):
                 blocks.run(2, suspicious | evidence.canaries | set(some), check=options.check_always)

@@ -21,7 +21,8 @@ DEVICE = pytest.StashKey[str]()
 @pytest.hookimpl(trylast=True)
 def pytest_perf_clock(config: pytest.Config) -> Clock:
     """The clock of the device that ``--perf-device`` says."""
-    budget = Budget(max_seconds=config.getoption("perf_max_time"))
+    option = config.getoption
+    budget = Budget(max_seconds=option("perf_max_time"), warmup_seconds=option("perf_warmup"))
     if _device(config) == "cpu":
         return HostClock(budget)
     from perfgate import cuda
@@ -55,11 +56,15 @@ def pytest_perf_ceilings(config: pytest.Config, clock: Clock) -> dict[str, float
 
 @pytest.hookimpl(trylast=True)
 def pytest_perf_canaries(config: pytest.Config) -> dict[str, tuple[Callable[..., object], Inputs]]:
-    """A copy and a matrix product on a CUDA device; none on the CPU, where nothing is as pinned as that."""
-    if config.stash.get(DEVICE, "cpu") == "cuda":
+    """A copy and a matrix product on a CUDA device, on the CPU a copy and a sum; none for another's clock."""
+    device = config.stash.get(DEVICE, None)
+    if device == "cuda":
         from perfgate import cuda
 
         return cuda.canaries()
+    if device == "cpu":
+        source = bytes(range(256)) * 2**16
+        return {"canary/copy": (bytearray, [(source,)]), "canary/sum": (sum, [(range(10**5),)])}
     return {}
 
 

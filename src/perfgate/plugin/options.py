@@ -53,6 +53,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Time bound for the samples of one case; where it is hit, that is said. Default: %(default)g.",
     )
     group.addoption(
+        "--perf-warmup",
+        metavar="SECONDS",
+        type=_seconds,
+        default=Budget().warmup_seconds,
+        help="How long the device works before the first sample of a case; longer until it is steady. Less only where "
+        "it has been at the same work just before, as in `perfgate ab`. Default: %(default)g.",
+    )
+    group.addoption(
         "--perf-journal",
         metavar="PATH",
         type=Path,
