@@ -157,11 +157,12 @@ def test_a_source_wants_enough_blocks_of_one_start_of_a_machine() -> None:
 
 
 def test_the_page_has_the_comparison_once_there_are_enough_blocks() -> None:
-    text = page.render([collected(i) for i in range(1, 6)], FEW)
+    runs = [collected(i) for i in range(1, (RULE.screen_blocks + RULE.confirm_blocks) // 2 + 1)]
+    text = page.render(runs, FEW)
     them = rows(section(text, "The same samples through others' rules"))
     assert len(them) == 13
     assert them[0][:2] == ["perfgate", "its own"]
-    assert page.render([collected(i) for i in range(1, 6)], FEW) == text
+    assert page.render(runs, FEW) == text
 
 
 def test_made_up_processes_differ_as_they_are_told_to() -> None:
