@@ -5,7 +5,7 @@ Knows nothing of pytest or of files. Whatever cannot be vouched for is not green
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -156,7 +156,7 @@ def _did_not_fit(name: str, reason: str, baseline: Baseline | None) -> Verdict:
     return Verdict(case=name, state=State.NEW, reason=f"out of memory: {reason}")
 
 
-def code(states: Collection[State], *, unfit: bool, incomplete: bool, strict: bool) -> Exit:
+def code(states: Set[State], *, unfit: bool, incomplete: bool, strict: bool) -> Exit:
     """The exit code of the worst that was found.
 
     Args:
@@ -165,16 +165,15 @@ def code(states: Collection[State], *, unfit: bool, incomplete: bool, strict: bo
         incomplete: Whether less was compared than was to be.
         strict: Whether cases new, missing or unresolved fail the run.
     """
-    found = set(states)
-    if State.REGRESSED in found:
+    if State.REGRESSED in states:
         return Exit.REGRESSED
-    if State.REFUSED in found:
+    if State.REFUSED in states:
         return Exit.REFUSED
     if unfit:
         return Exit.UNFIT
-    if incomplete or (strict and found & UNCOMPARED):
+    if incomplete or (strict and states & UNCOMPARED):
         return Exit.INCOMPLETE
-    return Exit.UNRESOLVED if strict and State.UNRESOLVED in found else Exit.OK
+    return Exit.UNRESOLVED if strict and State.UNRESOLVED in states else Exit.OK
 
 
 def _sentences(verdicts: list[Verdict], baseline: Baseline | None, hot: list[str]) -> list[str]:

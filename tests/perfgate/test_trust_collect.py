@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from perfgate.contest import Block
 from perfgate.record import Record
 from perfgate.trust import data
 from perfgate.trust.data import Contest
-from perfgate.verdict import State
+from perfgate.verdict import Quantity, State
 from tests.perfgate.simulate import H200, Kernel, contest_blocks
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -90,6 +91,18 @@ def test_a_planted_slowdown_is_kept_with_its_size_and_is_no_control(tmp_path: Pa
     assert "slow" not in run.controls
     assert run.verdicts["slow"].state is State.REGRESSED
     assert {v.state for name, v in run.verdicts.items() if name != "slow"} == {State.UNCHANGED}
+
+
+def test_verdicts_of_memory_are_not_those_of_time(tmp_path: Path, kept: Path) -> None:
+    grown = []
+    for block in blocks():
+        visits = tuple(
+            replace(v, samples=replace(v.samples, counters={"peak_bytes": 2.0**30 * (2 if v.side == "head" else 1)}))
+            for v in block.visits["slow"]
+        )
+        grown.append(replace(block, visits={**block.visits, "slow": visits}))
+    assert collect(kept, "aa", journal(tmp_path / "ab.jsonl", grown)) == 0
+    assert (only(kept).verdicts["slow"].quantity, only(kept).verdicts["slow"].state) == (Quantity.TIME, State.UNCHANGED)
 
 
 def test_a_disturbed_machine_is_kept_with_what_disturbed_it(tmp_path: Path, kept: Path) -> None:
