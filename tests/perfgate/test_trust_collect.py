@@ -94,15 +94,17 @@ def test_a_planted_slowdown_is_kept_with_its_size_and_is_no_control(tmp_path: Pa
 
 
 def test_verdicts_of_memory_are_not_those_of_time(tmp_path: Path, kept: Path) -> None:
-    grown = []
-    for block in blocks():
+    lean = []
+    for block in blocks(1.03):
         visits = tuple(
-            replace(v, samples=replace(v.samples, counters={"peak_bytes": 2.0**30 * (2 if v.side == "head" else 1)}))
+            replace(v, samples=replace(v.samples, counters={"peak_bytes": 2.0**30 * (2 if v.side == "base" else 1)}))
             for v in block.visits["slow"]
         )
-        grown.append(replace(block, visits={**block.visits, "slow": visits}))
-    assert collect(kept, "aa", journal(tmp_path / "ab.jsonl", grown)) == 0
-    assert (only(kept).verdicts["slow"].quantity, only(kept).verdicts["slow"].state) == (Quantity.TIME, State.UNCHANGED)
+        lean.append(replace(block, visits={**block.visits, "slow": visits}))
+    path = journal(tmp_path / "ab.jsonl", lean, base=OTHER)
+    assert collect(kept, "planted", path, "--planted=slow=3:2.97") == 0
+    verdict = only(kept).verdicts["slow"]
+    assert (verdict.quantity, verdict.state) == (Quantity.TIME, State.REGRESSED)
 
 
 def test_a_disturbed_machine_is_kept_with_what_disturbed_it(tmp_path: Path, kept: Path) -> None:
