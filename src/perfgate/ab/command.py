@@ -94,7 +94,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], *, suspects: Susp
     commit, how = revisions.compared_with(options.base, head)
     started = datetime.now(UTC)
     directory = Path(".perfgate")
-    path = directory / f"ab-{started:%Y%m%dT%H%M%S}-{os.getpid()}.jsonl"
+    path = directory / f"ab-{started:%Y%m%dT%H%M%S%f}-{os.getpid()}.jsonl"
     if sentence := preflight.room([path]):
         return _refuse(sentence, Exit.LOST)
     with _terminated_is_interrupted():
