@@ -5,7 +5,7 @@ Knows nothing of pytest or of files. Whatever cannot be vouched for is not green
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -15,7 +15,7 @@ from perfgate.baseline import Baseline
 from perfgate.record import Record
 from perfgate.verdict import Noise, Quantity, Rule, State, Verdict
 
-__all__ = ["Exit", "Outcome", "decide"]
+__all__ = ["Exit", "Outcome", "code", "decide", "without_heat"]
 
 
 class Exit(IntEnum):
@@ -48,6 +48,7 @@ WORST_FIRST = (
     State.IMPROVED,
     State.UNCHANGED,
 )
+UNCOMPARED = {State.NEW, State.MISSING}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,8 @@ def decide(
         if name not in lost:
             known_case = name in before
             verdicts += price.assess(record, before[name], rule, noise) if known_case else [_first_time(name, baseline)]
-    verdicts, hot = _without_heat(verdicts, new)
+    slowed = {name for name, record in new.items() if any(nvml.hot(s.counters) for s in record.processes)}
+    verdicts, hot = without_heat(verdicts, slowed)
     verdicts += [_did_not_fit(name, reason, baseline) for name, reason in lost.items()]
     verdicts += [
         Verdict(case=name, state=State.MISSING, reason="is in the baseline and was not measured now")
@@ -113,20 +115,25 @@ def decide(
     ]
     verdicts, notes = accept.settle(verdicts, accepted, baseline.path.name if baseline and baseline.path else None)
     verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
+    states = {v.state for v in verdicts}
     return Outcome(
         verdicts=tuple(verdicts),
-        exit=_exit(verdicts, baseline, strict, hot),
+        exit=code(states, unfit=bool(hot), incomplete=bool(baseline) and states <= UNCOMPARED, strict=strict),
         sentences=tuple(_sentences(verdicts, baseline, hot)),
         notes=tuple(notes),
     )
 
 
-def _without_heat(verdicts: list[Verdict], new: Mapping[str, Record]) -> tuple[list[Verdict], list[str]]:
-    """Call no case slower that the GPU slowed down for heat; return the verdicts, and the cases this was done to."""
+def without_heat(verdicts: Iterable[Verdict], slowed: Collection[str]) -> tuple[list[Verdict], list[str]]:
+    """Call no case slower that the GPU slowed down for heat; return the verdicts, and the cases this was done to.
+
+    Args:
+        verdicts: Of all quantities; of memory and accuracy heat excuses nothing.
+        slowed: The cases in whose timing the GPU slowed down.
+    """
     kept, hot = [], []
     for verdict in verdicts:
-        slowed = any(nvml.hot(samples.counters) for samples in new[verdict.case].processes)
-        if verdict.state is State.REGRESSED and verdict.quantity is Quantity.TIME and slowed:
+        if verdict.state is State.REGRESSED and verdict.quantity is Quantity.TIME and verdict.case in slowed:
             reason = f"{verdict.reason}, but the GPU slowed down for heat while it was timed"
             verdict = replace(verdict, state=State.UNRESOLVED, reason=reason)
             hot.append(verdict.case)
@@ -149,17 +156,22 @@ def _did_not_fit(name: str, reason: str, baseline: Baseline | None) -> Verdict:
     return Verdict(case=name, state=State.NEW, reason=f"out of memory: {reason}")
 
 
-def _exit(verdicts: list[Verdict], baseline: Baseline | None, strict: bool, hot: list[str]) -> Exit:
-    states = {v.state for v in verdicts}
+def code(states: Set[State], *, unfit: bool, incomplete: bool, strict: bool) -> Exit:
+    """The exit code of the worst that was found.
+
+    Args:
+        states: Of all verdicts, whatever they are about.
+        unfit: Whether the machine was not fit to judge all of it.
+        incomplete: Whether less was compared than was to be.
+        strict: Whether cases new, missing or unresolved fail the run.
+    """
     if State.REGRESSED in states:
         return Exit.REGRESSED
     if State.REFUSED in states:
         return Exit.REFUSED
-    if hot:
+    if unfit:
         return Exit.UNFIT
-    if baseline and states <= {State.NEW, State.MISSING}:
-        return Exit.INCOMPLETE
-    if strict and states & {State.NEW, State.MISSING}:
+    if incomplete or (strict and states & UNCOMPARED):
         return Exit.INCOMPLETE
     return Exit.UNRESOLVED if strict and State.UNRESOLVED in states else Exit.OK
 

@@ -48,14 +48,15 @@ def assess(new: Record, old: Record, rule: Rule, noise: Noise) -> list[Verdict]:
     return [time] if time.state is State.REFUSED else [time, *judge(new, old)]
 
 
-def judge(new: Record, old: Record) -> list[Verdict]:
+def judge(new: Record, old: Record, *, where: str = "the baseline") -> list[Verdict]:
     """The verdicts of memory and accuracy, where there is something to say.
 
     Args:
         new: What was measured now, in one or several processes.
         old: What it is held against; where it has no count or no error, nothing is said.
+        where: What holds `old`, in a sentence's words.
     """
-    return [v for v in (_memory(new, old), _accuracy(new, old)) if v is not None]
+    return [v for v in (_memory(new, old, where), _accuracy(new, old, where)) if v is not None]
 
 
 def checked(returned: object) -> dict[str, float]:
@@ -94,7 +95,7 @@ def errors(record: Record) -> dict[str, list[float]]:
     return found
 
 
-def _memory(new: Record, old: Record) -> Verdict | None:
+def _memory(new: Record, old: Record, where: str) -> Verdict | None:
     now, then = (
         max((s.counters["peak_bytes"] for s in side.processes if "peak_bytes" in s.counters), default=None)
         for side in (new, old)
@@ -103,7 +104,7 @@ def _memory(new: Record, old: Record) -> Verdict | None:
         return None
     about = Verdict(case=old.case.name, state=State.MISSING, quantity=Quantity.MEMORY, reason="")
     if now is None:
-        return replace(about, reason=f"{then:,.0f} B in the baseline, not counted now")
+        return replace(about, reason=f"{then:,.0f} B in {where}, not counted now")
     grown = now - then
     floor = max(MEMORY_FLOOR * min(now, then), MEMORY_FLOOR_BYTES)
     if abs(grown) <= floor:
@@ -117,33 +118,34 @@ def _memory(new: Record, old: Record) -> Verdict | None:
         low=ratio,
         high=ratio,
         floor=floor / min(now, then) if min(now, then) > 0 else None,
-        reason=f"peak memory {now:,.0f} B now, {then:,.0f} B in the baseline{change}",
+        reason=f"peak memory {now:,.0f} B now, {then:,.0f} B in {where}{change}",
     )
 
 
-def _accuracy(new: Record, old: Record) -> Verdict | None:
+def _accuracy(new: Record, old: Record, where: str) -> Verdict | None:
     """One verdict a case: that of the tensor that fared worst, with all that can be said of the others."""
     now, then = errors(new), errors(old)
-    found = [v for name in then if (v := _error(old.case.name, name, now.get(name, []), then[name])) is not None]
+    judged = (_error(old.case.name, name, now.get(name, []), then[name], where) for name in then)
+    found = [verdict for verdict in judged if verdict is not None]
     if not found:
         return None
     worst = min(found, key=lambda v: (WORST.index(v.state), -(v.ratio or math.inf)))
     return replace(worst, reason="; ".join([worst.reason, *(v.reason for v in found if v is not worst)]))
 
 
-def _error(case: str, name: str, now: list[float], then: list[float]) -> Verdict | None:
+def _error(case: str, name: str, now: list[float], then: list[float], where: str) -> Verdict | None:
     about = Verdict(case=case, state=State.MISSING, quantity=Quantity.ACCURACY, reason="")
     old = math.fsum(then) / len(then)
     if not now:
-        return replace(about, reason=f"the mean error of {name} was {old:.3g} in the baseline, and is not known now")
+        return replace(about, reason=f"the mean error of {name} was {old:.3g} in {where}, and is not known now")
     new = math.fsum(now) / len(now)
     if old == 0:
-        reason = f"the mean error of {name} is {new:.3g} now, and was 0 in the baseline"
+        reason = f"the mean error of {name} is {new:.3g} now, and was 0 in {where}"
         return replace(about, state=State.REGRESSED, reason=reason) if new > 0 else None
     ratio = new / old
     margin = _margin(now, then)
     low, high = ratio * math.exp(-margin), ratio * math.exp(margin)
-    reason = f"mean error of {name} {new:.3g} now, {old:.3g} in the baseline ({100 * (ratio - 1):+.1f} %)"
+    reason = f"mean error of {name} {new:.3g} now, {old:.3g} in {where} ({100 * (ratio - 1):+.1f} %)"
     if ratio > 1 + ERROR_FLOOR:
         state = State.REGRESSED if low > 1 else State.UNRESOLVED
     elif ratio * (1 + ERROR_FLOOR) < 1 and high < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -38,6 +39,14 @@ CONFTEST = """
 
     def pytest_benchmark_generate_machine_info():
         return {"node": "here", "machine": "m"}
+"""
+
+CHECKED = """
+
+ERRORS = {"a": 1e-3, "b": 2e-3}
+
+def check(case):
+    return lambda _: {"out": ERRORS[case]} if case in ERRORS else None
 """
 
 KERNELS = "SECONDS = {'a': 1e-3, 'b': 2e-3, 'c': 3e-3}\n"
@@ -91,8 +100,22 @@ class Repository:
         document: dict[str, Any] = json.loads((self.path / "result.json").read_text())
         return document
 
-    def states(self) -> dict[str, str]:
-        return {verdict["case"]: verdict["state"] for verdict in self.result()["verdicts"]}
+    def states(self, quantity: str = "time") -> dict[str, str]:
+        return {v["case"]: v["state"] for v in self.result()["verdicts"] if v["quantity"] == quantity}
+
+    def checked(self) -> None:
+        """Commit a suite whose checks return errors of two of the cases."""
+        suite = self.path / "test_speed.py"
+        suite.write_text(suite.read_text().replace('{case}")', '{case}", check=check(case))') + CHECKED)
+        self.commit("checked")
+
+    def errors(self) -> dict[str, list[float | None]]:
+        """What each visit of the journal knows of a case's error, in order."""
+        found: dict[str, list[float | None]] = {}
+        for entry in self.entries("visit"):
+            (process,) = entry["visit"]["processes"]
+            found.setdefault(entry["visit"]["case"]["name"], []).append(process["counters"].get("error.out"))
+        return found
 
     @property
     def journal(self) -> Path:
@@ -170,6 +193,86 @@ def test_a_case_on_one_side_only_is_new_or_missing(repository: Repository) -> No
     assert repository.states() == expected
     repository.journal.unlink()
     assert repository.ab("--strict") == Exit.INCOMPLETE
+
+
+def test_each_visit_of_the_first_block_carries_what_its_check_found(repository: Repository) -> None:
+    repository.checked()
+    assert repository.ab("--base=HEAD", "--blocks=2") == Exit.OK
+    unknown = [None] * 4
+    assert repository.errors() == {
+        "speed/a": [1e-3] * 4 + unknown,
+        "speed/b": [2e-3] * 4 + unknown,
+        "speed/c": unknown * 2,
+        "canary/copy": unknown * 2,
+    }
+    repository.journal.unlink()
+    assert repository.ab("--base=HEAD", "--blocks=2", "--check-always") == Exit.OK
+    assert repository.errors()["speed/a"] == [1e-3] * 8
+
+
+def test_a_case_that_got_less_accurate_is_red_and_named_although_it_is_no_slower(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    repository.checked()
+    suite = repository.path / "test_speed.py"
+    suite.write_text(suite.read_text().replace('"b": 2e-3}', '"b": 3e-3}'))
+    assert repository.ab() == Exit.REGRESSED
+    assert set(repository.states().values()) == {"unchanged"}
+    assert repository.states("accuracy") == {"speed/b": "regressed"}
+    said = capfd.readouterr().out
+    assert "speed/b regressed in accuracy: mean error of out 0.003 now, 0.002 in the base (+50.0 %)" in said
+    assert "0 regressed, 0 improved, 3 unchanged, 0 unresolved, 0 new, 0 missing, 1 regressed in accuracy" in said
+
+
+def test_a_case_that_needs_more_memory_is_red_and_named(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + """
+import contextlib, dataclasses, types
+from kernels import SECONDS
+
+BYTES = 2.0**24
+
+class Counting(FakeClock):
+    @contextlib.contextmanager
+    def prepare(self, call, inputs=((),), *, l2="cold"):
+        with super().prepare(call, inputs, l2=l2) as prepared:
+            peak = BYTES if call() == SECONDS["b"] else 2.0**24
+            time = lambda: dataclasses.replace(prepared.time(), counters={"peak_bytes": peak})
+            yield types.SimpleNamespace(time=time)
+
+def pytest_perf_clock(config):
+    return Counting(seconds=lambda result: result)
+"""
+    )
+    repository.commit("counts")
+    conftest.write_text(conftest.read_text().replace("BYTES = 2.0**24", "BYTES = 2.0**25"))
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.states("memory") == {"speed/b": "regressed"}
+    assert (
+        "speed/b regressed in memory: peak memory 33,554,432 B now, 16,777,216 B in the base" in capfd.readouterr().out
+    )
+
+
+def test_an_error_that_is_no_finite_number_fails_the_test(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    repository.checked()
+    suite = repository.path / "test_speed.py"
+    suite.write_text(suite.read_text().replace('"b": 2e-3}', '"b": float("nan")}'))
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.states()["speed/b"] == "missing"
+    assert "speed/b: the error of out must be finite and not negative, got nan" in capfd.readouterr().out
+
+
+def test_the_help_says_how_a_strict_run_fails() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    said = " ".join(parser.format_help().split())
+    assert f"exit code {Exit.INCOMPLETE:d}, and unresolved ones with {Exit.UNRESOLVED:d}" in said
 
 
 def test_a_renamed_test_times_the_same_case(repository: Repository) -> None:
@@ -279,10 +382,12 @@ def pytest_perf_clock(config):
 """
     )
     repository.commit("a device with little memory")
+    repository.checked()
     assert repository.ab("--base=HEAD") == Exit.OK
     assert repository.states()["speed/b"] == "unchanged"
     visits = [v["side"] for v in repository.entries("visit") if v["visit"]["case"]["name"] == "speed/b"]
     assert visits == ["base", "head", "head", "base"]
+    assert repository.errors()["speed/b"] == [2e-3] * 4  # checked once a side, and prepared twice
 
 
 @pytest.mark.parametrize("settles", [True, False])
@@ -311,10 +416,12 @@ def pytest_perf_clock(config):
 """
     )
     repository.commit("a clock that is misled")
+    repository.checked()
     assert repository.ab("--base=HEAD") == Exit.OK
     assert set(repository.states().values()) == {"unchanged"}
     prepared = len((repository.path / ".perfgate" / "prepared").read_text())
     assert prepared == (4 * 2 + 2 if settles else 4 * 2 * 2)
+    assert repository.errors()["speed/a"] == [1e-3] * 4
 
 
 def test_what_does_not_fit_into_the_head_alone_has_regressed(repository: Repository) -> None:

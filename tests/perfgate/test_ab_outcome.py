@@ -9,16 +9,19 @@ import pytest
 
 from perfgate import Case, Record, Samples
 from perfgate.ab.evidence import SCHEMA, Evidence
-from perfgate.ab.outcome import BROKEN_OFF, conclude
+from perfgate.ab.outcome import BROKEN_OFF, Judge, conclude
 from perfgate.clock import Method
 from perfgate.contest import Block
 from perfgate.gate import Exit
 from perfgate.nvml import HEAT
-from perfgate.verdict import State, Verdict
+from perfgate.verdict import Quantity, State, Verdict
 
 from .ab_stand_in import Findings
 
 ORDER = ("base", "head", "head", "base")
+
+
+GIB = 2.0**30
 
 
 def visit(side: str, name: str = "case", *, clock: str = "fake", **counters: float) -> dict[str, Any]:
@@ -111,6 +114,132 @@ def test_strict_fails_what_is_new() -> None:
     found = evidence({"only": "head", "case": "case"})
     assert conclude(found, judge)[1] == Exit.OK
     assert conclude(found, judge, strict=True)[1] == Exit.INCOMPLETE
+
+
+def test_strict_fails_what_is_unresolved_with_a_code_of_its_own() -> None:
+    def unresolved(blocks: Sequence[Block], controls: Collection[str]) -> Findings:
+        return judge(blocks, controls, State.UNRESOLVED)
+
+    assert conclude(evidence(), unresolved)[1] == Exit.OK
+    assert conclude(evidence(), unresolved, strict=True)[1] == Exit.UNRESOLVED
+    assert conclude(evidence({"only": "head", "case": "case"}), unresolved, strict=True)[1] == Exit.INCOMPLETE
+
+
+def sides(base: dict[str, float], head: dict[str, float], name: str = "case") -> list[dict[str, Any]]:
+    """A block's visits to a case whose sides report this."""
+    return [visit(side, name, **(base if side == "base" else head)) for side in ORDER]
+
+
+def priced(found: Evidence, judge: Judge = judge, *, strict: bool = False) -> tuple[list[str], int]:
+    """What is said of memory and accuracy, and the exit code."""
+    outcome, code = conclude(found, judge, strict=strict)
+    return [str(v) for v in outcome.verdicts if v.quantity is not Quantity.TIME], code
+
+
+def memory(base: float, head: float) -> list[dict[str, Any]]:
+    return sides({"peak_bytes": base}, {"peak_bytes": head})
+
+
+def accuracy(base: float, head: float) -> list[dict[str, Any]]:
+    return sides({"error.out": base}, {"error.out": head})
+
+
+@pytest.mark.parametrize(
+    ("visits", "said", "code"),
+    [
+        (memory(2 * GIB, 2 * GIB), None, Exit.OK),
+        (
+            memory(2 * GIB, 3 * GIB),
+            "case regressed in memory: peak memory 3,221,225,472 B now, 2,147,483,648 B in the base (+50.0 %)",
+            Exit.REGRESSED,
+        ),
+        (
+            memory(2 * GIB, GIB),
+            "case improved in memory: peak memory 1,073,741,824 B now, 2,147,483,648 B in the base (-50.0 %)",
+            Exit.OK,
+        ),
+        (accuracy(1e-3, 1.04e-3), None, Exit.OK),
+        (
+            accuracy(1e-3, 1.2e-3),
+            "case regressed in accuracy: mean error of out 0.0012 now, 0.001 in the base (+20.0 %)",
+            Exit.REGRESSED,
+        ),
+        (
+            accuracy(0.0, 1e-9),
+            "case regressed in accuracy: the mean error of out is 1e-09 now, and was 0 in the base",
+            Exit.REGRESSED,
+        ),
+        (
+            sides({"error.out": 1e-3}, {}),
+            "case missing in accuracy: the mean error of out was 0.001 in the base, and is not known now",
+            Exit.OK,
+        ),
+        (
+            sides({"peak_bytes": GIB}, {}),
+            "case missing in memory: 1,073,741,824 B in the base, not counted now",
+            Exit.OK,
+        ),
+        (sides({}, {"error.out": 1e-3, "peak_bytes": GIB}), None, Exit.OK),
+    ],
+)
+def test_speed_is_not_bought_with_memory_or_accuracy(
+    visits: list[dict[str, Any]], said: str | None, code: Exit
+) -> None:
+    found = evidence(*visits)
+    assert priced(found) == ([said] if said else [], code)
+    time = [v for v in conclude(found, judge)[0].verdicts if v.quantity is Quantity.TIME]
+    assert {v.case: v.state for v in time} == {"case": State.UNCHANGED, "usual": State.UNCHANGED}
+
+
+@pytest.mark.parametrize("visits", [memory(2 * GIB, 3 * GIB), accuracy(1e-3, 1.2e-3)])
+def test_neither_is_excused_by_a_machine_that_is_not_fit(visits: list[dict[str, Any]]) -> None:
+    def unfit(blocks: Sequence[Block], controls: Collection[str]) -> Findings:
+        return Findings(judge(blocks, controls, State.UNRESOLVED).verdicts, unfit="it is warm")
+
+    (said,), code = priced(evidence(*visits), unfit)
+    assert said.startswith("case regressed in ")
+    assert code == Exit.REGRESSED
+
+
+def test_neither_is_excused_by_heat() -> None:
+    hot = {"throttle_reasons": float(HEAT & -HEAT)}
+    found = evidence(*sides({"peak_bytes": GIB, **hot}, {"peak_bytes": 2 * GIB, **hot}), compared=False)
+    outcome, code = conclude(found, regressed)
+    assert {v.quantity: v.state for v in outcome.verdicts} == {
+        Quantity.TIME: State.UNRESOLVED,
+        Quantity.MEMORY: State.REGRESSED,
+    }
+    assert code == Exit.REGRESSED
+
+
+def test_an_error_that_is_known_from_the_first_block_alone_is_judged() -> None:
+    later = ({"block": 1, "stage": 2}, *sides({}, {}))
+    (said,), code = priced(evidence(*accuracy(1e-3, 1.2e-3), *later))
+    assert said.startswith("case regressed in accuracy")
+    assert code == Exit.REGRESSED
+
+
+def test_an_error_that_blocks_disagree_about_is_unresolved() -> None:
+    blocks = [(0.95e-3, 1.06e-3), (1.05e-3, 1.1e-3)]
+    first, second = (accuracy(*errors) for errors in blocks)
+    found = evidence(*first, {"block": 1, "stage": 1}, *second)
+    (said,), code = priced(found)
+    assert said.startswith("case unresolved in accuracy")
+    assert code == Exit.OK
+    assert priced(found, strict=True)[1] == Exit.UNRESOLVED
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        memory(GIB, 2 * GIB)[:3],
+        [*memory(GIB, 2 * GIB), ended("skipped", "base")],
+        [{"canary": "case"}, *memory(GIB, 2 * GIB)],
+    ],
+    ids=["not in full", "skipped", "a canary"],
+)
+def test_memory_of_what_was_not_compared_is_not_judged(entries: list[dict[str, Any]]) -> None:
+    assert priced(evidence(*entries)) == ([], Exit.OK)
 
 
 def test_a_machine_that_is_not_fit_is_not_green() -> None:

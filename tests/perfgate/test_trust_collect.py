@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from perfgate.contest import Block
 from perfgate.record import Record
 from perfgate.trust import data
 from perfgate.trust.data import Contest
-from perfgate.verdict import State
+from perfgate.verdict import Quantity, State
 from tests.perfgate.simulate import H200, Kernel, contest_blocks
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -90,6 +91,20 @@ def test_a_planted_slowdown_is_kept_with_its_size_and_is_no_control(tmp_path: Pa
     assert "slow" not in run.controls
     assert run.verdicts["slow"].state is State.REGRESSED
     assert {v.state for name, v in run.verdicts.items() if name != "slow"} == {State.UNCHANGED}
+
+
+def test_verdicts_of_memory_are_not_those_of_time(tmp_path: Path, kept: Path) -> None:
+    lean = []
+    for block in blocks(1.03):
+        visits = tuple(
+            replace(v, samples=replace(v.samples, counters={"peak_bytes": 2.0**30 * (2 if v.side == "base" else 1)}))
+            for v in block.visits["slow"]
+        )
+        lean.append(replace(block, visits={**block.visits, "slow": visits}))
+    path = journal(tmp_path / "ab.jsonl", lean, base=OTHER)
+    assert collect(kept, "planted", path, "--planted=slow=3:2.97") == 0
+    verdict = only(kept).verdicts["slow"]
+    assert (verdict.quantity, verdict.state) == (Quantity.TIME, State.REGRESSED)
 
 
 def test_a_disturbed_machine_is_kept_with_what_disturbed_it(tmp_path: Path, kept: Path) -> None:

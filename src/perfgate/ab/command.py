@@ -61,7 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--floor", type=_percent, default=0.01, metavar="PERCENT", help="least change that matters (default: 1)"
     )
     parser.add_argument("--seed", type=int, help="of the order of cases; default: another one each time, and said")
-    parser.add_argument("--strict", action="store_true", help="new, missing and unresolved cases fail too")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="new or missing cases fail too, with exit code 11, and unresolved ones with 14",
+    )
     parser.add_argument("--check-always", action="store_true", help="check results in each block, not the first alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
     parser.add_argument("--from", dest="file", type=Path, metavar="FILE", help="judge this journal again, time nothing")
@@ -90,7 +94,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], *, suspects: Susp
     commit, how = revisions.compared_with(options.base, head)
     started = datetime.now(UTC)
     directory = Path(".perfgate")
-    path = directory / f"ab-{started:%Y%m%dT%H%M%S}-{os.getpid()}.jsonl"
+    path = directory / f"ab-{started:%Y%m%dT%H%M%S%f}-{os.getpid()}.jsonl"
     if sentence := preflight.room([path]):
         return _refuse(sentence, Exit.LOST)
     with _terminated_is_interrupted():
@@ -158,7 +162,7 @@ def _compare(
     finally:
         lines.close()
     code = _report(evidence, path, judge, options)
-    if code in (Exit.OK, Exit.REGRESSED):
+    if code in (Exit.OK, Exit.REGRESSED, Exit.UNRESOLVED):
         shutil.rmtree(logs)
     return code
 

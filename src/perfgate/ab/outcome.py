@@ -1,6 +1,7 @@
 """From what was seen and what was decided to verdicts, sentences and the exit code.
 
-The decision on durations is another's (`perfgate.contest`). Here is what else becomes of a case:
+The decision on durations is another's (`perfgate.contest`), and so is that on memory and accuracy (`perfgate.price`):
+those are counted, so that whether the machine was fit is nothing to them. Here is what else becomes of a case:
 
     on the          base        head
     only            missing     new
@@ -15,10 +16,9 @@ Green is only a run that came to its end, compared something, and lost nothing o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from typing import Protocol
 
-from perfgate import nvml
+from perfgate import gate, nvml, price
 from perfgate.ab.blocks import DIED
 from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, SKIPPED
 from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SIDES, Evidence
@@ -56,24 +56,27 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     Args:
         evidence: All of it.
         judge: Decides on the blocks.
-        strict: Whether new, missing and unresolved cases fail.
+        strict: Whether new, missing and unresolved cases fail, with the gate's codes.
 
     Returns:
         Verdicts and sentences, and the exit code, which is none of `Exit` for a run that was interrupted.
     """
-    blocks = evidence.blocks
+    blocks, compared = evidence.blocks, evidence.compared
     said: list[str] = []
     verdicts: list[Verdict] = []
     unfit: str | None = None
-    if evidence.compared:
+    if compared:
         decision = judge(blocks, evidence.controls)
         unfit = decision.unfit
-        verdicts += [verdict for verdict in decision.verdicts if verdict.case in evidence.compared]
-    verdicts, hot = _without_heat(verdicts, blocks)
+        verdicts += [verdict for verdict in decision.verdicts if verdict.case in compared]
+    verdicts, hot = gate.without_heat(verdicts, _slowed_by_heat(blocks))
     verdicts += _not_compared(evidence)
     known = {verdict.case for verdict in verdicts}
-    unjudged = sorted(evidence.compared - known)
+    unjudged = sorted(compared - known)
     verdicts += [Verdict(case=c, state=State.UNRESOLVED, reason="was visited, and not judged") for c in unjudged]
+    base, head = (evidence.records(side) for side in SIDES)
+    for case in compared:
+        verdicts += price.judge(head[case], base[case], where="the base")
     verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
     failed = [
         case
@@ -91,46 +94,28 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
         said.append(f"the machine was not fit: {unfit}")
     if hot:
         said.append(f"{len(hot)} slower while the GPU slowed down for heat, not judged: see to its cooling, time again")
-    if not evidence.compared:
+    if not compared:
         said.append("nothing was compared")
     if evidence.end != COMPLETE:
         why = evidence.end or "the run did not come to its end"
-        said.append(f"{why}: {len(evidence.compared)} of {evidence.pairs} cases were compared")
+        said.append(f"{why}: {len(compared)} of {evidence.pairs} cases were compared")
     states = {verdict.state for verdict in verdicts}
     died = any(how == DIED for how, _ in evidence.ended.values())
     if evidence.end == INTERRUPTED:
         code = BROKEN_OFF
-    elif State.REGRESSED in states or failed:
+    elif failed:
         code = Exit.REGRESSED
-    elif State.REFUSED in states:
-        code = Exit.REFUSED
-    elif hot or unfit:
-        code = Exit.UNFIT
-    elif (
-        not evidence.compared
-        or evidence.end != COMPLETE
-        or died
-        or unjudged
-        or (strict and states & {State.NEW, State.MISSING, State.UNRESOLVED})
-    ):
-        code = Exit.INCOMPLETE
     else:
-        code = Exit.OK
+        lost = not compared or evidence.end != COMPLETE or died or bool(unjudged)
+        code = gate.code(states, unfit=bool(hot or unfit), incomplete=lost, strict=strict)
     kind = code if isinstance(code, Exit) else Exit.INCOMPLETE
     return Outcome(verdicts=tuple(verdicts), exit=kind, sentences=tuple(said)), int(code)
 
 
-def _without_heat(verdicts: Sequence[Verdict], blocks: Sequence[Block]) -> tuple[list[Verdict], list[str]]:
-    """Call no case slower that the GPU slowed down for heat."""
-    kept, hot = [], []
-    for verdict in verdicts:
-        visits = (visit for block in blocks for visit in block.visits.get(verdict.case, ()))
-        if verdict.state is State.REGRESSED and any(nvml.hot(visit.samples.counters) for visit in visits):
-            reason = f"{verdict.reason}, but the GPU slowed down for heat while it was timed"
-            verdict = replace(verdict, state=State.UNRESOLVED, reason=reason)
-            hot.append(verdict.case)
-        kept.append(verdict)
-    return kept, hot
+def _slowed_by_heat(blocks: Sequence[Block]) -> set[str]:
+    """The cases in whose visits, on either side, the GPU slowed down for heat."""
+    seen = ((name, visit) for block in blocks for name, visits in block.visits.items() for visit in visits)
+    return {name for name, visit in seen if nvml.hot(visit.samples.counters)}
 
 
 def _not_compared(evidence: Evidence) -> Iterator[Verdict]:

@@ -17,11 +17,12 @@ from typing import TypeVar
 import pytest
 
 import perfgate
+from perfgate import price
 from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED, Channel, Gone
 from perfgate.case import Case, Work
 from perfgate.clock import Clock, Inputs, MeasureError, Prepared
 from perfgate.gate import Exit
-from perfgate.plugin.fixture import input_sets
+from perfgate.plugin.fixture import errors_of, input_sets
 from perfgate.plugin.state import environment_of, run_of
 from perfgate.record import Record
 
@@ -72,6 +73,7 @@ class Worker:
         self._errors: list[str] = []
         self._canaries: dict[str, tuple[Callable[..., object], Inputs]] = {}
         self._claims: dict[str, str] = {}
+        self._found: dict[str, dict[str, float]] = {}
         self._check = True
         self._case: str | None = None
         self._checking = False
@@ -162,7 +164,7 @@ class Worker:
 
             if check is not None and self._check:
                 self._checking = True
-                check(once())
+                self._found[case.name] = errors_of(case, check(once()))
                 self._checking = False
             self._take_turns(case, call, sets, l2)
             return once()
@@ -189,7 +191,9 @@ class Worker:
         """Do the next thing asked; say whether there is more to do."""
         if "time" not in self._channel.receive():
             return False
-        self._channel.send(record=Record(case=case, processes=(prepared.time(),)).to_json())
+        record = Record(case=case, processes=(prepared.time(),))
+        # of a case that is prepared again and not checked again, the errors are known from before
+        self._channel.send(record=price.with_errors(record, self._found.get(case.name, {})).to_json())
         return True
 
     def _sing(self, name: str) -> None:

@@ -10,6 +10,7 @@ from perfgate.ab import outcome
 from perfgate.ab.evidence import COMPLETE, read
 from perfgate.contest import Block, ContestRule, Findings
 from perfgate.trust.data import Contest, Origin, Planted, TrustError, What
+from perfgate.verdict import Quantity
 
 __all__ = ["from_journal", "planted"]
 
@@ -64,7 +65,9 @@ def from_journal(
         planted=planted or {},
         disturbance=disturbance,
         blocks=tuple(evidence.blocks),
-        verdicts={verdict.case: verdict for verdict in verdicts if verdict.case in timed},
+        verdicts={
+            verdict.case: verdict for verdict in verdicts if verdict.case in timed and verdict.quantity is Quantity.TIME
+        },
     )
 
 
