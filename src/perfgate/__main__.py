@@ -189,7 +189,10 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
 
 def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
     rule = contest.ContestRule(
-        floor=options.floor, screen_blocks=options.blocks, confirm_blocks=max(options.confirm, 2)
+        floor=options.floor,
+        screen_effect=min(contest.ContestRule().screen_effect, options.floor),
+        screen_blocks=options.blocks,
+        confirm_blocks=options.confirm,
     )
     return ab.run(
         options,

@@ -84,7 +84,7 @@ def process(options: Sequence[str], nodes: Sequence[str], *, directory: Path, cw
         Unconfirmed: If it did not end in time, or left no journal.
     """
     path, log = directory / "fresh.jsonl", directory / "fresh.log"
-    ours = ["--benchmark-only", f"--perf-journal={path}", "--perf-confirm=0", "--perf-allow-busy"]
+    ours = ["--benchmark-only", f"--perf-journal={path}", "--perf-confirm=0", "--perf-allow-busy", "--perf-fresh"]
     command = [sys.executable, "-m", "pytest", *options, *ours, *nodes]
     patience = PATIENCE + PATIENCE_A_CASE * len(nodes)
     try:

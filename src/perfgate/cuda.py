@@ -44,7 +44,17 @@ from perfgate.environment import Environment
 from perfgate.guard import Guard
 from perfgate.windows import GraphRounds, Pace, Plan, QueueRounds, Rounds, capture, elapsed
 
-__all__ = ["OUT_OF_MEMORY", "CudaClock", "available", "busy", "canaries", "ceilings", "environment", "use_one_stream"]
+__all__ = [
+    "OUT_OF_MEMORY",
+    "CudaClock",
+    "available",
+    "busy",
+    "canaries",
+    "ceilings",
+    "environment",
+    "let_go",
+    "use_one_stream",
+]
 
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
 
@@ -97,6 +107,13 @@ def use_one_stream() -> None:
     """Make the clock's stream the current one of this thread, for good; call it before much other work is done."""
     torch.cuda.synchronize()  # nothing orders the streams: what was begun on another must be done
     torch.cuda.set_stream(_stream(torch.cuda.current_device()))
+
+
+def let_go() -> None:
+    """Give the driver what torch keeps for later, so that another process can have it."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
 
 
 def environment() -> Environment:

@@ -137,7 +137,7 @@ class Blocks:
         """Fresh workers of both sides. In the first block the head's looks whether the device is free."""
         found: dict[Side, Mapping[str, Any]] = {}
         known = self._evidence.environments.get("head")
-        if known is not None:
+        if known is not None and "--perf-allow-busy" not in self._arguments:
             _must_be_free(known)
         for side in reversed(SIDES):
             arguments, there = self._trees[side].arguments(self._arguments, self._trees.head)

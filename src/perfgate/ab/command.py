@@ -30,6 +30,7 @@ from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SCHEMA, Evidence, read
 from perfgate.ab.outcome import BROKEN_OFF, Judge, Suspects, conclude
 from perfgate.ab.trees import BuildFailed, Trees
 from perfgate.ab.workers import Refused
+from perfgate.contest import ContestRule
 from perfgate.gate import Exit, Outcome
 from perfgate.journal import JournalError, Lines
 from perfgate.report import Results, terminal
@@ -50,12 +51,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", metavar="REF", help="compare with this; default: where HEAD left origin/main, or HEAD if it did not"
     )
-    parser.add_argument("--build", metavar="CMD", help="a shell command that builds each tree, run in it")
     parser.add_argument(
-        "--blocks", type=_count, default=2, metavar="N", help="blocks that screen (default: %(default)s)"
+        "--build",
+        metavar="CMD",
+        help="a shell command that builds each tree, run in it; "
+        "into the tree itself, for what it installs elsewhere both sides would share",
     )
     parser.add_argument(
-        "--confirm", type=_count, default=8, metavar="N", help="blocks that confirm a suspicion (default: %(default)s)"
+        "--blocks",
+        type=_count,
+        default=ContestRule().screen_blocks,
+        metavar="N",
+        help="blocks that screen (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--confirm",
+        type=_several,
+        default=ContestRule().confirm_blocks,
+        metavar="N",
+        help="blocks that confirm a suspicion, 2 or more (default: %(default)s)",
     )
     parser.add_argument(
         "--floor", type=_percent, default=0.01, metavar="PERCENT", help="least change that matters (default: 1)"
@@ -137,7 +151,7 @@ def _compare(
     progress = Progress(options.blocks)
 
     def visited(block: int, done: int, of: int) -> None:
-        if (block, done) == (0, 0):
+        if (block, done) == (0, 0) and "head" in evidence.environments:
             print(f"{evidence.environments['head'].device}, {evidence.pairs} cases that both have", flush=True)
         progress(block, done, of)
 
@@ -307,11 +321,17 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _several(text: str) -> int:
+    if (number := _count(text)) < 2:
+        raise argparse.ArgumentTypeError(f"one block cannot confirm anything: expected 2 or more, got {text!r}")
+    return number
+
+
 def _percent(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= 100:  # false for NaN too, which would switch the gate off
-        raise argparse.ArgumentTypeError(f"expected a percentage from 0 to 100, got {text!r}")
+    if not 0 < value <= 100:  # false for NaN too, which would switch the gate off
+        raise argparse.ArgumentTypeError(f"expected a percentage above 0 and up to 100, got {text!r}")
     return value / 100

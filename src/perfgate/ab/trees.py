@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -246,15 +246,12 @@ def tail(log: Path) -> str:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let nobody interrupt what must be done to its end."""
-    before: Mapping[signal.Signals, object] = {}
-    with contextlib.suppress(ValueError):  # not the main thread, which alone is interrupted
-        before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    """Let nobody interrupt what must be done to its end; who tried does so after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _commit(name: str, root: Path) -> str:
@@ -277,11 +274,11 @@ def _harness(place: Path) -> Path:
 
 
 def _sweep(root: Path) -> None:
-    """Remove what killed runs left: worktrees of ours whose lock nobody holds."""
-    git("worktree", "prune", at=root)
+    """Remove what killed runs left: worktrees of ours whose lock is there and nobody holds."""
     for line in git("worktree", "list", "--porcelain", at=root).splitlines():
         path = Path(line.removeprefix("worktree "))
-        if line.startswith("worktree ") and path.parent.name.startswith(PREFIX) and not _held(path.parent / LOCK):
+        ours = line.startswith("worktree ") and path.name == "base" and path.parent.name.startswith(PREFIX)
+        if ours and (path.parent / LOCK).is_file() and not _held(path.parent / LOCK):
             _remove(path.parent, root)
 
 
@@ -301,7 +298,5 @@ def _remove(place: Path, root: Path) -> None:
         with contextlib.suppress(TreeError):  # it was perhaps never added
             git("worktree", "remove", "--force", "--force", str(place / "base"), at=root)
         shutil.rmtree(place, ignore_errors=True)
-        with contextlib.suppress(TreeError):
-            git("worktree", "prune", at=root)
         if place.exists():
             print(f"perfgate: {place} could not be removed", file=sys.stderr)

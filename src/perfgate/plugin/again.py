@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,14 +10,14 @@ import pytest
 from perfgate import confirm as fresh
 from perfgate.gate import Outcome
 from perfgate.journal import Contents, JournalError
-from perfgate.plugin.state import run_of
+from perfgate.plugin.state import let_go, run_of
 from perfgate.verdict import Quantity, State
 
 __all__ = ["confirm"]
 
 
-def confirm(config: pytest.Config, outcome: Outcome, benchmarks: Mapping[str, Any]) -> None:
-    """Add to the cases that would be called slower what fresh processes time of them.
+def confirm(config: pytest.Config, outcome: Outcome, benchmarks: Mapping[str, Any]) -> bool:
+    """Add to the cases that would be called slower what fresh processes time of them; False if it was interrupted.
 
     Args:
         config: pytest's.
@@ -30,27 +29,28 @@ def confirm(config: pytest.Config, outcome: Outcome, benchmarks: Mapping[str, An
     slower = [case for case in slower if case in run.records]
     cases = slower[: fresh.MOST]
     if not (times and cases) or run.lost is not None:
-        return
+        return True
     if len(slower) > len(cases):
         run.notes.append(
             f"{len(slower)} cases looked slower: the {len(cases)} slowest were timed again in fresh processes, "
             "the others were not"
         )
-    gc.collect()  # the device's memory is for the other process now
+    let_go()
     for i in range(1, times + 1):
         _say(config, f"{_cases(len(cases))} looked slower, timed again in fresh process {i} of {times}")
         try:
             without = run.confirm(_process(config, cases), cases)
         except (fresh.Unconfirmed, JournalError) as error:
             run.notes.append(f"what looked slower was not timed again: {error}")
-            return
+            return True
         except KeyboardInterrupt:
             run.notes.append("interrupted while what looked slower was timed again: not all of it was")
-            return
+            return False
         if without:
             run.notes.append(f"a fresh process had nothing comparable of {', '.join(without)}")
         for case in cases:
             benchmarks[run.node(case)].extra_info["perfgate"] = run.records[case].to_json()
+    return True
 
 
 def _process(config: pytest.Config, cases: Sequence[str]) -> Contents:
@@ -58,7 +58,7 @@ def _process(config: pytest.Config, cases: Sequence[str]) -> Contents:
     options = fresh.arguments([str(argument) for argument in params.args], config.option.file_or_dir)
     return fresh.process(
         [*options, f"--rootdir={config.rootpath}"],
-        [str(config.rootpath / run.node(case)) for case in cases],
+        [f"{config.rootpath}/{run.node(case)}" for case in cases],
         directory=run.journal_path.absolute().with_suffix(".fresh"),
         cwd=params.dir,
     )

@@ -71,6 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Time although another process computes on the GPU: to try things out, its numbers are not to be trusted.",
     )
+    group.addoption("--perf-fresh", action="store_true", help=argparse.SUPPRESS)  # what --perf-confirm starts
     group.addoption("--perf-worker", metavar="FD", type=int, help=argparse.SUPPRESS)  # what `perfgate ab` starts
 
 

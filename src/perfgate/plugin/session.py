@@ -213,7 +213,7 @@ class Session:
             self.run.forget(node)
         if self.run.selected:
             self._storage.guard_saving()
-        self._confirm()
+        self._confirm(session)
         try:
             return (yield)
         finally:
@@ -225,12 +225,13 @@ class Session:
             return None
         return self.run.judge(rule=self._rule, strict=self.config.getoption("perf_strict"), gone=self._gone)
 
-    def _confirm(self) -> None:
+    def _confirm(self, session: pytest.Session) -> None:
         """Time what would be called slower again in fresh processes, before anything is saved or called."""
         outcome = self._judge()
         if outcome is not None and self.run.exitstatus in (0, 1):
             self._clock = None  # with the memory that it holds
-            again.confirm(self.config, outcome, self._benchmarks)
+            if not again.confirm(self.config, outcome, self._benchmarks):
+                self.run.exitstatus = session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     def _conclude(self, session: pytest.Session) -> None:
         self._outcome = self._judge()

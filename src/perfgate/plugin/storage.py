@@ -66,6 +66,9 @@ class Storage:
     def configure(self) -> None:
         """File saved runs by environment, and refuse a baseline that cannot be compared with."""
         option = self.config.option
+        if option.perf_fresh:  # a project's own settings may ask for what only the run that started this one is to save
+            option.benchmark_json = option.benchmark_save = option.benchmark_compare = option.benchmark_histogram = None
+            option.benchmark_autosave = False
         if option.benchmark_json is not None and not isinstance(option.benchmark_json, Path):
             option.benchmark_json = LateFile(option.benchmark_json)
         wanted = option.benchmark_save or option.benchmark_autosave or option.benchmark_compare

@@ -7,7 +7,6 @@ worker has prepared the same case and is timed between them. Nothing is written:
 
 from __future__ import annotations
 
-import gc
 import socket
 import sys
 from collections.abc import Callable, Generator
@@ -23,7 +22,7 @@ from perfgate.case import Case, Work
 from perfgate.clock import Clock, Inputs, MeasureError, Prepared
 from perfgate.gate import Exit
 from perfgate.plugin.fixture import errors_of, input_sets
-from perfgate.plugin.state import environment_of, run_of
+from perfgate.plugin.state import environment_of, let_go, run_of
 from perfgate.record import Record
 
 __all__ = ["Worker"]
@@ -127,7 +126,7 @@ class Worker:
                 # the session stands for a next test of which nothing is known: its own fixtures stay, others end
                 item = items[node]
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=item.session)
-                gc.collect()  # errors leave cycles, which would hold the device's memory for long
+                let_go()
             how, reason = self._ended
             self._channel.send(ended=how, reason=reason, case=self._case, checking=self._checking)
 
