@@ -496,6 +496,27 @@ def test_what_a_killed_run_left_is_removed_by_the_next(repository: Repository, t
     assert repository.ab("--base=HEAD") == Exit.OK
 
 
+def test_worktrees_of_others_are_left_alone(repository: Repository, tmp_path: Path) -> None:
+    alike = tmp_path / "temporary" / "perfgate-ab-ideas"
+    alike.mkdir()
+    (alike / "notes.txt").touch()
+    away = tmp_path / "temporary" / "away"
+    for place in (alike / "try", away):
+        repository.git("worktree", "add", "--detach", str(place), "HEAD")
+    away.rename(tmp_path / "temporary" / "moved")
+    before = repository.git("worktree", "list")
+    try:
+        assert repository.ab("--base=HEAD") == Exit.OK
+        assert (alike / "notes.txt").exists()
+        assert repository.git("worktree", "list") == before
+    finally:
+        (tmp_path / "temporary" / "moved").rename(away)
+        for place in (alike / "try", away):
+            repository.git("worktree", "remove", "--force", str(place))
+        (alike / "notes.txt").unlink()
+        alike.rmdir()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

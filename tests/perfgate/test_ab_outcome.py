@@ -83,6 +83,12 @@ def test_a_test_that_fails_takes_its_visits_with_it() -> None:
     assert "case" not in found.records("head")
 
 
+@pytest.mark.parametrize("how", ["failed", "skipped", "out of memory"])
+def test_a_case_that_came_to_nothing_after_it_was_visited_is_not_green(how: str) -> None:
+    found = evidence(*(visit(side) for side in ORDER), ended(how, "base"))
+    assert conclude(found, judge)[1] == Exit.INCOMPLETE
+
+
 def test_a_case_not_visited_in_full_is_not_compared() -> None:
     found = evidence(*(visit(side) for side in ORDER[:3]))
     assert found.compared == {"usual"}
@@ -230,16 +236,16 @@ def test_an_error_that_blocks_disagree_about_is_unresolved() -> None:
 
 
 @pytest.mark.parametrize(
-    "entries",
+    ("entries", "code"),
     [
-        memory(GIB, 2 * GIB)[:3],
-        [*memory(GIB, 2 * GIB), ended("skipped", "base")],
-        [{"canary": "case"}, *memory(GIB, 2 * GIB)],
+        (memory(GIB, 2 * GIB)[:3], Exit.OK),
+        ([*memory(GIB, 2 * GIB), ended("skipped", "base")], Exit.INCOMPLETE),
+        ([{"canary": "case"}, *memory(GIB, 2 * GIB)], Exit.OK),
     ],
     ids=["not in full", "skipped", "a canary"],
 )
-def test_memory_of_what_was_not_compared_is_not_judged(entries: list[dict[str, Any]]) -> None:
-    assert priced(evidence(*entries)) == ([], Exit.OK)
+def test_memory_of_what_was_not_compared_is_not_judged(entries: list[dict[str, Any]], code: Exit) -> None:
+    assert priced(evidence(*entries)) == ([], code)
 
 
 def test_a_machine_that_is_not_fit_is_not_green() -> None:

@@ -117,6 +117,11 @@ class Evidence:
         return {name for block in self.blocks for name in block.visits} - self.canaries
 
     @property
+    def dropped(self) -> set[str]:
+        """The cases that were visited before they came to nothing: what was known of them is lost."""
+        return {case for _, case in self.ended if any(visits.get(case) for _, visits in self._blocks)} - self.canaries
+
+    @property
     def controls(self) -> set[str]:
         """Canaries, and the cases whose kernels are the same on both sides."""
         return self.canaries | {

@@ -100,11 +100,7 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
         why = evidence.end or "the run did not come to its end"
         said.append(f"{why}: {len(compared)} of {evidence.pairs} cases were compared")
     states = {verdict.state for verdict in verdicts}
-    # a case that was visited before it came to nothing has lost what was known of it
-    died = any(
-        how == DIED or any(case in block.visits for block in evidence.blocks)
-        for (_, case), (how, _) in evidence.ended.items()
-    )
+    died = bool(evidence.dropped) or any(how == DIED for how, _ in evidence.ended.values())
     if evidence.end == INTERRUPTED:
         code = BROKEN_OFF
     elif failed:
