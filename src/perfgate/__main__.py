@@ -21,6 +21,7 @@ from typing import Any
 
 from perfgate import accept, baseline, contest, journal, preflight, recording
 from perfgate.ab import command as ab
+from perfgate.ab.evidence import read, rule_of
 from perfgate.baseline import BaselineError
 from perfgate.gate import Exit, decide
 from perfgate.journal import JournalError
@@ -188,12 +189,7 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
 
 
 def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
-    rule = contest.ContestRule(
-        floor=options.floor,
-        screen_effect=min(contest.ContestRule().screen_effect, options.floor),
-        screen_blocks=options.blocks,
-        confirm_blocks=options.confirm,
-    )
+    rule = rule_of(read(options.file).header if options.file else vars(options))
     return ab.run(
         options,
         arguments,

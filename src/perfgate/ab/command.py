@@ -82,7 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--check-always", action="store_true", help="check results in each block, not the first alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
-    parser.add_argument("--from", dest="file", type=Path, metavar="FILE", help="judge this journal again, time nothing")
+    parser.add_argument(
+        "--from",
+        dest="file",
+        type=Path,
+        metavar="FILE",
+        help="judge this journal again, time nothing; by the floor and the blocks that it was timed for",
+    )
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str], *, suspects: Suspects, judge: Judge) -> int:

@@ -23,11 +23,11 @@ from perfgate import journal
 from perfgate.ab.channel import OUT_OF_MEMORY
 from perfgate.case import Case
 from perfgate.clock import Samples
-from perfgate.contest import Block, Side, Visit
+from perfgate.contest import Block, ContestRule, Side, Visit
 from perfgate.environment import Environment
 from perfgate.record import Record
 
-__all__ = ["COMPLETE", "INTERRUPTED", "SCHEMA", "SIDES", "Evidence", "read"]
+__all__ = ["COMPLETE", "INTERRUPTED", "SCHEMA", "SIDES", "Evidence", "read", "rule_of"]
 
 SCHEMA = 1
 SIDES: tuple[Side, Side] = ("base", "head")
@@ -161,6 +161,17 @@ class Evidence:
     def _whole(self, name: str, visits: Sequence[Visit]) -> bool:
         enough = all(sum(v.side == side for v in visits) == VISITS for side in SIDES)
         return enough and not any((side, name) in self.ended for side in SIDES) and not self.methods(name)
+
+
+def rule_of(header: Mapping[str, Any]) -> ContestRule:
+    """The rule that a run was timed for."""
+    floor = header["floor"]
+    return ContestRule(
+        floor=floor,
+        screen_effect=min(ContestRule().screen_effect, floor),
+        screen_blocks=header["blocks"],
+        confirm_blocks=header["confirm"],
+    )
 
 
 def read(path: Path) -> Evidence:

@@ -31,6 +31,8 @@ __all__ = ["BuildFailed", "Tree", "TreeError", "Trees", "build", "compared_with"
 PREFIX = "perfgate-ab-"
 LOCK = "lock"
 UPSTREAM = ("origin/HEAD", "origin/main", "origin/master")
+UNCOMMITTED = "with uncommitted changes"
+"""The end of the words for a head of which not all is in its commit."""
 TAIL = 15
 """Lines of a failed command's output that are shown."""
 
@@ -149,7 +151,7 @@ def head(here: Path) -> Tree:
     root = Path(git("rev-parse", "--show-toplevel", at=here)).resolve()
     commit = _commit("HEAD", root)
     dirty = bool(git("status", "--porcelain", "--", ".", ":(exclude,glob)**/.perfgate/**", at=root))
-    words = _words(commit, root) + (" with uncommitted changes" if dirty else "")
+    words = _words(commit, root) + (f" {UNCOMMITTED}" if dirty else "")
     return Tree(side="head", root=root, start=here.resolve(), commit=commit, words=words, dirty=dirty)
 
 

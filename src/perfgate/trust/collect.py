@@ -7,8 +7,9 @@ from pathlib import Path
 
 from perfgate import contest
 from perfgate.ab import outcome
-from perfgate.ab.evidence import COMPLETE, read
-from perfgate.contest import Block, ContestRule, Findings
+from perfgate.ab.evidence import COMPLETE, read, rule_of
+from perfgate.ab.trees import UNCOMMITTED
+from perfgate.contest import Block, Findings
 from perfgate.trust.data import Contest, Origin, Planted, TrustError, What
 from perfgate.verdict import Quantity
 
@@ -47,8 +48,9 @@ def from_journal(
     base, head = (str(header[side]).split()[0] for side in ("base", "head"))
     if what != "planted" and base != head:
         raise TrustError(f"{path} compares {head[:7]} with {base[:7]}: unchanged code is a commit against itself")
-    rule = ContestRule(floor=header["floor"], screen_blocks=header["blocks"], confirm_blocks=max(header["confirm"], 2))
-    found = contest.judge(evidence.blocks, rule, evidence.controls)
+    if what != "planted" and str(header["head"]).endswith(UNCOMMITTED):
+        raise TrustError(f"{path} is of code that was not committed: unchanged code is a commit against itself")
+    found = contest.judge(evidence.blocks, rule_of(header), evidence.controls)
 
     def judged(blocks: Sequence[Block], controls: object) -> Findings:
         return found
