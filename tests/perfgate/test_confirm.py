@@ -86,6 +86,26 @@ def test_only_the_slowest_are_timed_again_and_that_is_said(unlucky: Suite, monke
     result.stdout.fnmatch_lines(["note: 2 cases looked slower: the 1 slowest were timed again*"])
 
 
+def test_a_fresh_process_saves_nothing_though_the_project_saves_every_run(unlucky: Suite) -> None:
+    (unlucky.path / "pytest.ini").write_text("[pytest]\naddopts = --benchmark-autosave\n")
+    before = set(unlucky.path.glob(".benchmarks/**/*.json"))
+    result = unlucky.run("--benchmark-compare", "--perf-confirm=2", UNLUCKY="9", SLOW="b")
+    assert result.ret == Exit.REGRESSED
+    assert processes(unlucky) == 3
+    assert len(set(unlucky.path.glob(".benchmarks/**/*.json")) - before) == 1
+
+
+def test_an_interrupt_while_a_fresh_process_times_ends_the_run_as_one(
+    unlucky: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(confirm, "process", interrupted)
+    result = unlucky.run("--benchmark-compare", "--perf-confirm=1", UNLUCKY="1", SLOW="b")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+
+
 def test_a_fresh_process_that_fails_excuses_nothing(unlucky: Suite) -> None:
     with (unlucky.path / "conftest.py").open("a") as conftest:
         conftest.write("\n\ndef pytest_sessionstart():\n    assert int(pathlib.Path('count').read_text()) == 1\n")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from perfgate.__main__ import main
+from perfgate.ab.trees import UNCOMMITTED
 from perfgate.case import Case
 from perfgate.contest import Block
 from perfgate.record import Record
@@ -116,6 +117,16 @@ def test_a_disturbed_machine_is_kept_with_what_disturbed_it(tmp_path: Path, kept
 def test_half_a_run_is_refused(tmp_path: Path, kept: Path, capsys: pytest.CaptureFixture[str], end: str | None) -> None:
     assert collect(kept, "aa", journal(tmp_path / "ab.jsonl", blocks(), end=end)) != 0
     assert "did not come to its end" in capsys.readouterr().err
+    assert not kept.exists()
+
+
+def test_what_is_not_committed_is_not_unchanged_code(
+    tmp_path: Path, kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = journal(tmp_path / "ab.jsonl", blocks())
+    path.write_text(path.read_text().replace(f'"head": "{COMMIT} it"', f'"head": "{COMMIT} it {UNCOMMITTED}"'))
+    assert collect(kept, "aa", path) != 0
+    assert "is of code that was not committed" in capsys.readouterr().err
     assert not kept.exists()
 
 
