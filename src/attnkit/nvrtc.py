@@ -122,7 +122,7 @@ class Kernel:
             arguments: The kernel's.
             shared: Bytes of dynamic shared memory a block.
             overlap: Let it begin while the kernel before it on the stream still runs (programmatic dependent launch).
-                The kernel itself must wait, by ``griddepcontrol.wait``, before it touches what that one reads or writes.
+                The kernel itself must wait, by ``griddepcontrol.wait``, before it touches what others write.
 
         Raises:
             LaunchError: If the driver refuses.
@@ -176,7 +176,7 @@ def _load(source: Path, kernels: tuple[str, ...], options: tuple[str, ...], inde
     code = cubin(source.read_text(), architecture(device), options).code
     with torch.cuda.device(device):
         torch.cuda.current_stream().synchronize()  # makes the device's context, where nothing has yet
-        library = _checked(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0), driver)
+        library = _checked(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0), driver)
         found = {}
         for name in kernels:
             handle = _checked(driver.cuLibraryGetKernel(library, name.encode()), driver)

@@ -46,7 +46,8 @@ def matvec(
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     kernel(
         shape.grid, config.threads,
-        weight, x, scale, bias, out, n, k, m, weight.stride(0), x.stride(0), shape.phase, shape.slots,
+        weight, x, scale, bias, out, n, k, m, weight.stride(0), x.stride(0), n // shape.grid, n % shape.grid,
+        shape.phase, shape.slots,
         shared=shape.shared, overlap=config.overlap,
     )  # fmt: skip
     return out
