@@ -1,0 +1,94 @@
+"""Every way to multiply agrees with float64, within the rounding of its sums and of its result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from attnkit.product import Product
+from attnkit.products import TABLE, choose, product
+from attnkit.products.triton_product import Tiles, multiply
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SMALL = Tiles(16, 16, 32, 4, 2)
+
+
+def operands(data: st.DataObject, most_rows: int = 20) -> tuple[torch.Tensor, ...]:
+    """x, weight, scale and bias, of sizes that tiles do not divide."""
+    m, n = data.draw(st.integers(1, most_rows), label="m"), data.draw(st.integers(1, 70), label="n")
+    k = 16 * data.draw(st.integers(1, 20), label="k / 16")
+    dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16]), label="dtype")
+    torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
+    x, bias = torch.randn(m, k).to(dtype), torch.randn(n).to(dtype)
+    # one feature far larger than the others, as large language models have them
+    x[:, data.draw(st.integers(0, k - 1), label="outlier")] *= data.draw(st.sampled_from([1, 100]), label="times")
+    if data.draw(st.booleans(), label="int8"):
+        weight, scale = torch.randint(-128, 128, (n, k), dtype=torch.int8), torch.rand(n) / 64
+        weight[data.draw(st.integers(0, n - 1), label="row of zeros")] = 0
+        return x.to(DEVICE), weight.to(DEVICE), scale.to(DEVICE), bias.to(DEVICE)
+    return x.to(DEVICE), torch.randn(n, k).to(dtype).to(DEVICE), None, bias.to(DEVICE)  # type: ignore[return-value]
+
+
+def check(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> None:
+    """Hold a result against float64."""
+    factor = 1.0 if scale is None else scale.double()
+    truth = x.double() @ weight.double().T * factor + bias.double()
+    # what any order of float32 sums may cost, and one rounding of the result
+    loose = (x.double().abs() @ weight.double().abs().T * factor + bias.double().abs()) * x.shape[1] * 2.0**-24
+    assert out.dtype == x.dtype
+    assert ((out.double() - truth).abs() <= loose + truth.abs() * torch.finfo(out.dtype).eps).all()
+
+
+@pytest.mark.parametrize("way", TABLE, ids=lambda way: way.name)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_it_is_the_product(way: Product, data: st.DataObject) -> None:
+    given = operands(data)
+    if reason := way.rejects(*given):
+        if way.name != "cuda_matvec":
+            raise AssertionError(f"{way.name} rejects what it should take: {reason}")
+        return
+    out = way.multiply(*given)
+    check(out, *given)
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_tiles_do_not_matter(data: st.DataObject) -> None:
+    given = operands(data, 70)
+    check(multiply(*given, form=SMALL), *given)
+
+
+def test_a_gradient_is_not_lost() -> None:
+    x = torch.randn(3, 32, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    weight = torch.randint(-128, 128, (5, 32), dtype=torch.int8, device=DEVICE)
+    scale = torch.rand(5, device=DEVICE)
+    way = choose(x, weight, scale)
+    way.multiply(x, weight, scale).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.float(), (weight * scale[:, None]).sum(0).expand(3, 32), rtol=2e-2, atol=2e-2)
+    with pytest.raises(ValueError, match="has no backward"):
+        multiply(x, weight, scale)
+
+
+def test_what_a_product_cannot_do_is_said() -> None:
+    x, weight = torch.randn(2, 32, device=DEVICE), torch.randn(4, 32, device=DEVICE)
+    assert "float16 or bfloat16" in str(product("triton_product").rejects(x, weight, None, None))
+    assert "of x's dtype" in str(product("triton_product").rejects(x.half(), weight, None, None))
+    assert "a scale is for int8" in str(product("torch").rejects(x, weight, torch.ones(4), None))
+    with pytest.raises(ValueError, match="no product is called 'fast': take one of torch, triton_product, cuda_matvec"):
+        product("fast")
+
+
+def test_a_few_rows_of_a_gpu_go_to_the_kernel_for_them() -> None:
+    if DEVICE.type != "cuda":
+        pytest.skip("needs a CUDA device")
+    x = torch.randn(9, 64, device=DEVICE).bfloat16()
+    weight = torch.randint(-128, 128, (80, 64), dtype=torch.int8, device=DEVICE)
+    assert choose(x[:8], weight).name == "cuda_matvec"
+    assert choose(x, weight).name == "triton_product"
+    assert choose(x, weight.bfloat16()).name == "torch"
