@@ -218,7 +218,7 @@ def test_perplexity_stays(trained: tuple[Speller, torch.Tensor], monkeypatch: py
     change = perplexity(rounded, unseen) / before - 1
     error = float((rounded(windows(unseen)[0]).detach() - logits).norm() / logits.norm())
     print(f"perplexity {before:.3f}, {change:+.3%} with int8 weights; logits are off by {error:.2%}")
-    # a weight's rounding is spread evenly over a step, 0.3 of it in the mean; a channel whose largest weight is three or
+    # a rounding is spread evenly over a step, 0.3 of it in the mean; a channel whose largest weight is three or
     # four times the usual one has 127 / 4 steps there: under 1 % a layer, and there are three
     assert error < 3 * 0.01
     assert abs(change) < 0.002
