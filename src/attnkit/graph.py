@@ -174,10 +174,8 @@ class Graphed:
                     f"argument {name} requires a gradient, and a replay has no backward: "
                     "detach it, or call under torch.no_grad()"
                 )
-            if isinstance(self._backend, CudaBackend) and tensor.device.type != "cuda":
-                raise ValueError(
-                    f"argument {name} must be on a CUDA device, got {tensor.device}: a graph reads no other"
-                )
+            if isinstance(self._backend, CudaBackend) and tensor.get_device() != _current_device():
+                raise ValueError(f"argument {name} must be on the current CUDA device, got {tensor.device}")
 
     def _capture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
         inputs: list[torch.Tensor] = []

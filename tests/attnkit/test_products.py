@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +66,53 @@ def test_it_is_the_product(way: Product, data: st.DataObject) -> None:
 def test_tiles_do_not_matter(data: st.DataObject) -> None:
     given = operands(data, 70)
     check(multiply(*given, form=SMALL), *given)
+
+
+GUARDED = """
+import ctypes, mmap
+import torch
+from tests.attnkit import interpreter
+from attnkit.products.triton_product import Tiles, multiply
+
+interpreter.install()
+libc, kept = ctypes.CDLL(None, use_errno=True), []
+
+def at_the_end(tensor):
+    # a copy whose last byte is the last that may be read: behind it is a page that may not
+    size = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, size + mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    assert libc.mprotect(ctypes.c_void_p(start + size), mmap.PAGESIZE, 0) == 0
+    kept.append(pages)
+    room = (ctypes.c_char * tensor.nbytes).from_address(start + size - tensor.nbytes)
+    return torch.frombuffer(room, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+
+x, weight = torch.randn(3, 48).half(), torch.randint(-128, 128, (21, 48), dtype=torch.int8)
+scale, bias = torch.rand(21), torch.randn(21).half()
+out = multiply(*map(at_the_end, (x, weight, scale, bias)), form=Tiles(16, 16, 32, 4, 2))
+torch.testing.assert_close(out, multiply(x, weight, scale, bias))
+"""
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="guards memory of the host: for the interpreter")
+def test_nothing_is_read_outside_of_the_operands() -> None:
+    done = run("-c", GUARDED, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr[-1000:]
+
+
+def test_the_kernel_compiles_for_hopper_and_ampere() -> None:
+    done = run("-m", "tests.attnkit.triton_product_compile", "90", "80")
+    assert done.returncode == 0, done.stdout + done.stderr[-1000:]
+    assert done.stdout.count("sm_90") == 6
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own: the interpreter and the compiler cannot share one, and a bad address ends one."""
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | variables
+    environment["PYTHONPATH"] = os.pathsep.join([str(root / "src"), str(root), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
 def test_a_gradient_is_not_lost() -> None:
