@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from attnkit.agreement import agreement
 from attnkit.products.cuda_matvec import matvec, rejects
 from attnkit.products.matvec_tiles import Config, Weights
 
@@ -108,20 +109,15 @@ def operands(weights: Weights, m: int, n: int, k: int, seed: int = 0, dtype: tor
 
 
 def wrong(trial: Trial, m: int, n: int, k: int, dtype: torch.dtype) -> str | None:
-    """What is wrong with a candidate's result: of a right one the rounding of the result is all its error."""
+    """What is wrong with a candidate's result, or None."""
     x, weight, scale = operands(trial.weights, m, n, k, dtype=dtype)
     if reason := rejects(x, weight, scale, config=trial.config):
         return None if "shared memory" in reason else reason  # it is for fewer rows of x
     out, again = (matvec(x, weight, scale, config=trial.config) for _ in range(2))
-    truth = x.double() @ weight.double().T
-    if scale is not None:
-        truth *= scale.double()
-    rounded = truth.to(dtype)
-    error, unavoidable = (float((t.double() - truth).norm() / truth.norm()) for t in (out, rounded))
-    most, unavoidable_most = (float((t.double() - truth).abs().max()) for t in (out, rounded))
     where = f"{m} rows of x, weight {n} x {k}, {dtype}"
-    if not (error <= 1.2 * unavoidable and most <= 4 * unavoidable_most):
-        return f"wrong: off by {error:.1e} where rounding costs {unavoidable:.1e}; {where}"
+    found = agreement(out, x, weight, scale)
+    if found.wrong:
+        return f"wrong: {found.wrong} elements, off by up to {found.largest:.1f} times what rounding explains; {where}"
     return None if torch.equal(out, again) else f"not the same twice; {where}"
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from attnkit.agreement import agreement
 from attnkit.product import Product
 from attnkit.products import TABLE, choose, product
 from attnkit.products.triton_product import Tiles, multiply
@@ -38,16 +39,6 @@ def operands(data: st.DataObject, most_rows: int = 20) -> tuple[torch.Tensor, ..
     return x.to(DEVICE), torch.randn(n, k).to(dtype).to(DEVICE), None, bias.to(DEVICE)  # type: ignore[return-value]
 
 
-def check(out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> None:
-    """Hold a result against float64."""
-    factor = 1.0 if scale is None else scale.double()
-    truth = x.double() @ weight.double().T * factor + bias.double()
-    # what any order of float32 sums may cost, and one rounding of the result
-    loose = (x.double().abs() @ weight.double().abs().T * factor + bias.double().abs()) * x.shape[1] * 2.0**-24
-    assert out.dtype == x.dtype
-    assert ((out.double() - truth).abs() <= loose + truth.abs() * torch.finfo(out.dtype).eps).all()
-
-
 @pytest.mark.parametrize("way", TABLE, ids=lambda way: way.name)
 @settings(max_examples=25)
 @given(data=st.data())
@@ -58,14 +49,14 @@ def test_it_is_the_product(way: Product, data: st.DataObject) -> None:
             raise AssertionError(f"{way.name} rejects what it should take: {reason}")
         return
     out = way.multiply(*given)
-    check(out, *given)
+    assert agreement(out, *given).wrong == 0
 
 
 @settings(max_examples=25)
 @given(data=st.data())
 def test_tiles_do_not_matter(data: st.DataObject) -> None:
     given = operands(data, 70)
-    check(multiply(*given, form=SMALL), *given)
+    assert agreement(multiply(*given, form=SMALL), *given).wrong == 0
 
 
 GUARDED = """

@@ -1,7 +1,8 @@
-"""Compile triton_product's kernel for GPUs that are not there: ``python -m tests.attnkit.triton_product_compile 90 80``.
+"""Compile triton_product's kernel for GPUs that are not there: ``-m tests.attnkit.triton_product_compile 90 80``.
 
 Every form that `tiles` gives, for sizes that tiles do not divide. The exit code is 1 where one spills, asks for more
-shared memory than a block can have, does not use the tensor cores, or has no loads in flight. TRITON_INTERPRET must not be set.
+shared memory than a block can have, does not use the tensor cores, or has no loads in flight. TRITON_INTERPRET must not
+be set.
 """
 
 from __future__ import annotations
