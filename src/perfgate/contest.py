@@ -135,8 +135,8 @@ def judge(blocks: Sequence[Block], rule: ContestRule, controls: Collection[str])
         controls: Names of the cases whose kernels are the same on both sides. They are judged like all others.
     """
     screen = _stage(1, blocks, rule, controls)
-    confirm = _stage(2, blocks, rule, controls)
     picked = _picked(screen, rule)
+    confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, picked))
     chosen = picked[: rule.most_suspects] if screen.shifts else list(confirm.seen)
     family = [name for name in chosen if name in confirm.seen and len(confirm.seen[name].time) > 1]
     slower = stats.holm([_p(confirm, name, 1) for name in family])
@@ -175,6 +175,13 @@ def _stage(stage: int, blocks: Iterable[Block], rule: ContestRule, controls: Col
     both = [sum(name in controls and _both(visits) for name, visits in block.visits.items()) for block in of_stage]
     whole = [block for block, count in zip(of_stage, both, strict=True) if count >= CONTROLS]
     return Contrasts.of(whole or of_stage, controls, rule.band)
+
+
+def _beyond_suspicion(blocks: Iterable[Block], controls: Collection[str], picked: Collection[str]) -> Collection[str]:
+    """The controls of stage 2: those that stage 1 found nothing about, if they are not too few."""
+    seen = {name for block in blocks if block.stage == 2 for name in block.visits}
+    others = set(controls) - set(picked)
+    return others if len(others & seen) >= CONTROLS else controls
 
 
 def _both(visits: Sequence[Visit]) -> bool:

@@ -24,7 +24,7 @@ from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, SKIPPED
 from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SIDES, Evidence
 from perfgate.contest import Block
 from perfgate.gate import WORST_FIRST, Exit, Outcome
-from perfgate.verdict import State, Verdict
+from perfgate.verdict import State, Verdict, explained
 
 __all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude"]
 
@@ -75,6 +75,7 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     unjudged = sorted(compared - known)
     verdicts += [Verdict(case=c, state=State.UNRESOLVED, reason="was visited, and not judged") for c in unjudged]
     base, head = (evidence.records(side) for side in SIDES)
+    verdicts = [explained(v, head[v.case], base[v.case]) if v.case in compared else v for v in verdicts]
     for case in compared:
         verdicts += price.judge(head[case], base[case], where="the base")
     verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
