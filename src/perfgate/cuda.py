@@ -62,7 +62,7 @@ OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
 
 WINDOW = 100e-6
 """Least length of a timed window in seconds."""
-CALLS = 5
+CALLS = 4
 """Calls a window at least, as long as fewer are shorter than `COMPANY`."""
 COMPANY = 200e-6
 LADDER = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -185,7 +185,7 @@ class CudaClock(Clock):
         duty: Share of the time in which the device works; the rest of it, it rests.
     """
 
-    VERSION = 2
+    VERSION = 3
 
     def __init__(self, budget: Budget | None = None, *, duty: float = DUTY) -> None:
         self.budget, self._pace = budget or Budget(), Pace(duty)
