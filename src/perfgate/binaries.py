@@ -153,5 +153,5 @@ def sections(image: bytes | mmap.mmap) -> Iterator[tuple[str, int, int]]:
         for name, kind, _, _, offset, size in headers:
             at = names + name
             yield image[at : image.find(b"\0", at)].decode("latin-1"), size, 0 if kind == NOBITS else offset
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise ValueError(f"an ELF file that is cut off: {error}") from error

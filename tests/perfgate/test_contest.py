@@ -18,6 +18,7 @@ from tests.perfgate.simulate import Kernel, contest_blocks, kernels, samples
 
 RULE = ContestRule()
 CONTROLS = [f"control{i}" for i in range(9)]
+CONTROLS2 = [f"more{i}" for i in range(9)]
 NOISE = [0.001, -0.002, 0.0, 0.002, -0.001, 0.0015, -0.0015, 0.0005, -0.0005]
 """Log-ratios of nine controls around zero; each block turns them by one."""
 
@@ -156,6 +157,31 @@ def test_without_controls_nothing_is_called(count: int) -> None:
     assert verdict(found).state is State.UNRESOLVED
 
 
+def test_a_control_does_not_hide_in_the_shift() -> None:
+    """Of three controls one is slower: the shift of the others is that of two, its own without itself."""
+    sides: tuple[Side, ...] = ("base", "head")
+    visits = {
+        name: tuple(Visit(side=side, samples=samples(1e-3 * math.exp(d * (side == "head")))) for side in sides)
+        for name, d in {"a": 0.0, "b": 0.001, "c": 0.05, "case": 0.0}.items()
+    }
+    found = judge([Block(stage=1, visits=visits)] * 2, RULE, ["a", "b", "c"])
+    ratios = {v.case: math.log(v.ratio) for v in found.verdicts if v.ratio}
+    assert ratios["case"] == pytest.approx(-0.001)
+    assert ratios["c"] == pytest.approx(0.05 - 0.0005)
+    assert ratios["a"] == pytest.approx(0.0 - 0.0255)
+
+
+def test_suspicious_controls_are_none_where_suspicions_are_confirmed() -> None:
+    """More controls got slower than stayed: against those that stage 1 found nothing about, they are called."""
+    slow = [f"slow{i}" for i in range(12)]
+    first = [block(i, dict.fromkeys(slow, 0.03), stage=1, controls=[*CONTROLS, *CONTROLS2]) for i in range(2)]
+    found = judge(
+        [*first, *(block(i, dict.fromkeys(slow, 0.03)) for i in range(10))], RULE, [*CONTROLS, *CONTROLS2, *slow]
+    )
+    assert found.unfit is None
+    assert {v.case for v in found.verdicts if v.state is State.REGRESSED} == set(slow)
+
+
 def test_a_block_that_was_cut_short_tells_nothing() -> None:
     whole = confirmed(0.02)
     short = Block(stage=2, visits={"case": block(0, {"case": 0.5}).visits["case"]})
@@ -288,7 +314,7 @@ def contest(
     ratios: Mapping[str, float] | None = None,
     controls: int = 20,
 ) -> Findings:
-    """Both stages, with twenty controls in the first and the first eight of them in the second.
+    """Both stages; in the second at most twenty controls, of those that the first found nothing about.
 
     Two visits a block stand for four: their noise is that of two visits' mean.
     """
@@ -296,8 +322,8 @@ def contest(
     same = [name for name in cases if name not in ratios][:controls]
     about = {"ratios": ratios, "within": 0.0007, "visits": "AB"}
     first = contest_blocks(rng, cases, blocks=rule.screen_blocks, **about)  # type: ignore[arg-type]
-    again = dict.fromkeys([*suspects(first, rule, same), *same[:8]])
-    few = {name: cases[name] for name in again}
+    picked = suspects(first, rule, same)
+    few = {name: cases[name] for name in [*picked, *[name for name in same if name not in picked][:20]]}
     second = contest_blocks(rng, few, stage=2, blocks=rule.confirm_blocks, **about)  # type: ignore[arg-type]
     return judge([*first, *second], rule, same)
 
