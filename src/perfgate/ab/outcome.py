@@ -97,6 +97,8 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
         said.append(f"{len(hot)} slower while the GPU slowed down for heat, not judged: see to its cooling, time again")
     if not compared:
         said.append("nothing was compared")
+    else:
+        said.append(_controls(evidence))
     if evidence.end != COMPLETE:
         why = evidence.end or "the run did not come to its end"
         said.append(f"{why}: {len(compared)} of {evidence.pairs} cases were compared")
@@ -111,6 +113,15 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
         code = gate.code(states, unfit=bool(hot or unfit), incomplete=lost, strict=strict)
     kind = code if isinstance(code, Exit) else Exit.INCOMPLETE
     return Outcome(verdicts=tuple(verdicts), exit=kind, sentences=tuple(said)), int(code)
+
+
+def _controls(evidence: Evidence) -> str:
+    """What stood for the machine."""
+    suite, canaries = len(evidence.controls - evidence.canaries), len(evidence.canaries)
+    return (
+        f"{suite + canaries} controls: {suite} case{'' if suite == 1 else 's'} with the same kernels on both sides, "
+        f"{canaries} canar{'y' if canaries == 1 else 'ies'}"
+    )
 
 
 def _slowed_by_heat(blocks: Sequence[Block]) -> set[str]:
