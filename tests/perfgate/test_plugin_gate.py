@@ -30,9 +30,11 @@ def test_a_regression_fails_the_run_and_only_the_slowed_case_is_named(suite: Sui
 
 LAUNCHING = """
     import os
+    import pytest
     from perfgate import FakeClock
     from perfgate.kernels import Kernel, Kernels
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_perf_clock(config):
         kernel = Kernel(name="flash", grid=(132, 1, 1), block=(128, 1, 1), code="a", registers=128)
         if "SLOW" in os.environ:
