@@ -375,6 +375,17 @@ def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float, most:
     assert unfit / 600 <= most
 
 
+@pytest.mark.parametrize(("controls", "most"), [(2, 0.3), (8, 0.02)])
+def test_few_controls_call_no_more_but_are_more_often_unfit(controls: int, most: float) -> None:
+    rng, slower, unfit = random.Random(45), 0, 0
+    for _ in range(300):
+        found = contest(rng, kernels(rng), controls=controls)
+        slower += bool(called(found, State.REGRESSED))
+        unfit += found.unfit is not None
+    assert slower / 300 <= 0.01
+    assert unfit / 300 <= most
+
+
 def test_a_suite_whose_cases_are_all_controls_calls_no_more() -> None:
     rng, slower = random.Random(5), 0
     for _ in range(400):
