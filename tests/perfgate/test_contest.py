@@ -362,9 +362,9 @@ def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
     assert 0.25 <= states[State.UNCHANGED] / states.total() <= 0.5
 
 
-@pytest.mark.parametrize(("typical", "most"), [(2.0, 0.2), (0.5, 0.005)])
+@pytest.mark.parametrize(("typical", "most"), [(2.0, 0.05), (0.5, 0.005)])
 def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float, most: float) -> None:
-    """The noisier is called unfit in some runs: the median of its eight controls is beyond the limit of a shift."""
+    """The noisier is called unfit in some runs: the median of its controls is beyond the limit of a shift."""
     rng, slower, unfit = random.Random(44), 0, 0
     for _ in range(600):
         cases = {name: replace(k, sd=k.sd * typical) for name, k in kernels(rng).items()}
@@ -375,7 +375,7 @@ def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float, most:
     assert unfit / 600 <= most
 
 
-@pytest.mark.parametrize(("controls", "most"), [(2, 0.3), (8, 0.02)])
+@pytest.mark.parametrize(("controls", "most"), [(2, 0.35), (8, 0.02)])
 def test_few_controls_call_no_more_but_are_more_often_unfit(controls: int, most: float) -> None:
     rng, slower, unfit = random.Random(45), 0, 0
     for _ in range(300):
