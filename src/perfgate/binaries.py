@@ -1,6 +1,7 @@
 """Device code that was compiled in this process: what it is, whoever loaded it.
 
     Triton, torch.compile    found among the objects that are alive, by the handle of the function
+    cuda.core                likewise, by the names in the binary
     any other compiler       says so: `register`
     libraries                have no code of their own here; `perfgate.libraries` has the files they come from
 
@@ -16,7 +17,7 @@ import mmap
 import struct
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["LIBRARY", "UNKNOWN", "Binaries", "fingerprint", "loaded", "register", "sections"]
 
@@ -40,7 +41,7 @@ EXECUTED = (
 """How the sections of a cubin begin that decide what runs: instructions, constants, registers, memory."""
 NOBITS = 8
 
-STRANGERS = ("cupy", "cuda.core", "cutlass", "jax", "numba.cuda", "pycuda", "tilelang", "tvm", "warp")
+STRANGERS = ("cupy", "cutlass", "jax", "numba.cuda", "pycuda", "tilelang", "tvm", "warp")
 """Packages that compile kernels and do not say so: where one was imported, a kernel of unknown code may be its."""
 OURS = ("_ZN2at", "_ZN3c10", "_ZN13pytorch_flash", "nvjet_", "cublas", "cudnn", "cutlass_", "sm80_xmma_", "sm90_xmma_")
 """How names begin that only torch, cuBLAS and cuDNN give."""
@@ -51,6 +52,11 @@ COMPILED = (
     ("torch._inductor.runtime.static_cuda_launcher", "StaticallyLaunchedCudaKernel"),
 )
 """Where the objects are found that own a loaded function."""
+
+CUDA_CORE = "cuda.core._module"
+"""Where cuda.core has its binaries (``ObjectCode``) and what was taken from them (``Kernel``)."""
+FUNCTION = ".text."
+"""How the section of a function begins in a cubin; its name follows."""
 
 _registered: dict[int, str] = {}
 
@@ -82,11 +88,13 @@ class Binaries:
 
     Attributes:
         codes: Code by the function's handle.
+        named: Code by name, of functions whose handle is not known.
         names: Names of the functions whose owner was found.
         strangers: Packages here that may have compiled others.
     """
 
     codes: Mapping[int, str]
+    named: Mapping[str, str] = field(default_factory=dict)
     names: frozenset[str] = frozenset()
     strangers: tuple[str, ...] = ()
 
@@ -94,6 +102,8 @@ class Binaries:
         """The code of a function: a digest, `LIBRARY`, or `UNKNOWN`."""
         if function in self.codes:
             return self.codes[function]
+        if name in self.named:
+            return self.named[name]
         if name.startswith(OURS):
             return LIBRARY
         # a function that has the name of a compiled one and another handle was compiled too, and its owner is gone
@@ -109,8 +119,30 @@ def loaded() -> Binaries:
         if isinstance(function, int) and function:
             codes[function] = _code_of(owner)
             names.add(str(getattr(owner, "name", "")))
-    strangers = tuple(name for name in STRANGERS if name in sys.modules)
-    return Binaries(codes, frozenset(names), strangers)
+    strangers = [name for name in STRANGERS if name in sys.modules]
+    named, whole = _of_cuda_core()
+    return Binaries(codes, named, frozenset(names), (*strangers, *([] if whole else ["cuda.core"])))
+
+
+def _of_cuda_core() -> tuple[dict[str, str], bool]:
+    """Code by name of what cuda.core loaded, and whether that is all: a kernel may outlive the binary's object."""
+    module = sys.modules.get(CUDA_CORE)
+    binary, kernel = getattr(module, "ObjectCode", None), getattr(module, "Kernel", None)
+    if binary is None:
+        return {}, True
+    alive = gc.get_objects()
+    named: dict[str, str] = {}
+    readable = True
+    for image in (o.code for o in alive if type(o) is binary):
+        try:
+            names = [name.removeprefix(FUNCTION) for name, _, _ in sections(image) if name.startswith(FUNCTION)]
+        except (TypeError, ValueError):  # PTX, or a path
+            readable = False
+            continue
+        code = fingerprint(image)
+        for name in names:
+            named[name] = code if named.get(name, code) == code else UNKNOWN
+    return named, readable and sum(type(o) is kernel for o in alive) <= len(named)
 
 
 def _code_of(owner: object) -> str:

@@ -28,8 +28,8 @@ from perfgate.verdict import State, Verdict
 __all__ = ["Block", "ContestRule", "Findings", "Shift", "Side", "Visit", "judge", "suspects"]
 
 CONTROLS = 2
-"""The fewest controls that tell a shift of all cases from a change of some. With two a quarter of all runs is beyond the
-limits by chance, with eight one in two hundred."""
+"""The fewest controls that tell a shift of all cases from a change of some. With two a quarter of all runs is beyond
+the limits by chance, with eight one in two hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -150,7 +151,7 @@ def test_functions_of_triton_and_torch_are_found_alive(monkeypatch: pytest.Monke
 
 
 def test_a_function_of_a_compiled_ones_name_is_no_librarys() -> None:
-    found = Binaries({1: "c0de"}, frozenset({"forward_kernel"}))
+    found = Binaries({1: "c0de"}, names=frozenset({"forward_kernel"}))
     assert found.code(1, "forward_kernel") == "c0de"
     assert found.code(2, "forward_kernel") == UNKNOWN
     assert found.code(2, "gemm") == LIBRARY
@@ -161,3 +162,44 @@ def test_beside_a_stranger_only_known_names_are_a_librarys(monkeypatch: pytest.M
     found = loaded()
     assert found.code(2, "my_kernel") == UNKNOWN
     assert found.code(2, "_ZN2at6native4copyEv") == LIBRARY
+
+
+class ObjectCode:
+    def __init__(self, code: object) -> None:
+        self.code = code
+
+
+class KernelOfCudaCore:
+    pass
+
+
+@pytest.fixture
+def cuda_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("cuda.core._module")
+    module.ObjectCode, module.Kernel = ObjectCode, KernelOfCudaCore  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.core._module", module)
+
+
+def test_functions_of_cuda_core_are_found_by_their_names(cuda_core: None) -> None:
+    image, other = elf(__text__decode=b"1"), elf(__text__prefill=b"2")
+    alive = [ObjectCode(image), ObjectCode(other), KernelOfCudaCore()]
+    found = loaded()
+    assert len(alive) == 3
+    assert found.code(7, "decode") == fingerprint(image)
+    assert found.code(7, "prefill") == fingerprint(other)
+    assert found.code(7, "gemm") == LIBRARY
+
+
+def test_one_name_in_two_binaries_of_cuda_core_is_not_known(cuda_core: None) -> None:
+    alive = [ObjectCode(elf(__text__decode=b"1")), ObjectCode(elf(__text__decode=b"2"))]
+    assert loaded().code(7, "decode") == UNKNOWN
+    alive.append(ObjectCode(elf(__text__decode=b"1")))
+    assert loaded().code(7, "decode") == UNKNOWN
+
+
+@pytest.mark.parametrize("make", [KernelOfCudaCore, lambda: ObjectCode(b"// PTX"), lambda: ObjectCode("/a/path.cubin")])
+def test_a_kernel_of_cuda_core_without_its_binary_may_be_any(cuda_core: None, make: Callable[[], object]) -> None:
+    owner = make()
+    assert loaded().code(7, "decode") == UNKNOWN
+    del owner
+    assert loaded().code(7, "decode") == LIBRARY

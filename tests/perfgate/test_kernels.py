@@ -350,6 +350,26 @@ def test_a_registered_function_is_known_by_its_binary() -> None:
     assert why([one], [two])[0].startswith("put: code changed")
 
 
+@needs_cuda
+def test_a_kernel_of_cuda_core_is_known_by_its_binary() -> None:
+    core = pytest.importorskip("cuda.core")
+    core.Device(torch.cuda.current_device()).set_current()
+    major, minor = torch.cuda.get_device_capability()
+    options = core.ProgramOptions(std="c++17", arch=f"sm_{major}{minor}")
+    source = 'extern "C" __global__ void put_one(int* p) { p[threadIdx.x] = 1; }'
+    binary = core.Program(source, "c++", options).compile("cubin")
+    kernel = binary.get_kernel("put_one")
+    out = torch.empty(32, device="cuda", dtype=torch.int32)
+
+    def put(out: Any) -> None:
+        stream = core.Stream.from_handle(torch.cuda.current_stream().cuda_stream)
+        core.launch(stream, core.LaunchConfig(grid=1, block=32), kernel, out.data_ptr())
+
+    found = launched(put, out)
+    assert [(k.name, k.code) for k in found.launches] == [("put_one", fingerprint(binary.code))]
+    assert found.known
+
+
 KERNELS_OF = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
