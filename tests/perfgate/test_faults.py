@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -280,9 +279,7 @@ def on_a_gpu(**machine: Any) -> Callable[[World], Ended]:
     """The gate on a machine whose GPU is so."""
 
     def plant(world: World) -> Ended:
-        module = Cuda(**machine)
-        world.monkeypatch.setitem(sys.modules, "perfgate.cuda", module)
-        world.monkeypatch.setattr("perfgate.cuda", module, raising=False)
+        Cuda(**machine).stand_in(world.monkeypatch)
         conftest = "import pytest\n\n@pytest.fixture\ndef seconds():\n    return 1e-3\n"
         (world.suite.path / "conftest.py").write_text(conftest)
         result = world.suite.run("--benchmark-compare", "--perf-device=cuda")

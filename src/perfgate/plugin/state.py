@@ -38,8 +38,8 @@ def environment_of(config: pytest.Config) -> Environment:
 def let_go() -> None:
     """Give other processes the memory that this one keeps for later; on the device too, if its clock is in use."""
     gc.collect()  # errors leave cycles, which would hold memory for long
-    if cuda := sys.modules.get("perfgate.cuda"):
-        cuda.let_go()
+    if gpu := sys.modules.get("perfgate.gpu"):
+        gpu.let_go()
 
 
 def disabled(config: pytest.Config) -> bool:

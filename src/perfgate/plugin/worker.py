@@ -256,4 +256,4 @@ def _first_line(error: BaseException) -> str:
 
 def _out_of_memory() -> tuple[type[BaseException], ...]:
     """What says that there is no memory: the host's error, and the device's where its clock is in use."""
-    return (MemoryError, *getattr(sys.modules.get("perfgate.cuda"), "OUT_OF_MEMORY", ()))
+    return (MemoryError, *getattr(sys.modules.get("perfgate.gpu"), "OUT_OF_MEMORY", ()))
