@@ -6,18 +6,13 @@ The unit of replication is the process, so a baseline needs several; what a proc
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["ProcessFailed", "measure", "plugin_arguments"]
+from perfgate import fresh
 
-TAIL = 20
-"""Lines of a failed process's output that are shown."""
+__all__ = ["ProcessFailed", "measure"]
 
 
 class ProcessFailed(Exception):
@@ -52,23 +47,17 @@ def measure(
     return made
 
 
-def plugin_arguments() -> list[str]:
-    """What makes pytest load the plugin if it is not installed; by name and by entry point pytest would refuse it."""
-    installed = importlib.metadata.entry_points(group="pytest11", name="perfgate")
-    named = os.environ.get("PYTEST_PLUGINS", "").split(",")
-    return [] if installed or "perfgate.plugin" in named else ["-p", "perfgate.plugin"]
-
-
 def _remaining(elapsed: float, done: int, processes: int) -> str:
     return f": {elapsed:.0f} s so far, about {elapsed / done * (processes - done):.0f} s to go" if done else ""
 
 
 def _process(arguments: Sequence[str], path: Path) -> Path:
     options = ["--benchmark-only", f"--benchmark-json={path}", f"--perf-journal={path.with_suffix('.jsonl')}"]
-    command = [sys.executable, "-m", "pytest", *plugin_arguments(), *options, *arguments]
-    path.unlink(missing_ok=True)  # of an earlier run, it would pass for this process's if this one timed nothing
     log = path.with_suffix(".log")
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as child:
+    for left in (path, log):  # of an earlier run: it would pass for this process's if this one timed nothing
+        left.unlink(missing_ok=True)
+    command = [*options, *arguments]
+    with fresh.start(command, log) as child:
         try:
             code = child.wait()
         except KeyboardInterrupt:
@@ -76,6 +65,5 @@ def _process(arguments: Sequence[str], path: Path) -> Path:
             raise
     if code != 0 or not path.exists():
         what = f"ended with exit code {code}" if code else "timed nothing"
-        tail = "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-TAIL:])
-        raise ProcessFailed(f"{' '.join(command)}\n{what}; the end of {log}:\n{tail}", code)
+        raise ProcessFailed(f"pytest {' '.join(command)}\n{what}; the end of {log}:\n{fresh.tail(log)}", code)
     return path

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import perfgate
+from perfgate import fresh
 from perfgate.contest import Side
 
 __all__ = ["BuildFailed", "Tree", "TreeError", "Trees", "build", "compared_with", "fingerprint", "head", "opened"]
@@ -33,8 +34,6 @@ LOCK = "lock"
 UPSTREAM = ("origin/HEAD", "origin/main", "origin/master")
 UNCOMMITTED = "with uncommitted changes"
 """The end of the words for a head of which not all is in its commit."""
-TAIL = 15
-"""Lines of a failed command's output that are shown."""
 
 
 class TreeError(ValueError):
@@ -237,13 +236,7 @@ def build(command: str, trees: Trees, side: Side, log: Path) -> None:
             child.wait()
             raise
     if code:
-        raise BuildFailed(f"--build failed in the {side}'s tree with exit code {code}; its end:\n{tail(log)}")
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log, indented."""
-    lines = log.read_text(errors="replace").rstrip().splitlines() if log.exists() else []
-    return "\n".join(f"    {line}" for line in lines[-TAIL:]) or "    (it said nothing)"
+        raise BuildFailed(f"--build failed in the {side}'s tree with exit code {code}; its end:\n{fresh.tail(log)}")
 
 
 @contextlib.contextmanager
