@@ -316,6 +316,70 @@ def test_a_side_that_runs_the_others_code_is_refused(
     assert repository.ab("--base=HEAD") == Exit.OK
 
 
+def installed(repository: Repository, *, copied: bool) -> Path:
+    """Where pip would have put the package, from the tree; a copy of it, or the path of the tree's (editable)."""
+    site = repository.path.parent / "site-packages"
+    information = site / "kernels-1.dist-info"
+    information.mkdir(parents=True, exist_ok=True)
+    origin = {"url": f"file://{repository.path}", "dir_info": {} if copied else {"editable": True}}
+    (information / "direct_url.json").write_text(json.dumps(origin))
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 1\n")
+    (information / "RECORD").write_text("kernels.py,,\n" if copied else "kernels_finder.py,,\n")
+    if copied:
+        (site / "kernels.py").write_text(KERNELS)
+    else:
+        (site / "kernels.pth").write_text("import kernels_finder\n")
+        (site / "kernels_finder.py").write_text(f"import sys\nsys.path.append({str(repository.path / 'src')!r})\n")
+    return site
+
+
+def test_an_installed_copy_of_what_a_tree_holds_is_refused(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    site = installed(repository, copied=True)
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(f"import sys\nsys.path.insert(0, {str(site)!r})\n{conftest.read_text()}")
+    repository.commit("finds what is installed first")
+    repository.slow("b")
+    assert repository.ab() == Exit.REFUSED
+    said = capfd.readouterr().err
+    assert f"code that is not its tree's: expected kernels from the tree, got {site}/kernels.py. Uninstall that" in said
+
+
+def test_an_installed_copy_is_refused_also_where_nobody_finds_the_trees_own(
+    repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = installed(repository, copied=True)
+    repository.git("mv", "src", "python")
+    repository.commit("a place that nobody looks at")
+    repository.write("python/kernels.py", KERNELS.replace("2e-3", "3e-3"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(site)]))
+    assert repository.ab() == Exit.REFUSED
+    said = capfd.readouterr().err
+    assert f"expected kernels from each tree, got {site}/kernels.py. Uninstall it" in said
+
+
+def test_code_that_is_loaded_late_is_looked_at_too(repository: Repository, capfd: pytest.CaptureFixture[str]) -> None:
+    site = installed(repository, copied=True)
+    suite = repository.path / "test_speed.py"
+    late = f"    import sys; sys.path.insert(0, {str(site)!r})\n    from kernels import SECONDS\n    gpu_benchmark"
+    text = suite.read_text().replace("from kernels import SECONDS\n", "").replace('"case", SECONDS', '"case", "abc"')
+    suite.write_text(text.replace("    gpu_benchmark", late, 1))
+    repository.commit("loads late")
+    repository.slow("b")
+    assert repository.ab() == Exit.INCOMPLETE
+    assert "code that is not its tree's: expected kernels from the tree" in capfd.readouterr().out
+
+
+def test_an_editable_installation_is_no_hindrance(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = installed(repository, copied=False)
+    (site / "sitecustomize.py").write_text(f"import site\nsite.addsitedir({str(site)!r})\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(site)]))
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.states()["speed/b"] == "regressed"
+
+
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_a_worker_that_dies_costs_its_case_and_is_replaced_once(
     repository: Repository, capfd: pytest.CaptureFixture[str], deaths: int

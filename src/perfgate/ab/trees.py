@@ -64,15 +64,20 @@ class Tree:
     words: str
     dirty: bool = False
 
+    @property
+    def places(self) -> list[Path]:
+        """Where Python finds what is the tree's own."""
+        own = (tree / place for place in ("src", "") for tree in dict.fromkeys((self.start, self.root)))
+        return [place for place in own if place.is_dir()]
+
     def environment(self, harness: Path, head: Tree) -> dict[str, str]:
         """The environment of this side's processes.
 
         Python finds the harness first, then what is the tree's, then what it found before; what lay in the head's tree
         is taken from this one.
         """
-        own = [tree / place for place in ("src", "") for tree in dict.fromkeys((self.start, self.root))]
         before = [Path(entry).absolute() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-        paths = [harness, *(p for p in own if p.is_dir()), *(self.instead(p, head) for p in before)]
+        paths = [harness, *self.places, *(self.instead(p, head) for p in before)]
         return clean() | {
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(map(str, paths))),
             "PYTHONDONTWRITEBYTECODE": "1",  # a tree is not written to

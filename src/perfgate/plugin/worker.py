@@ -8,10 +8,9 @@ worker has prepared the same case and is timed between them. Nothing is written:
 from __future__ import annotations
 
 import socket
-import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -21,6 +20,7 @@ from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED, Channel,
 from perfgate.case import Case
 from perfgate.clock import Clock, Inputs, MeasureError, Prepared
 from perfgate.gate import Exit
+from perfgate.plugin import imports
 from perfgate.plugin.fixture import Asked, GpuBenchmark, errors_of
 from perfgate.plugin.memory import first_line, let_go, out_of_memory
 from perfgate.plugin.state import environment_of, run_of
@@ -116,8 +116,8 @@ class Worker:
     def _serve(self, items: dict[str, pytest.Item]) -> None:
         while True:
             message = self._channel.receive()
-            if "foreign" in message:
-                self._channel.send(foreign=_loaded_from(Path(message["foreign"])))
+            if "other" in message:
+                self._say_what_was_loaded(message)
                 continue
             node = message["run"]
             self._check, self._case, self._checking, self._ended = message["check"], None, False, (PASSED, "")
@@ -130,6 +130,15 @@ class Worker:
                 let_go()
             how, reason = self._ended
             self._channel.send(ended=how, reason=reason, case=self._case, checking=self._checking)
+
+    def _say_what_was_loaded(self, message: Mapping[str, Any]) -> None:
+        root, head, other = (Path(message[name]) for name in ("root", "head", "other"))
+        ours = Path(perfgate.__file__).resolve().parents[1]
+        self._channel.send(
+            foreign=imports.loaded_from(other),
+            astray=imports.astray(root, [Path(place) for place in message["places"]], ours),
+            installed=imports.installed_from(head),
+        )
 
     # Timing
 
@@ -221,10 +230,3 @@ class Worker:
         elif report.skipped and how == PASSED:
             self._ended = SKIPPED, first_line(error) if error is not None else "skipped"
         return report
-
-
-def _loaded_from(path: Path) -> list[str]:
-    """Files of modules that were loaded from below a path; an environment with packages in it does not count."""
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    inside = (Path(file).resolve() for file in files if isinstance(file, str))
-    return sorted({str(f) for f in inside if f.is_relative_to(path) and "site-packages" not in f.parts})
