@@ -194,7 +194,7 @@ def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
         options,
         arguments,
         suspects=lambda blocks, controls: contest.suspects(blocks, rule, controls),
-        judge=lambda blocks, controls: contest.judge(blocks, rule, controls),
+        judge=lambda blocks, controls, picked: contest.judge(blocks, rule, controls, picked),
     )
 
 

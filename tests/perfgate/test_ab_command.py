@@ -367,7 +367,7 @@ def test_code_that_is_loaded_late_is_looked_at_too(repository: Repository, capfd
     suite.write_text(text.replace("    gpu_benchmark", late, 1))
     repository.commit("loads late")
     repository.slow("b")
-    assert repository.ab() == Exit.INCOMPLETE
+    assert repository.ab() == Exit.REFUSED
     assert "code that is not its tree's: expected kernels from the tree" in capfd.readouterr().out
 
 
@@ -378,6 +378,26 @@ def test_an_editable_installation_is_no_hindrance(repository: Repository, monkey
     repository.slow("b")
     assert repository.ab() == Exit.REGRESSED
     assert repository.states()["speed/b"] == "regressed"
+
+
+def test_a_gpu_that_gets_busy_between_blocks_ends_the_run_as_unfit(
+    repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(conftest.read_text().replace('device="Fake GPU"', 'device="Fake GPU", facts={"uuid": "7"}'))
+    repository.commit("a GPU")
+    answers = iter([[], *[["process 8 computes on GPU 0"]] * 3])  # free before the second block, busy before the third
+    monkeypatch.setattr("perfgate.nvml.busy", lambda which: next(answers))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert repository.ab("--base=HEAD", "--blocks=3") == Exit.UNFIT
+    assert "the GPU is busy: process 8 computes on GPU 0: 3 of 3 cases were compared" in capfd.readouterr().out
+    assert repository.ab(f"--from={repository.journal}") == Exit.UNFIT
+
+
+def test_what_the_screen_picked_is_in_the_journal(repository: Repository) -> None:
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.entries("suspects") == [{"suspects": ["speed/b"]}]
 
 
 @pytest.mark.parametrize("deaths", [1, 2])
