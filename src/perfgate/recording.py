@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from perfgate import fresh
+from perfgate import fresh, journal
+from perfgate.journal import JournalError
 
 __all__ = ["ProcessFailed", "measure"]
 
@@ -52,10 +53,11 @@ def _remaining(elapsed: float, done: int, processes: int) -> str:
 
 
 def _process(arguments: Sequence[str], path: Path) -> Path:
-    options = ["--benchmark-only", f"--benchmark-json={path}", f"--perf-journal={path.with_suffix('.jsonl')}"]
-    log = path.with_suffix(".log")
-    for left in (path, log):  # of an earlier run: it would pass for this process's if this one timed nothing
+    written, log = path.with_suffix(".jsonl"), path.with_suffix(".log")
+    # what an earlier run left would pass for this process's if this one timed nothing
+    for left in (path, written, log):
         left.unlink(missing_ok=True)
+    options = ["--benchmark-only", f"--benchmark-json={path}", f"--perf-journal={written}"]
     command = [*options, *arguments]
     with fresh.start(command, log) as child:
         try:
@@ -63,7 +65,19 @@ def _process(arguments: Sequence[str], path: Path) -> Path:
         except KeyboardInterrupt:
             child.wait()  # the terminal interrupted it too: let it close its journal
             raise
-    if code != 0 or not path.exists():
-        what = f"ended with exit code {code}" if code else "timed nothing"
+    if what := f"ended with exit code {code}" if code else _unfinished(path, written):
         raise ProcessFailed(f"pytest {' '.join(command)}\n{what}; the end of {log}:\n{fresh.tail(log)}", code)
     return path
+
+
+def _unfinished(path: Path, written: Path) -> str | None:
+    """What a process that ended with exit code 0 did not do, by its JSON and its journal; None if it did all."""
+    if not written.exists():
+        return "timed nothing"
+    try:
+        ended = journal.read(written).ended
+    except JournalError as error:
+        return f"left no whole journal ({error})"
+    if not ended or not path.exists():
+        return "ended with exit code 0 before it came to its end: something called os._exit"
+    return None

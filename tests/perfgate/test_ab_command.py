@@ -380,6 +380,15 @@ def test_an_editable_installation_is_no_hindrance(repository: Repository, monkey
     assert repository.states()["speed/b"] == "regressed"
 
 
+def test_a_suite_that_leaves_with_code_0_while_it_is_collected_is_not_green(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    suite = repository.path / "test_speed.py"
+    suite.write_text(f"import os\nos._exit(0)\n{suite.read_text()}")
+    assert repository.ab() == Exit.INCOMPLETE
+    assert "the head's worker ended (exit code 0) before it had collected its tests" in capfd.readouterr().err
+
+
 def test_a_gpu_that_gets_busy_between_blocks_ends_the_run_as_unfit(
     repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,16 +409,16 @@ def test_what_the_screen_picked_is_in_the_journal(repository: Repository) -> Non
     assert repository.entries("suspects") == [{"suspects": ["speed/b"]}]
 
 
-@pytest.mark.parametrize("deaths", [1, 2])
+@pytest.mark.parametrize(("deaths", "code"), [(1, 7), (2, 7), (1, 0)])
 def test_a_worker_that_dies_costs_its_case_and_is_replaced_once(
-    repository: Repository, capfd: pytest.CaptureFixture[str], deaths: int
+    repository: Repository, capfd: pytest.CaptureFixture[str], deaths: int, code: int
 ) -> None:
     suite = repository.path / "test_speed.py"
-    dies = f"    if case in {['a', 'b'][:deaths]}:\n        os._exit(7)\n"
+    dies = f"    if case in {['a', 'b'][:deaths]}:\n        os._exit({code})\n"
     suite.write_text("import os\n" + suite.read_text().replace("    gpu_benchmark", f"{dies}    gpu_benchmark", 1))
     assert repository.ab() == Exit.INCOMPLETE
     said = capfd.readouterr().out
-    assert "the head's worker ended (exit code 7) at test_speed.py::test_speed[a]; the end of its log:" in said
+    assert f"the head's worker ended (exit code {code}) at test_speed.py::test_speed[a]; the end of its log:" in said
     states = repository.states()
     assert states["test_speed.py::test_speed[a]"] == "unresolved"
     if deaths == 1:

@@ -72,6 +72,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Time although another process computes on the GPU: to try things out, its numbers are not to be trusted.",
     )
     group.addoption("--perf-fresh", action="store_true", help=argparse.SUPPRESS)  # what --perf-again starts
+    group.addoption("--perf-receipt", metavar="PATH", type=Path, help=argparse.SUPPRESS)  # for `perfgate gate`
     group.addoption("--perf-worker", metavar="FD", type=int, help=argparse.SUPPRESS)  # what `perfgate ab` starts
 
 
