@@ -93,7 +93,8 @@ def durations(flush: Callable[[], object], call: Callable[..., object], make: Ma
 def by_the_clock() -> dict[str, dict[str, float]]:
     """Median seconds and number of input sets of each kernel."""
     from perfgate.clock import Budget
-    from perfgate.cuda import CudaClock, use_one_stream
+    from perfgate.cuda import CudaClock
+    from perfgate.gpu import use_one_stream
 
     use_one_stream()
     clock = CudaClock(Budget(max_seconds=0.3))

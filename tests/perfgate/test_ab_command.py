@@ -343,16 +343,109 @@ def test_a_side_that_runs_the_others_code_is_refused(
     assert repository.ab("--base=HEAD") == Exit.OK
 
 
-@pytest.mark.parametrize("deaths", [1, 2])
-def test_a_worker_that_dies_costs_its_case_and_is_replaced_once(
-    repository: Repository, capfd: pytest.CaptureFixture[str], deaths: int
+def installed(repository: Repository, *, copied: bool) -> Path:
+    """Where pip would have put the package, from the tree; a copy of it, or the path of the tree's (editable)."""
+    site = repository.path.parent / "site-packages"
+    information = site / "kernels-1.dist-info"
+    information.mkdir(parents=True, exist_ok=True)
+    origin = {"url": f"file://{repository.path}", "dir_info": {} if copied else {"editable": True}}
+    (information / "direct_url.json").write_text(json.dumps(origin))
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 1\n")
+    (information / "RECORD").write_text("kernels.py,,\n" if copied else "kernels_finder.py,,\n")
+    if copied:
+        (site / "kernels.py").write_text(KERNELS)
+    else:
+        (site / "kernels.pth").write_text("import kernels_finder\n")
+        (site / "kernels_finder.py").write_text(f"import sys\nsys.path.append({str(repository.path / 'src')!r})\n")
+    return site
+
+
+def test_an_installed_copy_of_what_a_tree_holds_is_refused(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    site = installed(repository, copied=True)
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(f"import sys\nsys.path.insert(0, {str(site)!r})\n{conftest.read_text()}")
+    repository.commit("finds what is installed first")
+    repository.slow("b")
+    assert repository.ab() == Exit.REFUSED
+    said = capfd.readouterr().err
+    assert f"code that is not its tree's: expected kernels from the tree, got {site}/kernels.py. Uninstall that" in said
+
+
+def test_an_installed_copy_is_refused_also_where_nobody_finds_the_trees_own(
+    repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = installed(repository, copied=True)
+    repository.git("mv", "src", "python")
+    repository.commit("a place that nobody looks at")
+    repository.write("python/kernels.py", KERNELS.replace("2e-3", "3e-3"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(site)]))
+    assert repository.ab() == Exit.REFUSED
+    said = capfd.readouterr().err
+    assert f"expected kernels from each tree, got {site}/kernels.py. Uninstall it" in said
+
+
+def test_code_that_is_loaded_late_is_looked_at_too(repository: Repository, capfd: pytest.CaptureFixture[str]) -> None:
+    site = installed(repository, copied=True)
+    suite = repository.path / "test_speed.py"
+    late = f"    import sys; sys.path.insert(0, {str(site)!r})\n    from kernels import SECONDS\n    gpu_benchmark"
+    text = suite.read_text().replace("from kernels import SECONDS\n", "").replace('"case", SECONDS', '"case", "abc"')
+    suite.write_text(text.replace("    gpu_benchmark", late, 1))
+    repository.commit("loads late")
+    repository.slow("b")
+    assert repository.ab() == Exit.REFUSED
+    assert "code that is not its tree's: expected kernels from the tree" in capfd.readouterr().out
+
+
+def test_an_editable_installation_is_no_hindrance(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = installed(repository, copied=False)
+    (site / "sitecustomize.py").write_text(f"import site\nsite.addsitedir({str(site)!r})\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(site)]))
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.states()["speed/b"] == "regressed"
+
+
+def test_a_suite_that_leaves_with_code_0_while_it_is_collected_is_not_green(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
 ) -> None:
     suite = repository.path / "test_speed.py"
-    dies = f"    if case in {['a', 'b'][:deaths]}:\n        os._exit(7)\n"
+    suite.write_text(f"import os\nos._exit(0)\n{suite.read_text()}")
+    assert repository.ab() == Exit.INCOMPLETE
+    assert "the head's worker ended (exit code 0) before it had collected its tests" in capfd.readouterr().err
+
+
+def test_a_gpu_that_gets_busy_between_blocks_ends_the_run_as_unfit(
+    repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(conftest.read_text().replace('device="Fake GPU"', 'device="Fake GPU", facts={"uuid": "7"}'))
+    repository.commit("a GPU")
+    answers = iter([[], *[["process 8 computes on GPU 0"]] * 3])  # free before the second block, busy before the third
+    monkeypatch.setattr("perfgate.nvml.busy", lambda which: next(answers))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert repository.ab("--base=HEAD", "--blocks=3") == Exit.UNFIT
+    assert "the GPU is busy: process 8 computes on GPU 0: 3 of 3 cases were compared" in capfd.readouterr().out
+    assert repository.ab(f"--from={repository.journal}") == Exit.UNFIT
+
+
+def test_what_the_screen_picked_is_in_the_journal(repository: Repository) -> None:
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.entries("suspects") == [{"suspects": ["speed/b"]}]
+
+
+@pytest.mark.parametrize(("deaths", "code"), [(1, 7), (2, 7), (1, 0)])
+def test_a_worker_that_dies_costs_its_case_and_is_replaced_once(
+    repository: Repository, capfd: pytest.CaptureFixture[str], deaths: int, code: int
+) -> None:
+    suite = repository.path / "test_speed.py"
+    dies = f"    if case in {['a', 'b'][:deaths]}:\n        os._exit({code})\n"
     suite.write_text("import os\n" + suite.read_text().replace("    gpu_benchmark", f"{dies}    gpu_benchmark", 1))
     assert repository.ab() == Exit.INCOMPLETE
     said = capfd.readouterr().out
-    assert "the head's worker ended (exit code 7) at test_speed.py::test_speed[a]; the end of its log:" in said
+    assert f"the head's worker ended (exit code {code}) at test_speed.py::test_speed[a]; the end of its log:" in said
     states = repository.states()
     assert states["test_speed.py::test_speed[a]"] == "unresolved"
     if deaths == 1:

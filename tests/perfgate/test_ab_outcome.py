@@ -40,13 +40,19 @@ def evidence(*entries: dict[str, Any], end: str | None = "complete", compared: b
     return seen
 
 
-def judge(blocks: Sequence[Block], controls: Collection[str], state: State = State.UNCHANGED) -> Findings:
+def judge(
+    blocks: Sequence[Block],
+    controls: Collection[str],
+    picked: Sequence[str] | None = None,
+    *,
+    state: State = State.UNCHANGED,
+) -> Findings:
     names = sorted({name for block in blocks for name in block.visits})
     return Findings(tuple(Verdict(case=name, state=state, ratio=1.0, reason="so") for name in names))
 
 
-def regressed(blocks: Sequence[Block], controls: Collection[str]) -> Findings:
-    return judge(blocks, controls, State.REGRESSED)
+def regressed(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+    return judge(blocks, controls, state=State.REGRESSED)
 
 
 def ended(how: str, side: str, case: str = "case") -> dict[str, str]:
@@ -125,8 +131,8 @@ def test_strict_fails_what_is_new() -> None:
 
 
 def test_strict_fails_what_is_unresolved_with_a_code_of_its_own() -> None:
-    def unresolved(blocks: Sequence[Block], controls: Collection[str]) -> Findings:
-        return judge(blocks, controls, State.UNRESOLVED)
+    def unresolved(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return judge(blocks, controls, state=State.UNRESOLVED)
 
     assert conclude(evidence(), unresolved)[1] == Exit.OK
     assert conclude(evidence(), unresolved, strict=True)[1] == Exit.UNRESOLVED
@@ -201,8 +207,8 @@ def test_speed_is_not_bought_with_memory_or_accuracy(
 
 @pytest.mark.parametrize("visits", [memory(2 * GIB, 3 * GIB), accuracy(1e-3, 1.2e-3)])
 def test_neither_is_excused_by_a_machine_that_is_not_fit(visits: list[dict[str, Any]]) -> None:
-    def unfit(blocks: Sequence[Block], controls: Collection[str]) -> Findings:
-        return Findings(judge(blocks, controls, State.UNRESOLVED).verdicts, unfit="it is warm")
+    def unfit(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return Findings(judge(blocks, controls, state=State.UNRESOLVED).verdicts, unfit="it is warm")
 
     (said,), code = priced(evidence(*visits), unfit)
     assert said.startswith("case regressed in ")
@@ -251,14 +257,14 @@ def test_memory_of_what_was_not_compared_is_not_judged(entries: list[dict[str, A
 
 
 def test_a_machine_that_is_not_fit_is_not_green() -> None:
-    outcome, code = conclude(evidence(), lambda blocks, controls: Findings((), unfit="it is warm"))
+    outcome, code = conclude(evidence(), lambda blocks, controls, picked: Findings((), unfit="it is warm"))
     assert code == Exit.UNFIT
     assert "the machine was not fit: it is warm" in outcome.sentences
     assert [v.state for v in outcome.verdicts] == [State.UNRESOLVED]
 
 
 def test_a_case_that_was_not_judged_is_not_green() -> None:
-    assert conclude(evidence(), lambda blocks, controls: Findings(()))[1] == Exit.INCOMPLETE
+    assert conclude(evidence(), lambda blocks, controls, picked: Findings(()))[1] == Exit.INCOMPLETE
 
 
 def test_no_case_is_slower_for_heat() -> None:
@@ -290,3 +296,58 @@ def test_of_a_slower_case_it_is_said_what_became_of_its_kernels(head: str, said:
     assert verdict.why == ((said,) if said else ())
     (unchanged,) = conclude(evidence(*visits, compared=False), judge)[0].verdicts
     assert unchanged.why == ()
+
+
+def test_a_slowdown_that_is_the_machines_is_not_green() -> None:
+    def slower_for_the_clock(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return Findings(judge(blocks, controls, state=State.UNRESOLVED).verdicts, machine=("usual", "canary/x"))
+
+    outcome, code = conclude(evidence(), slower_for_the_clock)
+    assert code == outcome.exit == Exit.UNFIT
+    assert any(said.startswith("1 slower in time and not in SM cycles: the machine's") for said in outcome.sentences)
+
+
+def test_the_machine_excuses_no_case_that_regressed() -> None:
+    def both(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return Findings(judge(blocks, controls, state=State.REGRESSED).verdicts, machine=("usual",))
+
+    assert conclude(evidence(), both)[1] == Exit.REGRESSED
+
+
+def test_heat_that_leaves_a_case_unresolved_is_not_green() -> None:
+    def unresolved(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return judge(blocks, controls, state=State.UNRESOLVED)
+
+    later = [{"block": 1, "stage": 2}, *(visit(side, "usual", throttle_reasons=float(HEAT & -HEAT)) for side in ORDER)]
+    assert conclude(evidence(*later), unresolved)[1] == Exit.UNFIT
+    assert conclude(evidence(), unresolved)[1] == Exit.OK
+    assert conclude(evidence(*later), judge)[1] == Exit.OK  # it was steady enough all the same
+
+
+@pytest.mark.parametrize(
+    ("exit", "rule", "code"),
+    [
+        (Exit.UNFIT, judge, Exit.UNFIT),
+        (Exit.UNFIT, regressed, Exit.REGRESSED),
+        (Exit.REFUSED, judge, Exit.REFUSED),
+        (Exit.REFUSED, regressed, Exit.REFUSED),
+        (Exit.INCOMPLETE, judge, Exit.INCOMPLETE),
+    ],
+)
+def test_what_ended_a_run_after_some_of_it_has_its_own_exit_code(exit: Exit, rule: Judge, code: Exit) -> None:
+    found = evidence({"end": "so", "exit": int(exit)}, end=None)
+    outcome, exit_code = conclude(found, rule)
+    assert exit_code == outcome.exit == code
+    assert "so: 1 of 2 cases were compared" in outcome.sentences
+
+
+def test_the_judge_is_told_what_was_picked() -> None:
+    told: list[object] = []
+
+    def asked(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        told.append(picked)
+        return judge(blocks, controls)
+
+    conclude(evidence({"suspects": ["usual"]}), asked)
+    conclude(evidence(), asked)
+    assert told == [("usual",), None]

@@ -188,11 +188,12 @@ def test_a_block_that_was_cut_short_tells_nothing() -> None:
     assert judge([*whole, short], RULE, CONTROLS) == judge(whole, RULE, CONTROLS)
 
 
-def test_a_slowdown_that_is_none_in_cycles_is_the_machines() -> None:
-    """The case alone ran at a clock 3 % lower in head: as much slower in time, and not at all in cycles."""
+@pytest.mark.parametrize(("d", "machine"), [(0.03, ("case",)), (-0.03, ())])
+def test_a_change_that_is_none_in_cycles_is_the_machines(d: float, machine: tuple[str, ...]) -> None:
+    """The case alone ran at another clock in head: as much slower or faster in time, and not at all in cycles."""
     blocks = []
-    for b in confirmed(0.03):
-        slow: dict[Side, float] = {"base": 1.98e9, "head": 1.98e9 * math.exp(-0.03)}
+    for b in confirmed(d):
+        slow: dict[Side, float] = {"base": 1.98e9, "head": 1.98e9 * math.exp(-d)}
         even: dict[Side, float] = {"base": 1.98e9, "head": 1.98e9}
         visits = {
             name: tuple(
@@ -202,10 +203,12 @@ def test_a_slowdown_that_is_none_in_cycles_is_the_machines() -> None:
             for name, vs in b.visits.items()
         }
         blocks.append(replace(b, visits=visits))
-    found = verdict(judge(blocks, RULE, CONTROLS))
+    findings = judge(blocks, RULE, CONTROLS)
+    found = verdict(findings)
     assert found.state is State.UNRESOLVED
     assert "the machine's" in found.reason
-    assert "-3.0%" in found.reason
+    assert f"{math.expm1(-d):+.1%}" in found.reason
+    assert findings.machine == machine  # what is faster for it makes no run red
 
 
 @pytest.mark.parametrize("head", [1.98e9, 1.95e9, 1.97e9])
@@ -278,9 +281,27 @@ def test_a_control_that_only_keeps_company_in_stage_2_is_judged_by_stage_1() -> 
     assert "10 blocks" in verdict(found).reason
 
 
+def test_what_was_picked_is_judged_by_stage_2_whatever_became_of_stage_1_since() -> None:
+    """A case that is lost in stage 2 takes its visits of stage 1 with it, and what they said of all variances."""
+    screen = [block(i, {"case": 0.003}, stage=1) for i in range(2)]
+    assert suspects(screen, RULE, CONTROLS) == []
+    blocks = [*screen, *confirmed(0.02)]
+    assert verdict(judge(blocks, RULE, CONTROLS)).state is State.UNCHANGED
+    found = judge(blocks, RULE, CONTROLS, ["case"])
+    assert verdict(found).state is State.REGRESSED
+    assert found.suspects == ("case",)
+
+
+@pytest.mark.parametrize(("others", "state"), [(0, State.REGRESSED), (19, State.UNRESOLVED)])
+def test_the_family_is_what_was_picked_also_where_some_of_it_came_to_nothing(others: int, state: State) -> None:
+    blocks = confirmed(0.02, scatter=0.014)
+    found = verdict(judge(blocks, RULE, CONTROLS, ["case", *(f"lost{i}" for i in range(others))]))
+    assert found.state is state, found
+
+
 def test_nothing_seen_is_nothing_said() -> None:
     found = judge([], RULE, CONTROLS)
-    assert found == Findings(verdicts=(), suspects=(), shifts=(), unfit=None)
+    assert found == Findings(verdicts=(), suspects=(), machine=(), shifts=(), unfit=None)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +346,7 @@ def contest(
     picked = suspects(first, rule, same)
     few = {name: cases[name] for name in [*picked, *[name for name in same if name not in picked][:20]]}
     second = contest_blocks(rng, few, stage=2, blocks=rule.confirm_blocks, **about)  # type: ignore[arg-type]
-    return judge([*first, *second], rule, same)
+    return judge([*first, *second], rule, same, picked)
 
 
 def called(findings: Findings, state: State) -> list[str]:

@@ -63,7 +63,7 @@ def run(rng: random.Random, ratio: float, share: float) -> tuple[Findings, set[s
     beside = rng.sample([name for name in names if name not in picked], 20)
     few = {name: cases[name] for name in [*picked, *beside]}
     second = contest_blocks(rng, few, stage=2, blocks=10, **about)  # type: ignore[arg-type]
-    return judge([*first, *second], RULE, names), slow
+    return judge([*first, *second], RULE, names, picked), slow
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2])

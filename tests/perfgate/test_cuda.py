@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from perfgate import cuda, nvml  # noqa: E402 - after the check for a device
+from perfgate import cuda, gpu, nvml  # noqa: E402 - after the check for a device
 from perfgate.clock import Budget, MeasureError  # noqa: E402
 from tests.perfgate.cupti import KERNELS, softmax, tensors  # noqa: E402
 
@@ -209,7 +209,7 @@ def test_compiling_inside_a_timed_window_names_the_culprit(clock: cuda.CudaClock
 
 
 def test_running_out_of_memory_is_reported_as_such(clock: cuda.CudaClock) -> None:
-    with pytest.raises(cuda.OUT_OF_MEMORY):
+    with pytest.raises(gpu.OUT_OF_MEMORY):
         clock.measure(lambda: torch.empty(2**42, device="cuda"))
     assert clock.measure(torch.sum, [(torch.ones(2**20, device="cuda"),)]).median > 0
 
@@ -240,13 +240,13 @@ def test_the_driver_reports_clock_power_and_temperature(clock: cuda.CudaClock) -
 
 
 def test_the_environment_names_the_device_and_its_software() -> None:
-    environment = cuda.environment()
+    environment = gpu.environment()
     assert environment.key.endswith("_torch" + ".".join(torch.__version__.split(".")[:2]))
     assert f"_cu{torch.version.cuda.replace('.', '')}_" in environment.key
 
 
 def test_the_ceilings_are_those_of_a_gpu(clock: cuda.CudaClock) -> None:
-    found = cuda.ceilings(clock)
+    found = gpu.ceilings(clock)
     assert found["copy_bytes_per_second"] > 1e11
     assert found["read_bytes_per_second"] > 1e11
     assert found["flops_per_second.bf16"] > 2 * found["flops_per_second.fp32"]

@@ -174,7 +174,7 @@ def _compare(
         progress.clear()
         if not evidence.compared:
             return _refuse(str(error), error.code)
-        evidence.add(end=str(error))
+        evidence.add(end=str(error), exit=int(error.code))
     except JournalError as error:
         progress.clear()
         _report(evidence, path, judge, options)
@@ -201,7 +201,9 @@ def _stages(
             blocks.run(1, check=options.check_always or i == 0)
             if not evidence.compared:
                 return COMPLETE  # there is nothing that another block could add
-        suspicious = set(suspects(evidence.blocks, evidence.controls)) & blocks.names
+        picked = [name for name in suspects(evidence.blocks, evidence.controls) if name in blocks.names]
+        evidence.add(suspects=picked)
+        suspicious = set(picked)
         if suspicious - evidence.canaries:
             controls = sorted((evidence.controls - suspicious - evidence.canaries) & blocks.names)
             some = random.Random(seed).sample(controls, min(CONTROLS, len(controls)))

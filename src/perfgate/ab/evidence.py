@@ -6,10 +6,12 @@
 {"canary": name}                                       a control by birth
 {"block": 0, "stage": 1}                               fresh workers; visits that follow are of this block
 {"visit": {...record...}, "side": ...}
+{"suspects": [name, ...]}                              what stage 1 picked when it ended
 {"void": case}                                         its visits in this block so far do not count
 {"ended": how, "reason": ..., "case": name, "side": ...}    it came to nothing on this side
 {"note": sentence}
-{"end": "complete"}                                    or why not; absent if the process died
+{"end": "complete"}                                    or why not, with "exit", the exit code, where that says more
+                                                       than that not all was compared; absent if the process died
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Evidence:
         canaries: Controls that are in neither revision.
         ended: How and why a case came to nothing, by side and name.
         notes: What must be said.
+        suspects: The cases that the first stage picked; None if it did not come to that.
         end: How the run ended; None if it did not come to say.
+        exit: The exit code that goes with that, if it is one of its own.
         write: Gets each entry before it counts, to keep it.
     """
 
@@ -60,7 +64,9 @@ class Evidence:
     canaries: set[str] = field(default_factory=set)
     ended: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    suspects: tuple[str, ...] | None = None
     end: str | None = None
+    exit: int | None = None
     write: Callable[[Mapping[str, object]], object] = lambda entry: None
     _cases: dict[str, Case] = field(default_factory=dict)
     _blocks: list[tuple[int, dict[str, list[Visit]]]] = field(default_factory=list)
@@ -97,8 +103,10 @@ class Evidence:
             self.pairs = entry["pairs"]
         elif "note" in entry:
             self.notes.append(entry["note"])
+        elif "suspects" in entry:
+            self.suspects = tuple(entry["suspects"])
         else:
-            self.end = entry["end"]
+            self.end, self.exit = entry["end"], entry.get("exit")
 
     @property
     def blocks(self) -> list[Block]:

@@ -43,11 +43,15 @@ class Decision(Protocol):
     def unfit(self) -> str | None:
         """Why the machine was not fit to judge anything, or None."""
 
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """The cases whose slowdown is the machine's."""
 
-Suspects = Callable[[Sequence[Block], Collection[str]], Collection[str]]
+
+Suspects = Callable[[Sequence[Block], Collection[str]], Sequence[str]]
 """Which cases are confirmed, given the blocks so far and the names of the controls."""
-Judge = Callable[[Sequence[Block], Collection[str]], Decision]
-"""What is said of each case in the end, given the same."""
+Judge = Callable[[Sequence[Block], Collection[str], Sequence[str] | None], Decision]
+"""What is said of each case in the end, given the same and what was picked by then, if it was."""
 
 
 def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple[Outcome, int]:
@@ -65,11 +69,14 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     said: list[str] = []
     verdicts: list[Verdict] = []
     unfit: str | None = None
+    machine: list[str] = []
     if compared:
-        decision = judge(blocks, evidence.controls)
-        unfit = decision.unfit
+        decision = judge(blocks, evidence.controls, evidence.suspects)
+        unfit, machine = decision.unfit, [case for case in decision.machine if case in compared]
         verdicts += [verdict for verdict in decision.verdicts if verdict.case in compared]
-    verdicts, hot = gate.without_heat(verdicts, _slowed_by_heat(blocks))
+    slowed = _slowed_by_heat(blocks)
+    verdicts, hot = gate.without_heat(verdicts, slowed)
+    hot += [v.case for v in verdicts if v.state is State.UNRESOLVED and v.case in slowed and v.case not in hot]
     verdicts += _not_compared(evidence)
     known = {verdict.case for verdict in verdicts}
     unjudged = sorted(compared - known)
@@ -94,7 +101,12 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     if unfit:
         said.append(f"the machine was not fit: {unfit}")
     if hot:
-        said.append(f"{len(hot)} slower while the GPU slowed down for heat, not judged: see to its cooling, time again")
+        said.append(f"{len(hot)} not judged, for the GPU slowed down for heat: see to its cooling, time again")
+    if machine:
+        said.append(
+            f"{len(machine)} slower in time and not in SM cycles: the machine's, not judged. See to it that nothing "
+            "else lowers the clock, time again"
+        )
     if not compared:
         said.append("nothing was compared")
     else:
@@ -106,11 +118,14 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     died = bool(evidence.dropped) or any(how == DIED for how, _ in evidence.ended.values())
     if evidence.end == INTERRUPTED:
         code = BROKEN_OFF
+    elif evidence.exit == Exit.REFUSED:
+        code = Exit.REFUSED  # whatever it seemed to be, it was not base against head
     elif failed:
         code = Exit.REGRESSED
     else:
+        spoilt = bool(hot or machine or unfit or evidence.exit == Exit.UNFIT)
         lost = not compared or evidence.end != COMPLETE or died or bool(unjudged)
-        code = gate.code(states, unfit=bool(hot or unfit), incomplete=lost, strict=strict)
+        code = gate.code(states, unfit=spoilt, incomplete=lost, strict=strict)
     kind = code if isinstance(code, Exit) else Exit.INCOMPLETE
     return Outcome(verdicts=tuple(verdicts), exit=kind, sentences=tuple(said)), int(code)
 
