@@ -26,7 +26,7 @@ from perfgate.contest import Block
 from perfgate.gate import WORST_FIRST, Exit, Outcome
 from perfgate.verdict import State, Verdict
 
-__all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude"]
+__all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude", "doubted"]
 
 BROKEN_OFF = 2
 """pytest's exit code of a run that was interrupted."""
@@ -125,6 +125,12 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
         code = gate.code(states, unfit=spoilt, incomplete=lost, strict=strict)
     kind = code if isinstance(code, Exit) else Exit.INCOMPLETE
     return Outcome(verdicts=tuple(verdicts), exit=kind, sentences=tuple(said)), int(code)
+
+
+def doubted(evidence: Evidence) -> set[str]:
+    """The compared cases of which more checks could tell whether they got less accurate."""
+    base, head = (evidence.records(side) for side in SIDES)
+    return {case for case in evidence.compared if price.doubtful(head[case], base[case])}
 
 
 def _slowed_by_heat(blocks: Sequence[Block]) -> set[str]:
