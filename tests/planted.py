@@ -15,13 +15,15 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from perfgate.clock import Clock
-from perfgate.plugin import GpuBenchmark
+if TYPE_CHECKING:
+    from perfgate.clock import Clock
+    from perfgate.plugin import GpuBenchmark
+
 
 LAUNCH = 1e-6
 """Seconds that a kernel takes which does nothing, in a graph, roughly."""
@@ -43,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     shares, tree, file = (config.getoption(f"planted{end}") for end in ("", "_in", "_measure"))
     if not shares or (tree is not None and tree.resolve() != Path(__file__).resolve().parents[1]):
         return
+    from perfgate.plugin import GpuBenchmark  # pytest has rewritten and loaded it by now, and warns if it was earlier
+
     plain = GpuBenchmark.__call__
 
     def planted(self: GpuBenchmark, call: Callable[..., Any], *, name: str = "", **options: Any) -> Any:
