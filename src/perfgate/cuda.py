@@ -16,7 +16,7 @@
 - Nothing is subtracted: the cost of a window's events is in it, small beside its length.
 - All work goes to one stream, the one of `gpu.use_one_stream`; `CudaClock.shortest` notices what went elsewhere.
 
-This module, `gpu` and `windows` are all of perfgate that imports torch, and only where a CUDA device is wanted.
+This module, `gpu`, `stray` and `windows` are all of perfgate that import torch, and only where a CUDA device is wanted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 
-from perfgate import gpu, launches, nvml
+from perfgate import gpu, launches, nvml, stray
 from perfgate.clock import Budget, Clock, Inputs, MeasureError, Method, Samples
 from perfgate.guard import Guard
 from perfgate.kernels import Kernels
@@ -91,7 +91,7 @@ class CudaClock(Clock):
         """Make ``call(*inputs[i])`` ready; it runs on a stream of the clock's, several times before the first sample.
 
         Raises:
-            MeasureError: If the call does nothing on the device.
+            MeasureError: If the call does nothing on the device, or leaves work behind on another stream.
             ValueError: If ``l2`` is neither ``"cold"`` nor ``"warm"``, or there is no input set.
             torch.OutOfMemoryError: If the device's memory does not suffice.
         """
@@ -210,9 +210,11 @@ class CudaClock(Clock):
         """Find out what must be known of a call before it is timed.
 
         Raises:
-            MeasureError: If the call does nothing on the device.
+            MeasureError: If the call does nothing on the device, or leaves work behind on another stream.
         """
         once = elapsed(lambda: call(*args))
+        if wrong := stray.of_call(lambda: call(*args), once):
+            raise MeasureError(wrong)
         repeats = 1 if once > LONG else 4
 
         def several() -> list[object]:
@@ -230,6 +232,8 @@ class CudaClock(Clock):
             except gpu.OUT_OF_MEMORY:
                 raise
             except RuntimeError as error:  # what cannot be captured says so in many words, all of this type
+                if wrong := stray.of_capture(error):
+                    raise MeasureError(wrong) from error
                 why = (str(error).strip() or type(error).__name__).partition("\n")[0]
                 seconds = min(elapsed(several) for _ in range(3)) / repeats
                 return _Trial(seconds, False, None, (f"not replayed from a graph: {why}",))

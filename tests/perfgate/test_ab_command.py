@@ -250,6 +250,38 @@ def test_a_case_that_got_less_accurate_is_red_and_named_although_it_is_no_slower
     assert "0 regressed, 0 improved, 3 unchanged, 0 unresolved, 0 new, 0 missing, 1 regressed in accuracy" in said
 
 
+@pytest.mark.parametrize(("blocks", "stages"), [(1, [1, 2]), (2, [1, 1])])
+def test_what_may_have_got_less_accurate_is_checked_again_and_nothing_else(
+    repository: Repository, blocks: int, stages: list[int]
+) -> None:
+    repository.checked()
+    suite = repository.path / "test_speed.py"
+    suite.write_text(suite.read_text().replace('"b": 2e-3}', '"b": 3e-3}'))
+    assert repository.ab(f"--blocks={blocks}") == Exit.REGRESSED
+    assert [block["stage"] for block in repository.entries("block")] == stages
+    assert sorted(filter(None, repository.errors()["speed/b"])) == [2e-3] * 4 + [3e-3] * 4
+    assert repository.errors()["speed/a"] == [1e-3] * 4 + [None] * 4 * (blocks - 1)
+
+
+def test_an_error_that_scatters_is_not_red_and_checked_some_times(repository: Repository) -> None:
+    repository.checked()
+    suite = repository.path / "test_speed.py"
+    counts = repository.path.parent / "counts"
+    suite.write_text(
+        suite.read_text()
+        + f"""
+import pathlib
+side = pathlib.Path({str(counts)!r} + ("-base" if "perfgate-ab-" in __file__ else "-head"))
+side.write_text((side.read_text() if side.exists() else "") + "x")
+ERRORS["b"] = (1.5 if side.name.endswith("head") else 1) * (2 if len(side.read_text()) % 2 else 1)
+"""
+    )
+    repository.commit("scatters by its process, and more in the head")
+    assert repository.ab("--base=HEAD", "--confirm=9") == Exit.OK
+    assert repository.states("accuracy") == {"speed/b": "unresolved"}
+    assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * command.CHECKS
+
+
 def test_a_case_that_needs_more_memory_is_red_and_named(
     repository: Repository, capfd: pytest.CaptureFixture[str]
 ) -> None:

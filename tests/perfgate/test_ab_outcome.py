@@ -9,7 +9,7 @@ import pytest
 
 from perfgate import Case, Record, Samples
 from perfgate.ab.evidence import SCHEMA, Evidence
-from perfgate.ab.outcome import BROKEN_OFF, Judge, conclude
+from perfgate.ab.outcome import BROKEN_OFF, Judge, conclude, doubted
 from perfgate.clock import Method
 from perfgate.contest import Block
 from perfgate.gate import Exit
@@ -174,7 +174,7 @@ def accuracy(base: float, head: float) -> list[dict[str, Any]]:
         ),
         (accuracy(1e-3, 1.04e-3), None, Exit.OK),
         (
-            accuracy(1e-3, 1.2e-3),
+            [*accuracy(1e-3, 1.2e-3), {"block": 1, "stage": 1}, *accuracy(1e-3, 1.2e-3)],
             "case regressed in accuracy: mean error of out 0.0012 now, 0.001 in the base (+20.0 %)",
             Exit.REGRESSED,
         ),
@@ -205,7 +205,13 @@ def test_speed_is_not_bought_with_memory_or_accuracy(
     assert {v.case: v.state for v in time} == {"case": State.UNCHANGED, "usual": State.UNCHANGED}
 
 
-@pytest.mark.parametrize("visits", [memory(2 * GIB, 3 * GIB), accuracy(1e-3, 1.2e-3)])
+@pytest.mark.parametrize(
+    "visits",
+    [
+        memory(2 * GIB, 3 * GIB),
+        [*accuracy(1e-3, 1.2e-3), {"block": 1, "stage": 1}, *accuracy(1e-3, 1.2e-3)],
+    ],
+)
 def test_neither_is_excused_by_a_machine_that_is_not_fit(visits: list[dict[str, Any]]) -> None:
     def unfit(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
         return Findings(judge(blocks, controls, state=State.UNRESOLVED).verdicts, unfit="it is warm")
@@ -226,9 +232,19 @@ def test_neither_is_excused_by_heat() -> None:
     assert code == Exit.REGRESSED
 
 
-def test_an_error_that_is_known_from_the_first_block_alone_is_judged() -> None:
+def test_growth_of_an_error_that_one_block_alone_knows_is_doubted_until_another_agrees() -> None:
+    known = accuracy(1e-3, 1.2e-3)
     later = ({"block": 1, "stage": 2}, *sides({}, {}))
-    (said,), code = priced(evidence(*accuracy(1e-3, 1.2e-3), *later))
+    found = evidence(*known, *later)
+    assert doubted(found) == {"case"}
+    (said,), code = priced(found)
+    assert said.startswith(
+        "case unresolved in accuracy: mean error of out 0.0012 now, 0.001 in the base (+20.0 %), which"
+    )
+    assert code == Exit.OK
+    found = evidence(*known, *later, {"block": 2, "stage": 2}, *known)
+    assert doubted(found) == set()
+    (said,), code = priced(found)
     assert said.startswith("case regressed in accuracy")
     assert code == Exit.REGRESSED
 

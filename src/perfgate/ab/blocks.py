@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,13 @@ class Blocks:
         """The cases that can be visited again."""
         return {name for pair, name in self._names.items() if pair not in self._lost}
 
-    def run(self, stage: int, names: set[str] | None = None, *, check: bool) -> None:
+    def run(self, stage: int, names: set[str] | None = None, *, check: Collection[str] | None) -> None:
         """One block of the named cases, or of all.
+
+        Args:
+            stage: Of the comparison.
+            names: Cases; None for all.
+            check: Those of them whose results are checked before they are timed; None for all.
 
         Raises:
             Over: If the run must end with what is known.
@@ -122,7 +127,7 @@ class Blocks:
             for i, pair in enumerate(pairs):
                 self._visited(self._number, i, len(pairs))
                 try:
-                    self._visit(pair, check)
+                    self._visit(pair, check is None or self._names.get(pair) in check)
                 except WorkerDied as error:
                     self._bury(error, pair)
             self._visited(self._number, len(pairs), len(pairs))

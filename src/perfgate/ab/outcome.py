@@ -26,7 +26,7 @@ from perfgate.contest import Block
 from perfgate.gate import WORST_FIRST, Exit, Outcome
 from perfgate.verdict import State, Verdict, explained
 
-__all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude"]
+__all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude", "doubted"]
 
 BROKEN_OFF = 2
 """pytest's exit code of a run that was interrupted."""
@@ -137,6 +137,12 @@ def _controls(evidence: Evidence) -> str:
         f"{suite + canaries} controls: {suite} case{'' if suite == 1 else 's'} with the same kernels on both sides, "
         f"{canaries} canar{'y' if canaries == 1 else 'ies'}"
     )
+
+
+def doubted(evidence: Evidence) -> set[str]:
+    """The compared cases of which more checks could tell whether they got less accurate."""
+    base, head = (evidence.records(side) for side in SIDES)
+    return {case for case in evidence.compared if price.doubtful(head[case], base[case])}
 
 
 def _slowed_by_heat(blocks: Sequence[Block]) -> set[str]:
