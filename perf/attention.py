@@ -10,7 +10,7 @@ import torch
 from attnkit.parity import parity
 from attnkit.problem import Pass
 from attnkit.variants import variant
-from perf.problems import Contest
+from perf.problems import Lineup
 from perfgate import Work
 from perfgate.plugin import GpuBenchmark
 
@@ -19,12 +19,12 @@ __all__ = ["TITLE", "time_attention"]
 TITLE: dict[Pass, str] = {"fwd": "forward", "bwd": "backward", "fwd+bwd": "forward+backward"}
 
 
-def time_attention(gpu_benchmark: GpuBenchmark, contest: Contest, name: str, pass_: Pass, device: torch.device) -> None:
+def time_attention(gpu_benchmark: GpuBenchmark, lineup: Lineup, name: str, pass_: Pass, device: torch.device) -> None:
     """Time a pass; skip what the variant states it cannot do, fail what it gets wrong.
 
     Backward alone is timed with the forward's results among its inputs, so they count neither for time nor for memory.
     """
-    problem, way = contest.problem, variant(name)
+    problem, way = lineup.problem, variant(name)
     if reason := way.why_not(problem, device, pass_):
         pytest.skip(f"{name} cannot: {reason}")
 
@@ -61,6 +61,6 @@ def time_attention(gpu_benchmark: GpuBenchmark, contest: Contest, name: str, pas
         ),
         name=f"{TITLE[pass_]}/{name}/{problem.name}",
         group=f"{TITLE[pass_]}/{problem.name}",
-        reference=name == contest.reference,
+        reference=name == lineup.reference,
         check=check,
     )

@@ -13,22 +13,37 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["SOURCES", "CompileError", "Cubin", "Kernel", "LaunchError", "absent", "architecture", "compile", "cubin"]
+__all__ = [
+    "SOURCES",
+    "WATCHERS",
+    "CompileError",
+    "Cubin",
+    "Kernel",
+    "LaunchError",
+    "absent",
+    "architecture",
+    "compile",
+    "cubin",
+]
 
 SOURCES = Path(__file__).with_name("cuda")
 """The folder of this package's .cu files; what they include is looked for there."""
 
+WATCHERS: list[Callable[[int, bytes], object]] = []
+"""Called with each kernel that is loaded: the driver's ``CUfunction`` as an integer, and the cubin that it comes from.
+So whoever times kernels can tell two revisions of one apart."""
+
 UNASKED_SHARED = 48 * 1024
 """Bytes of shared memory that a kernel may use without having asked for more."""
 
-Argument = torch.Tensor | int | float | None
+Argument = torch.Tensor | ctypes.Structure | int | float | None
 
 
 class CompileError(RuntimeError):
@@ -99,22 +114,28 @@ class Kernel:
     """One kernel of a module, ready to be launched on the device it was loaded for.
 
     Args:
-        handle: The driver's ``CUkernel``.
+        function: The driver's ``CUfunction``.
         device: Where it runs.
-        module: Keeps the code loaded.
+        library: Keeps the code loaded.
     """
 
-    def __init__(self, handle: Any, device: torch.device, module: Any) -> None:
-        from cuda.bindings import driver
-
-        self._handle, self._device, self._module = handle, device, module
-        self._function = driver.CUfunction(int(handle))
+    def __init__(self, function: Any, device: torch.device, library: Any) -> None:
+        self._function, self._device, self._library = function, device, library
         self._asked = UNASKED_SHARED
 
-    def __call__(self, grid: int, block: int, *arguments: Argument, shared: int = 0, overlap: bool = False) -> None:
+    def __call__(
+        self,
+        grid: int,
+        block: int,
+        *arguments: Argument,
+        shared: int = 0,
+        overlap: bool = False,
+        together: bool = False,
+    ) -> None:
         """Launch on torch's current stream.
 
-        A tensor is passed as its address, None as a null pointer, an int as 32 bits with a sign, a float as 32 bits.
+        A tensor is passed as its address, None as a null pointer, an int as 32 bits with a sign, a float as 32 bits, a
+        structure as it is.
 
         Args:
             grid: Blocks.
@@ -122,28 +143,34 @@ class Kernel:
             arguments: The kernel's.
             shared: Bytes of dynamic shared memory a block.
             overlap: Let it begin while the kernel before it on the stream still runs (programmatic dependent launch).
-                The kernel itself must wait, by ``griddepcontrol.wait``, before it touches what others write.
+                The kernel itself must wait, by ``griddepcontrol.wait``, before it touches what that one reads or
+                writes.
+            together: Run all blocks at the same time, so that they may wait for each other (cooperative launch).
 
         Raises:
-            LaunchError: If the driver refuses.
+            LaunchError: If the driver refuses, for example because so many blocks do not fit at the same time.
         """
         from cuda.bindings import driver
 
         if shared > self._asked:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            number = _checked(driver.cuDeviceGet(self._device.index or 0), driver)
-            _checked(driver.cuKernelSetAttribute(attribute, shared, self._handle, number), driver)
+            _checked(driver.cuFuncSetAttribute(self._function, attribute, shared), driver)
             self._asked = shared
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
         config.sharedMemBytes = shared
         config.hStream = driver.CUstream(torch.cuda.current_stream(self._device).cuda_stream)
+        attributes = []
         if overlap:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            attribute.value.programmaticStreamSerializationAllowed = 1
-            config.attrs, config.numAttrs = [attribute], 1
+            attributes.append(driver.CUlaunchAttribute())
+            attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attributes[-1].value.programmaticStreamSerializationAllowed = 1
+        if together:
+            attributes.append(driver.CUlaunchAttribute())
+            attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            attributes[-1].value.cooperative = 1
+        config.attrs, config.numAttrs = attributes, len(attributes)
         values, types = zip(*map(_passed, arguments), strict=True) if arguments else ((), ())
         with torch.cuda.device(self._device):
             _checked(driver.cuLaunchKernelEx(config, self._function, (values, types), 0), driver)
@@ -176,11 +203,14 @@ def _load(source: Path, kernels: tuple[str, ...], options: tuple[str, ...], inde
     code = cubin(source.read_text(), architecture(device), options).code
     with torch.cuda.device(device):
         torch.cuda.current_stream().synchronize()  # makes the device's context, where nothing has yet
-        library = _checked(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0), driver)
+        library = _checked(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0), driver)
         found = {}
         for name in kernels:
             handle = _checked(driver.cuLibraryGetKernel(library, name.encode()), driver)
-            found[name] = Kernel(handle, device, library)
+            function = _checked(driver.cuKernelGetFunction(handle), driver)
+            found[name] = Kernel(function, device, library)
+            for watcher in WATCHERS:
+                watcher(int(function), code)
     return found
 
 
@@ -190,6 +220,8 @@ def _passed(argument: Argument) -> tuple[Any, Any]:
         return 0, ctypes.c_void_p
     if isinstance(argument, torch.Tensor):
         return argument.data_ptr(), ctypes.c_void_p
+    if isinstance(argument, ctypes.Structure):
+        return argument, None
     return (argument, ctypes.c_int32) if isinstance(argument, int) else (argument, ctypes.c_float)
 
 

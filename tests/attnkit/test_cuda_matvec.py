@@ -64,3 +64,18 @@ def test_what_it_cannot_do_is_said() -> None:
     assert "CUDA device" in str(rejects(x.cpu(), weight))
     with pytest.raises(ValueError, match="1 to 8 rows"):
         matvec(x.expand(9, 64), weight)
+
+
+def test_a_suite_knows_the_kernels_by_their_code() -> None:
+    seen: dict[int, bytes] = {}
+    watcher = seen.__setitem__
+    nvrtc.WATCHERS.append(watcher)
+    try:
+        config = Config("registers", 5, 1, 1)  # nobody else has compiled it
+        x, weight, _ = operands("half", 1, 64, 64)
+        matvec(x, weight, config=config)
+    finally:
+        nvrtc.WATCHERS.remove(watcher)
+    source = (nvrtc.SOURCES / config.source).read_text()
+    expected = nvrtc.cubin(source, nvrtc.architecture(x.device), config.options(x.dtype, "half")).code
+    assert list(seen.values()) == [expected]
