@@ -29,6 +29,9 @@ import torch.nn.functional as F
 from attnkit.agreement import agreement
 from attnkit.products.cuda_matvec import matvec, rejects
 from attnkit.products.matvec_tiles import Config, Weights
+from perfgate.clock import Budget, Clock
+from perfgate.cuda import CudaClock
+from perfgate.gpu import ceilings, use_one_stream
 
 SHAPES = {
     "qkv": (12288, 4096),
@@ -44,31 +47,32 @@ ROUNDS = 2
 SETS_BYTES = 6e9
 """What the weights of one shape may fill, several times the L2 in any case."""
 
+# best guesses first: under a time limit the end of the list is not reached
 CANDIDATES = [
-    Config("registers", 8, 4, 4),
-    Config("registers", 16, 4, 2),
-    Config("registers", 16, 2, 8),
-    Config("registers", 16, 4, 4),
-    Config("registers", 8, 4, 2, blocks=2),
-    Config("registers", 8, 2, 4, blocks=2),
-    Config("registers", 8, 4, 4, blocks=2),
-    Config("registers", 4, 4, 4, blocks=4),
-    Config("registers", 12, 2, 4, overlap=True),
-    Config("registers", 8, 4, 4, overlap=True),
-    Config("registers", 8, 2, 3, blocks=2, overlap=True),
-    Config("bulk", 8, 16, 8),
     Config("bulk", 8, 32, 6),
-    Config("bulk", 8, 32, 12),
-    Config("bulk", 16, 32, 6),
-    Config("bulk", 16, 64, 6),
-    Config("bulk", 8, 16, 6, blocks=2),
-    Config("bulk", 8, 32, 6, blocks=2),
-    Config("bulk", 4, 16, 6, blocks=2),
-    Config("bulk", 8, 16, 12, overlap=True),
+    Config("registers", 8, 4, 4),
     Config("bulk", 8, 32, 6, overlap=True),
-    Config("bulk", 8, 32, 5, overlap=True),
-    Config("bulk", 4, 16, 12, overlap=True),
+    Config("registers", 8, 4, 4, overlap=True),
+    Config("registers", 16, 4, 2),
+    Config("bulk", 8, 16, 6, blocks=2),
+    Config("bulk", 8, 16, 12, overlap=True),
+    Config("bulk", 8, 32, 12),
+    Config("registers", 8, 4, 2, blocks=2),
+    Config("registers", 12, 2, 4, overlap=True),
     Config("bulk", 4, 16, 6, blocks=2, overlap=True),
+    Config("registers", 16, 2, 8),
+    Config("bulk", 8, 16, 8),
+    Config("bulk", 8, 32, 5, overlap=True),
+    Config("registers", 8, 2, 3, blocks=2, overlap=True),
+    Config("registers", 4, 4, 4, blocks=4),
+    Config("bulk", 16, 64, 6),
+    Config("registers", 8, 4, 4, blocks=2),
+    Config("bulk", 4, 16, 12, overlap=True),
+    Config("bulk", 8, 32, 6, blocks=2),
+    Config("registers", 16, 4, 4),
+    Config("bulk", 16, 32, 6),
+    Config("registers", 8, 2, 4, blocks=2),
+    Config("bulk", 4, 16, 6, blocks=2),
 ]
 
 
@@ -193,7 +197,7 @@ class Bench:
         m: Rows of x.
     """
 
-    def __init__(self, clock: Any, weights: Weights, shape: tuple[int, int], m: int) -> None:
+    def __init__(self, clock: Clock, weights: Weights, shape: tuple[int, int], m: int) -> None:
         n, k = shape
         self.bytes = n * k * (1 if weights == "int8" else 2)
         self._clock = clock
@@ -222,21 +226,20 @@ def show(label: str, rate: float, read: float) -> None:
 
 def tune(arguments: argparse.Namespace, record: list[dict[str, Any]]) -> None:
     """Screen, time and choose; ``record`` grows on the way."""
-    from perfgate.clock import Budget
-    from perfgate.cuda import CudaClock, ceilings, use_one_stream
-
     trials = [Trial(weights, config) for config in CANDIDATES for weights in arguments.weights]
     verdicts = screened(trials, arguments.jobs)
     record.extend({"trial": dataclasses.asdict(t), "out": reason} for t, reason in verdicts.items() if reason)
     use_one_stream()
-    deadline = time.monotonic() + arguments.seconds
     clock = CudaClock(Budget(half_width=0.005, max_seconds=0.1, min_samples=10, warmup_seconds=0.03))
     read = ceilings(clock)["read_bytes_per_second"]
     print(f"read bandwidth: {read / 1e12:.3f} TB/s", flush=True)
     record.append({"read_bytes_per_second": read})
     best: list[tuple[str, Weights, Trial, float]] = []
-    for weights in arguments.weights:
-        for name in arguments.shapes:
+    started, parts = time.monotonic(), len(arguments.weights) * len(arguments.shapes)
+    for i, weights in enumerate(arguments.weights):
+        for j, name in enumerate(arguments.shapes, 1):
+            # every part has its share, so that the last one is not the one to go short
+            deadline = started + arguments.seconds * (i * len(arguments.shapes) + j) / parts
             print(f"{weights} {name} {SHAPES[name]}", flush=True)
             bench = Bench(clock, weights, SHAPES[name], arguments.rows)
             if weights == "half":
