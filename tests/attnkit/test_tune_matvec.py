@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,3 +55,38 @@ def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser().parse_args(["--shapes", "qkv,sideways"])
     assert "expected some of qkv, o, gate_up, down, head, got sideways" in capsys.readouterr().err
+
+
+def test_the_whole_search_with_a_clock_that_knows_the_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast, faster, wrong = CANDIDATES[1], CANDIDATES[3], CANDIDATES[4]
+
+    class Knowing:
+        def __init__(self, budget: object) -> None:
+            pass
+
+        def measure(self, call: object, inputs: object) -> SimpleNamespace:
+            config = getattr(call, "config", None)
+            return SimpleNamespace(median={fast: 2e-6, faster: 1e-6, wrong: 1e-9}.get(config, 4e-6))
+
+    def calls(config: Config) -> Callable[..., object]:
+        call: Any = lambda *given: None  # noqa: E731 - a function with an attribute
+        call.config = config
+        return call
+
+    monkeypatch.setattr(tune_matvec, "CudaClock", Knowing)
+    monkeypatch.setattr(tune_matvec, "calls", calls)
+    monkeypatch.setattr(tune_matvec, "use_one_stream", lambda: None)
+    monkeypatch.setattr(tune_matvec, "ceilings", lambda clock: {"read_bytes_per_second": 4e12})
+    monkeypatch.setattr(tune_matvec, "operands", lambda *given: (torch.zeros(1, 1),) * 3)
+    monkeypatch.setattr(
+        tune_matvec, "screened", lambda trials, jobs: {t: "wrong" if t.config == wrong else None for t in trials}
+    )
+    record: list[dict[str, Any]] = []
+    tune_matvec.tune(parser().parse_args(["--shapes", "o,down"]), record)
+    best = [entry for entry in record if "best" in entry]
+    assert [Config(**entry["best"]["config"]) for entry in best] == [fast, faster] * 4
+    assert best[0]["bytes_per_second"] == pytest.approx(4096 * 4096 * 2 / 2e-6)
+    assert sum(entry.get("out") == "wrong" for entry in record) == 2
+    assert "geometric mean" in capsys.readouterr().out
