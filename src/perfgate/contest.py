@@ -31,8 +31,8 @@ from perfgate.verdict import State, Verdict
 __all__ = ["Block", "ContestRule", "Findings", "Shift", "Side", "Visit", "judge", "suspects"]
 
 CONTROLS = 2
-"""The fewest controls that tell a shift of all cases from a change of some; few are easily beyond the limits by chance,
-so a contest does well to have eight."""
+"""The fewest controls that tell a shift of all cases from a change of some. With two a quarter of all runs is beyond
+the limits by chance, with eight one in two hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +143,8 @@ def judge(
         picked: What `suspects` gave when stage 1 ended; None if it did not come to that, or nobody knows.
     """
     screen = _stage(1, blocks, rule, controls)
-    confirm = _stage(2, blocks, rule, controls)
     suspicious = _picked(screen, rule)
+    confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, {*suspicious, *(picked or ())}))
     if picked is None:
         picked = suspicious[: rule.most_suspects] if screen.shifts else list(confirm.seen)
     family = [name for name in picked if name in confirm.seen and len(confirm.seen[name].time) > 1]
@@ -191,6 +191,13 @@ def _stage(stage: int, blocks: Iterable[Block], rule: ContestRule, controls: Col
     both = [sum(name in controls and _both(visits) for name, visits in block.visits.items()) for block in of_stage]
     whole = [block for block, count in zip(of_stage, both, strict=True) if count >= CONTROLS]
     return Contrasts.of(whole or of_stage, controls, rule.band)
+
+
+def _beyond_suspicion(blocks: Iterable[Block], controls: Collection[str], picked: Collection[str]) -> Collection[str]:
+    """The controls of stage 2: those that stage 1 found nothing about, if they are not too few."""
+    seen = {name for block in blocks if block.stage == 2 for name in block.visits}
+    others = set(controls) - set(picked)
+    return others if len(others & seen) >= CONTROLS else controls
 
 
 def _both(visits: Sequence[Visit]) -> bool:

@@ -30,20 +30,22 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from perfgate import gpu, nvml, stray
+from perfgate import gpu, launches, nvml, stray
 from perfgate.clock import Budget, Clock, Inputs, MeasureError, Method, Samples
 from perfgate.guard import Guard
+from perfgate.kernels import Kernels
 from perfgate.windows import GraphRounds, Pace, Plan, QueueRounds, Rounds, capture, elapsed
 
 __all__ = ["CudaClock"]
 
 WINDOW = 100e-6
 """Least length of a timed window in seconds."""
-CALLS = 5
+CALLS = 4
 """Calls a window at least, as long as fewer are shorter than `COMPANY`."""
 COMPANY = 200e-6
 LADDER = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -72,7 +74,7 @@ class CudaClock(Clock):
         duty: Share of the time in which the device works; the rest of it, it rests.
     """
 
-    VERSION = 2
+    VERSION = 3
 
     def __init__(self, budget: Budget | None = None, *, duty: float = DUTY) -> None:
         self.budget, self._pace = budget or Budget(), Pace(duty)
@@ -114,15 +116,15 @@ class CudaClock(Clock):
         _ = self._probe  # captured before anything is cached: a capture gives the cache back
         first, set_bytes = self._first_set(inputs)
         peak, result_bytes = self._peak(call, first)
-        seconds, why = self._duration(call, first)
-        windows, joined = self._windows(seconds, first, inputs, l2, set_bytes + result_bytes)
-        plan = Plan(windows, joined, l2, self.flush, seconds)
+        trial = self._trial(call, first)
+        windows, joined = self._windows(trial.seconds, first, inputs, l2, set_bytes + result_bytes)
+        plan = Plan(windows, joined, l2, self.flush, trial.seconds)
         for args in itertools.chain.from_iterable(windows):
             call(*args)  # whatever is done once for an input set is done here
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # as before every capture
-        rounds: Rounds = QueueRounds(call, plan, self._pace) if why else GraphRounds(call, plan, self._pace)
-        notes: tuple[str, ...] = (f"not replayed from a graph: {why}",) if why else ()
+        rounds: Rounds = GraphRounds(call, plan, self._pace) if trial.captured else QueueRounds(call, plan, self._pace)
+        notes = trial.notes
         if joined > 1 and plan.calls == 1 and l2 == "cold":
             notes += ("one input set only: each call has a window of its own and carries the cost of its events",)
         counters = {
@@ -132,7 +134,9 @@ class CudaClock(Clock):
             "input_sets": float(len({id(args) for window in windows for args in window})),
         }
         method = Method(clock="cuda-events", l2=l2, launch=rounds.launch, version=self.VERSION)
-        return CudaPrepared(self, rounds, method, counters, notes, getattr(call, "__qualname__", repr(call)))
+        return CudaPrepared(
+            self, rounds, method, counters, notes, getattr(call, "__qualname__", repr(call)), trial.kernels
+        )
 
     @functools.cached_property
     def _probe(self) -> GraphRounds:
@@ -202,8 +206,8 @@ class CudaClock(Clock):
         turns = itertools.cycle(windows)
         return tuple(next(turns) for _ in range(math.ceil(len(windows) / joined) * joined)), joined
 
-    def _duration(self, call: Callable[..., object], args: tuple[Any, ...]) -> tuple[float, str | None]:
-        """Seconds a call, roughly, without launch gaps; and why the call cannot be captured, if it cannot.
+    def _trial(self, call: Callable[..., object], args: tuple[Any, ...]) -> _Trial:
+        """Find out what must be known of a call before it is timed.
 
         Raises:
             MeasureError: If the call does nothing on the device, or leaves work behind on another stream.
@@ -218,28 +222,48 @@ class CudaClock(Clock):
 
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # a capture takes memory of its own, and cannot make the allocator give any back
-        graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
                 with capture(graph):
                     results = several()
+                graph.instantiate()
             except gpu.OUT_OF_MEMORY:
                 raise
             except RuntimeError as error:  # what cannot be captured says so in many words, all of this type
                 if wrong := stray.of_capture(error):
                     raise MeasureError(wrong) from error
                 why = (str(error).strip() or type(error).__name__).partition("\n")[0]
-                return min(elapsed(several) for _ in range(3)) / repeats, why
+                seconds = min(elapsed(several) for _ in range(3)) / repeats
+                return _Trial(seconds, False, None, (f"not replayed from a graph: {why}",))
         if any("Graph is empty" in str(warning.message) for warning in said):
             raise MeasureError(
                 "the call did nothing on the clock's CUDA stream: are its tensors on the CPU, or does it use a stream "
                 "of its own? Time work on the CPU with --perf-device cpu"
             )
+        kernels, unread = _kernels(graph, repeats)
         graph.replay()
         seconds = min(elapsed(graph.replay) for _ in range(3)) / repeats
         del results
-        return seconds, None
+        return _Trial(seconds, True, kernels, unread)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What a first capture of a call told.
+
+    Attributes:
+        seconds: Roughly what it takes, without launch gaps.
+        captured: Whether it can be captured at all.
+        kernels: What it launches, where that is known.
+        notes: What must be said.
+    """
+
+    seconds: float
+    captured: bool
+    kernels: Kernels | None
+    notes: tuple[str, ...]
 
 
 class CudaPrepared:
@@ -252,6 +276,7 @@ class CudaPrepared:
         counters: What is known of the call already.
         notes: What must be said of it.
         culprit: Its name.
+        kernels: What it launches, where that is known.
     """
 
     def __init__(
@@ -262,10 +287,12 @@ class CudaPrepared:
         counters: dict[str, float],
         notes: tuple[str, ...],
         culprit: str,
+        kernels: Kernels | None,
     ) -> None:
         self._clock, self._budget = clock, clock.budget
         self._rounds: Rounds | None = rounds
         self._method, self._counters, self._notes, self._culprit = method, counters, notes, culprit
+        self._kernels = kernels
 
     @property
     def plan(self) -> dict[str, float]:
@@ -289,6 +316,7 @@ class CudaPrepared:
             method=self._method,
             counters={**counters, **self._counters, "shortest_kernel_seconds": shortest},
             notes=(*self._notes, *unsteady, *slower, *said),
+            kernels=self._kernels,
         )
 
     def close(self) -> None:
@@ -338,6 +366,14 @@ class CudaPrepared:
         if late:
             notes.append(f"{late} windows began before their work was queued: the host's launches are in them")
         return seconds, counters, tuple(notes)
+
+
+def _kernels(graph: torch.cuda.CUDAGraph, calls: int) -> tuple[Kernels | None, tuple[str, ...]]:
+    """What each of the calls in a graph launches, and what must be said if that cannot be known."""
+    try:
+        return launches.read(graph.raw_cuda_graph(), calls=calls), ()
+    except launches.Unreadable as error:
+        return None, (f"its kernels are not known, so no report can say what changed in them: {error}",)
 
 
 def _reading(rounds: Rounds) -> dict[str, float]:

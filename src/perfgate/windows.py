@@ -221,25 +221,34 @@ def capture(graph: Any, pool: Any = None) -> Iterator[None]:
         RuntimeError: If something in the body cannot be captured.
     """
     pool = pool or torch.cuda.graph_pool_handle()
+    refused: RuntimeError | None = None
     try:
         with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
-            yield
-    except RuntimeError:
+            try:
+                yield
+            except RuntimeError as error:
+                refused = error
+                raise
+    except RuntimeError as error:
         torch.cuda.synchronize()
-        _heal(pool)
+        if error is not refused:  # it is torch's own: it could not end the capture that the body broke
+            _heal(pool)
         raise
+    finally:
+        refused = None  # a cycle else: the error's frames hold the capture's memory, this frame the error
 
 
 def _heal(pool: Any) -> None:
-    """Undo what torch leaves of a capture that failed; what a newer release has undone itself it refuses to undo here.
+    """Undo what torch leaves of a capture that it could not end; what it has undone itself it refuses to undo here.
 
     Its allocator would go on believing in a capture, and give no cached memory back to the driver for the rest of the
-    process; its generator would refuse every later random number.
+    process; its generator would refuse every later random number. Of a capture that it could end nothing is left but
+    the graph, which gives the pool back when it goes: once more, and the process would be aborted.
     """
     device = torch.cuda.current_device()
-    for undo in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
-        with contextlib.suppress(RuntimeError):
-            getattr(torch._C, undo)(device, pool)
+    with contextlib.suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
     generator = torch.cuda.default_generators[device]
     generator.graphsafe_set_state(generator.clone_state())
 

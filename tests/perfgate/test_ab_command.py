@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -39,6 +40,14 @@ CONFTEST = """
 
     def pytest_benchmark_generate_machine_info():
         return {"node": "here", "machine": "m"}
+"""
+
+LAUNCHED = """
+
+def launched(seconds):
+    from perfgate.kernels import Kernel, Kernels
+
+    return Kernels.of([Kernel(name="flash", grid=(132, 1, 1), code=f"{round(seconds * 1e9):x}")])
 """
 
 CHECKED = """
@@ -152,6 +161,24 @@ def test_unchanged_code_is_green_and_the_tree_stays_as_it_was(repository: Reposi
     sides = [entry["side"] for entry in repository.entries("visit") if entry["visit"]["case"]["name"] == "speed/a"]
     assert sides == ["base", "head", "head", "base"]
     assert repository.result()["controls"] == ["canary/copy"]
+
+
+def test_cases_with_the_same_kernels_are_controls_and_of_others_it_is_said_what_changed(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    conftest = repository.path / "conftest.py"
+    launching = CONFTEST.replace("seconds=lambda result: result", "seconds=lambda result: result, kernels=launched")
+    conftest.write_text(f"{dedent(launching)}{LAUNCHED}")
+    repository.commit("kernels")
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    # what this clock launches is told by the duration, which a changed kernel alone has
+    assert repository.result()["controls"] == ["canary/copy", "speed/a", "speed/c"]
+    said = capfd.readouterr().out
+    assert re.search(r"^speed/b regressed: .*\n    flash: code changed$", said, re.MULTILINE)
+    assert "3 controls: 2 cases with the same kernels on both sides, 1 canary" in said
+    (verdict,) = (v for v in repository.result()["verdicts"] if v["case"] == "speed/b")
+    assert verdict["why"] == ["flash: code changed"]
 
 
 def test_what_is_not_committed_is_the_head_and_the_slower_case_is_named(

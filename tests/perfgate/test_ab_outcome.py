@@ -13,6 +13,7 @@ from perfgate.ab.outcome import BROKEN_OFF, Judge, conclude, doubted
 from perfgate.clock import Method
 from perfgate.contest import Block
 from perfgate.gate import Exit
+from perfgate.kernels import Kernel, Kernels
 from perfgate.nvml import HEAT
 from perfgate.verdict import Quantity, State, Verdict
 
@@ -24,8 +25,9 @@ ORDER = ("base", "head", "head", "base")
 GIB = 2.0**30
 
 
-def visit(side: str, name: str = "case", *, clock: str = "fake", **counters: float) -> dict[str, Any]:
-    samples = Samples(seconds=(1e-3,) * 10, method=Method(clock=clock), counters=counters)
+def visit(side: str, name: str = "case", *, clock: str = "fake", code: str = "", **counters: float) -> dict[str, Any]:
+    kernels = Kernels.of([Kernel(name="flash", grid=(1, 1, 1), code=code)]) if code else None
+    samples = Samples(seconds=(1e-3,) * 10, method=Method(clock=clock), counters=counters, kernels=kernels)
     return {"visit": Record(case=Case(name=name), processes=(samples,)).to_json(), "side": side}
 
 
@@ -296,9 +298,20 @@ def test_sides_that_were_timed_by_different_methods_are_refused() -> None:
 
 
 def test_a_control_has_the_same_kernels_on_both_sides() -> None:
-    same = [{**visit(side, "same"), "visit": visit(side, "same")["visit"] | {"kernels": "1f"}} for side in ORDER]
-    other = [{**visit(side, "other"), "visit": visit(side, "other")["visit"] | {"kernels": side}} for side in ORDER]
+    same = [visit(side, "same", code="1f") for side in ORDER]
+    other = [visit(side, "other", code={"base": "1f", "head": "2e"}[side]) for side in ORDER]
     assert evidence({"canary": "canary/copy"}, *same, *other).controls == {"canary/copy", "same"}
+
+
+@pytest.mark.parametrize(
+    ("head", "said"), [("1f", "same kernels on both sides"), ("2e", "flash: code changed"), ("", None)]
+)
+def test_of_a_slower_case_it_is_said_what_became_of_its_kernels(head: str, said: str | None) -> None:
+    visits = [visit(side, code="1f" if side == "base" else head) for side in ORDER]
+    (verdict,) = conclude(evidence(*visits, compared=False), regressed)[0].verdicts
+    assert verdict.why == ((said,) if said else ())
+    (unchanged,) = conclude(evidence(*visits, compared=False), judge)[0].verdicts
+    assert unchanged.why == ()
 
 
 def test_a_slowdown_that_is_the_machines_is_not_green() -> None:

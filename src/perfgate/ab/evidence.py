@@ -26,6 +26,7 @@ from perfgate.ab.channel import OUT_OF_MEMORY
 from perfgate.case import Case
 from perfgate.clock import Samples
 from perfgate.contest import Block, ContestRule, Side, Visit
+from perfgate.controls import same_kernels
 from perfgate.environment import Environment
 from perfgate.record import Record
 
@@ -68,7 +69,6 @@ class Evidence:
     exit: int | None = None
     write: Callable[[Mapping[str, object]], object] = lambda entry: None
     _cases: dict[str, Case] = field(default_factory=dict)
-    _kernels: dict[tuple[str, str], str | None] = field(default_factory=dict)
     _blocks: list[tuple[int, dict[str, list[Visit]]]] = field(default_factory=list)
 
     def add(self, **entry: Any) -> None:
@@ -85,7 +85,6 @@ class Evidence:
         if "visit" in entry:
             record = Record.from_json(entry["visit"])
             self._cases[record.case.name] = record.case
-            self._kernels[entry["side"], record.case.name] = entry["visit"].get("kernels")
             visit = Visit(side=entry["side"], samples=record.processes[0])
             self._blocks[-1][1].setdefault(record.case.name, []).append(visit)
         elif "void" in entry:
@@ -132,12 +131,7 @@ class Evidence:
     @property
     def controls(self) -> set[str]:
         """Canaries, and the cases whose kernels are the same on both sides."""
-        return self.canaries | {
-            name
-            for name in self._cases
-            if (kernels := self._kernels.get(("head", name))) is not None
-            and kernels == self._kernels.get(("base", name))
-        }
+        return self.canaries | same_kernels(self.blocks)
 
     def methods(self, name: str) -> dict[str, str]:
         """How each side timed a case, if they did so differently; else nothing."""
@@ -204,4 +198,5 @@ def _joined(visits: Sequence[Samples]) -> Samples:
         method=visits[-1].method,
         counters=visits[-1].counters,
         notes=tuple(dict.fromkeys(note for samples in visits for note in samples.notes)),
+        kernels=visits[-1].kernels,
     )

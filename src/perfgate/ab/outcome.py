@@ -24,7 +24,7 @@ from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, SKIPPED
 from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SIDES, Evidence
 from perfgate.contest import Block
 from perfgate.gate import WORST_FIRST, Exit, Outcome
-from perfgate.verdict import State, Verdict
+from perfgate.verdict import State, Verdict, explained
 
 __all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude", "doubted"]
 
@@ -82,6 +82,7 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     unjudged = sorted(compared - known)
     verdicts += [Verdict(case=c, state=State.UNRESOLVED, reason="was visited, and not judged") for c in unjudged]
     base, head = (evidence.records(side) for side in SIDES)
+    verdicts = [explained(v, head[v.case], base[v.case]) if v.case in compared else v for v in verdicts]
     for case in compared:
         verdicts += price.judge(head[case], base[case], where="the base")
     verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
@@ -108,6 +109,8 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
         )
     if not compared:
         said.append("nothing was compared")
+    else:
+        said.append(_controls(evidence))
     if evidence.end != COMPLETE:
         why = evidence.end or "the run did not come to its end"
         said.append(f"{why}: {len(compared)} of {evidence.pairs} cases were compared")
@@ -125,6 +128,15 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
         code = gate.code(states, unfit=spoilt, incomplete=lost, strict=strict)
     kind = code if isinstance(code, Exit) else Exit.INCOMPLETE
     return Outcome(verdicts=tuple(verdicts), exit=kind, sentences=tuple(said)), int(code)
+
+
+def _controls(evidence: Evidence) -> str:
+    """What stood for the machine."""
+    suite, canaries = len(evidence.controls - evidence.canaries), len(evidence.canaries)
+    return (
+        f"{suite + canaries} controls: {suite} case{'' if suite == 1 else 's'} with the same kernels on both sides, "
+        f"{canaries} canar{'y' if canaries == 1 else 'ies'}"
+    )
 
 
 def doubted(evidence: Evidence) -> set[str]:
