@@ -40,6 +40,7 @@ USE_A_GPU = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that use a GPU keep out of each other's way: under xdist (--dist=loadgroup) one process runs them all."""
     if torch.cuda.is_available() and config.pluginmanager.hasplugin("xdist"):
