@@ -1,0 +1,22 @@
+"""Llama decoding, from matrix products and a softmax up to the limit of memory: a ladder of rungs that can be compared."""
+
+from attnkit.llama.config import LLAMA_2_7B, LLAMA_2_13B, LLAMA_3_8B, Config, RopeScaling
+from attnkit.llama.decoder import Decoder, generate
+from attnkit.llama.plain import Plain
+from attnkit.llama.sampling import GREEDY, Sampling
+from attnkit.llama.weights import Packed, Weights
+
+__all__ = [
+    "GREEDY",
+    "LLAMA_2_7B",
+    "LLAMA_2_13B",
+    "LLAMA_3_8B",
+    "Config",
+    "Decoder",
+    "Packed",
+    "Plain",
+    "RopeScaling",
+    "Sampling",
+    "Weights",
+    "generate",
+]
