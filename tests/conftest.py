@@ -29,7 +29,15 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" i
 
 pytest_plugins = ["pytester"]
 
-USE_A_GPU = ("test_cuda", "test_laws", "test_parity", "test_triton_flash", "test_triton_unfused", "test_tune")
+USE_A_GPU = (
+    "test_cuda",
+    "test_laws",
+    "test_parity",
+    "test_triton_flash",
+    "test_triton_splitkv",
+    "test_triton_unfused",
+    "test_tune",
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Llama decoding, from matrix products and a softmax up to the limit of memory: a ladder of rungs that can be compared."""
+"""Llama decoding as a ladder: from matrix products and a softmax up to the limit of memory."""
 
 from attnkit.llama.config import LLAMA_2_7B, LLAMA_2_13B, LLAMA_3_8B, Config, RopeScaling
 from attnkit.llama.decoder import Decoder, generate

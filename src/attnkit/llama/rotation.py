@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al., RoFormer, 2021), as Llama applies them: element i of a head turns with element i + d/2."""
+"""Rotary positions (Su et al., RoFormer, 2021) as Llama has them: element i of a head turns with element i + d/2."""
 
 from __future__ import annotations
 

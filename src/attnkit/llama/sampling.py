@@ -1,9 +1,9 @@
 """Which token comes next: the likeliest, or one drawn at a temperature, without asking the host.
 
 A draw from softmax(logits / t) is the largest of logits / t + g, where each g is its own draw from Gumbel's
-distribution (Gumbel, 1954; Maddison et al., 2014). So sampling is an argmax like greedy decoding. The noise is a hash of
-seed, position, sequence and token: the same seed gives the same text, whichever rung of the ladder makes the logits.
-The fused kernels compute the same hash.
+distribution (Gumbel, 1954; Maddison et al., 2014). So sampling is an argmax like greedy decoding. The noise is a hash
+of seed, position, sequence and token: the same seed gives the same text, whichever rung of the ladder makes the
+logits. The fused kernels compute the same hash.
 """
 
 from __future__ import annotations

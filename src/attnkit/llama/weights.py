@@ -11,8 +11,9 @@ numbers as the fused kernels read them:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -206,7 +207,12 @@ class Packed:
         def gate_up(layer: Layer) -> torch.Tensor:
             return torch.stack((layer.gate, layer.up), dim=1).flatten(0, 1)
 
-        makers = {"qkv": qkv, "out": lambda layer: layer.out, "gate_up": gate_up, "down": lambda layer: layer.down}
+        makers: dict[Kind, Callable[[Layer], torch.Tensor]] = {
+            "qkv": qkv,
+            "out": attrgetter("out"),
+            "gate_up": gate_up,
+            "down": attrgetter("down"),
+        }
         matrices, scales = {}, {}
         for kind, make in makers.items():
             matrices[kind], scales[kind] = _stack((make(layer) for layer in weights.layers), config.layers, int8)
