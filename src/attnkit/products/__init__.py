@@ -1,0 +1,1 @@
+"""Products: ways to compute x ``[m, k]`` times a weight ``[n, k]`` transposed."""
