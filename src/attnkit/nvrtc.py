@@ -28,7 +28,7 @@ SOURCES = Path(__file__).with_name("cuda")
 UNASKED_SHARED = 48 * 1024
 """Bytes of shared memory that a kernel may use without having asked for more."""
 
-Argument = torch.Tensor | int | float | None
+Argument = torch.Tensor | ctypes.Structure | int | float | None
 
 
 class CompileError(RuntimeError):
@@ -111,10 +111,19 @@ class Kernel:
         self._function = driver.CUfunction(int(handle))
         self._asked = UNASKED_SHARED
 
-    def __call__(self, grid: int, block: int, *arguments: Argument, shared: int = 0, overlap: bool = False) -> None:
+    def __call__(
+        self,
+        grid: int,
+        block: int,
+        *arguments: Argument,
+        shared: int = 0,
+        overlap: bool = False,
+        together: bool = False,
+    ) -> None:
         """Launch on torch's current stream.
 
-        A tensor is passed as its address, None as a null pointer, an int as 32 bits with a sign, a float as 32 bits.
+        A tensor is passed as its address, None as a null pointer, an int as 32 bits with a sign, a float as 32 bits, a
+        structure as it is.
 
         Args:
             grid: Blocks.
@@ -123,9 +132,10 @@ class Kernel:
             shared: Bytes of dynamic shared memory a block.
             overlap: Let it begin while the kernel before it on the stream still runs (programmatic dependent launch).
                 The kernel itself must wait, by ``griddepcontrol.wait``, before it touches what that one reads or writes.
+            together: Run all blocks at the same time, so that they may wait for each other (cooperative launch).
 
         Raises:
-            LaunchError: If the driver refuses.
+            LaunchError: If the driver refuses, for example because so many blocks do not fit at the same time.
         """
         from cuda.bindings import driver
 
@@ -139,11 +149,16 @@ class Kernel:
         config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
         config.sharedMemBytes = shared
         config.hStream = driver.CUstream(torch.cuda.current_stream(self._device).cuda_stream)
+        attributes = []
         if overlap:
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            attribute.value.programmaticStreamSerializationAllowed = 1
-            config.attrs, config.numAttrs = [attribute], 1
+            attributes.append(driver.CUlaunchAttribute())
+            attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attributes[-1].value.programmaticStreamSerializationAllowed = 1
+        if together:
+            attributes.append(driver.CUlaunchAttribute())
+            attributes[-1].id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+            attributes[-1].value.cooperative = 1
+        config.attrs, config.numAttrs = attributes, len(attributes)
         values, types = zip(*map(_passed, arguments), strict=True) if arguments else ((), ())
         with torch.cuda.device(self._device):
             _checked(driver.cuLaunchKernelEx(config, self._function, (values, types), 0), driver)
@@ -190,6 +205,8 @@ def _passed(argument: Argument) -> tuple[Any, Any]:
         return 0, ctypes.c_void_p
     if isinstance(argument, torch.Tensor):
         return argument.data_ptr(), ctypes.c_void_p
+    if isinstance(argument, ctypes.Structure):
+        return argument, None
     return (argument, ctypes.c_int32) if isinstance(argument, int) else (argument, ctypes.c_float)
 
 

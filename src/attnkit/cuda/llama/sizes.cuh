@@ -1,10 +1,10 @@
 // The sizes of one Llama on one GPU, all known when the kernels are compiled, and what a launch is given.
 //
 // Macros: LAYERS HIDDEN INTERMEDIATE HQ HKV D VOCAB EPSILON of the model, BATCH sequences with caches of CAPACITY tokens,
-// SPLITS of a key head's keys, INT8 weights or not; and of the machine WARPS of a block, CHUNK bytes of a row that are
-// asked for at once, DEPTH pairs of chunks that a warp has on their way.
+// SPLITS of a key head's keys, INT8 weights or not; and of the machine WARPS of a block, CHUNK bytes of a row that are asked
+// for at once, DEPTH pairs of chunks that a warp has on their way.
 #pragma once
-#include "llama/ptx.cuh"
+#include "llama/device.cuh"
 
 // The matrices of a layer in the order in which a token meets them, and the head. Their rows come in pairs that one warp
 // multiplies: the two elements that a rotation turns, gate and up of one number, two neighbours of the residual stream.
@@ -24,7 +24,7 @@ constexpr int GROUP = HQ / HKV;                    // query heads that read one 
 constexpr int WIDEST = HIDDEN > INTERMEDIATE ? (HIDDEN > HQ * D ? HIDDEN : HQ * D)
                                              : (INTERMEDIATE > HQ * D ? INTERMEDIATE : HQ * D);
 constexpr int X_BLOCK = INT8 ? 2 * LANES : LANES;  // vectors of x that a warp takes at once
-constexpr int X_VECTORS = (WIDEST / WIDE + X_BLOCK - 1) / X_BLOCK * X_BLOCK;  // of one sequence, padded
+constexpr int X_VECTORS = (WIDEST / WIDE + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);  // of one sequence, padded
 
 constexpr int READERS = D / WIDE;                  // lanes that share a key
 constexpr int KEYS = LANES / READERS;              // that a warp reads side by side

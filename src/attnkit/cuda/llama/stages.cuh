@@ -103,7 +103,7 @@ __device__ inline void stage_attention(const Model& model, const Shared& shared)
     for (int at = threadIdx.x; at < VECTORS; at += THREADS) {
       const int head = b * HQ + at / READERS;
       float2 stats[SPLITS];
-      float top = -INFINITY, sum = 0.f;
+      float top = -infinity(), sum = 0.f;
       for (int s = 0; s < SPLITS; ++s) {
         stats[s] = fresh(model.stats + head * SPLITS + s);
         top = fmaxf(top, stats[s].x);
@@ -195,7 +195,7 @@ __device__ inline void gate_up(const Model& model, const Shared& shared, Stream&
 
 // One query head's softmax over the keys that a few lanes have seen; each of them has eight of the D sums.
 struct Softmax {
-  float top = -INFINITY, sum = 0.f;
+  float top = -infinity(), sum = 0.f;
   Eight out = {};
 };
 
@@ -230,11 +230,11 @@ __device__ inline void attend_split(const Model& model, const Shared& shared, in
         float dot = 0.f;
         for (int j = 0; j < 8; ++j) dot += q[g].v[j] * there.v[j];
         for (int bits = READERS / 2; bits > 0; bits /= 2) dot += from_lane_xor(dot, bits);
-        score[i] = begin + i * PARTS + mine < last ? dot : -INFINITY;
+        score[i] = begin + i * PARTS + mine < last ? dot : -infinity();
         top = fmaxf(top, score[i]);
       }
       // with no key yet top is -inf, and -inf - -inf is nan
-      const float shift = top == -INFINITY ? 0.f : top, factor = exp2f(softmax[g].top - shift);
+      const float shift = top == -infinity() ? 0.f : top, factor = exp2f(softmax[g].top - shift);
       softmax[g].top = top;
       softmax[g].sum *= factor;
       for (float& o : softmax[g].out.v) o *= factor;
@@ -257,9 +257,9 @@ __device__ inline void attend_split(const Model& model, const Shared& shared, in
     __syncthreads();
     const int to = (b * HQ + head * GROUP + g) * SPLITS + split;
     for (int at = threadIdx.x; at < D; at += THREADS) {
-      float top = -INFINITY, sum = 0.f, value = 0.f;
+      float top = -infinity(), sum = 0.f, value = 0.f;
       for (int i = 0; i < PARTS; ++i) top = fmaxf(top, stats[i].x);
-      const float shift = top == -INFINITY ? 0.f : top;
+      const float shift = top == -infinity() ? 0.f : top;
       for (int i = 0; i < PARTS; ++i) {
         const float weight = exp2f(stats[i].x - shift);
         sum += weight * stats[i].y;

@@ -45,3 +45,4 @@ __device__ inline unsigned hear(const unsigned* counter) {
 
 __device__ inline float as_float(word bits) { return __uint_as_float(bits); }
 __device__ inline word as_bits(float number) { return __float_as_uint(number); }
+__device__ inline float infinity() { return __uint_as_float(0x7f800000); }
