@@ -65,10 +65,19 @@ FORMS: dict[Launch, Form] = {"stages": Form(depth=2), "overlapped": Form(depth=2
 """Two blocks of a stage fit a processor, so that one can begin while another ends; of the persistent kernel one."""
 
 
-class Addresses(ctypes.Structure):
-    """``Model`` of sizes.cuh: nothing but addresses, in the order in which `Fused` lists them."""
+ADDRESSED = (
+    *(f"{kind}_weights" for kind in KINDS),
+    *(f"{kind}_scales" for kind in KINDS),
+    *("attention_norm", "mlp_norm", "norm", "embedding", "turns", "k_cache", "v_cache"),
+    *("x", "q", "partial", "stats", "gated", "logits", "best", "tokens", "position", "meeting"),
+)
+"""The tensors that kernels find by ``Model`` of sizes.cuh, in its order."""
 
-    _fields_ = (("addresses", ctypes.c_uint64 * (2 * len(KINDS) + 19)),)
+
+class Addresses(ctypes.Structure):
+    """``Model`` of sizes.cuh."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ADDRESSED)
 
 
 class Draw(ctypes.Structure):
@@ -192,30 +201,28 @@ class Fused:
         self.tokens = empty(batch, self.capacity + 1, dtype=torch.int32)
         self.position = empty(1, dtype=torch.int32)
         self.meeting = empty(2, dtype=torch.int32)
-        scales = [weights.scales[kind] for kind in KINDS] if weights.int8 else [empty(1)] * len(KINDS)
-        self._addressed = [
-            *(weights.matrices[kind] for kind in KINDS),
-            *scales,
-            weights.attention_norm,
-            weights.mlp_norm,
-            weights.norm,
-            weights.embedding,
-            self.turns,
-            self.k_cache,
-            self.v_cache,
-            empty(batch, config.hidden),  # x
-            empty(batch, config.hq, config.d),  # q
-            empty(batch, config.hq, self.splits, config.d),  # partial
-            empty(batch, config.hq, self.splits, 2),  # stats
-            empty(batch, config.intermediate, dtype=torch.bfloat16),  # gated
-            self.logits,
-            empty(self.blocks, warps, batch, dtype=torch.int64),  # best
-            self.tokens,
-            self.position,
-            self.meeting,
-        ]
-        self._model = Addresses()
-        self._model.addresses[:] = [tensor.data_ptr() for tensor in self._addressed]
+        self._tensors = {
+            **{f"{kind}_weights": weights.matrices[kind] for kind in KINDS},
+            **{f"{kind}_scales": weights.scales.get(kind, empty(1)) for kind in KINDS},
+            "attention_norm": weights.attention_norm,
+            "mlp_norm": weights.mlp_norm,
+            "norm": weights.norm,
+            "embedding": weights.embedding,
+            "turns": self.turns,
+            "k_cache": self.k_cache,
+            "v_cache": self.v_cache,
+            "x": empty(batch, config.hidden),
+            "q": empty(batch, config.hq, config.d),
+            "partial": empty(batch, config.hq, self.splits, config.d),
+            "stats": empty(batch, config.hq, self.splits, 2),
+            "gated": empty(batch, config.intermediate, dtype=torch.bfloat16),
+            "logits": self.logits,
+            "best": empty(self.blocks, warps, batch, dtype=torch.int64),
+            "tokens": self.tokens,
+            "position": self.position,
+            "meeting": self.meeting,
+        }
+        self._model = Addresses(**{name: tensor.data_ptr() for name, tensor in self._tensors.items()})
 
     @torch.no_grad()
     def prefill(self, prompt: torch.Tensor) -> None:
@@ -314,5 +321,7 @@ class Layout:
         total = front + whole(8 * form.warps * depth) + depth * slot
         if depth < 1 or total > MAX_SHARED:
             sizes = f"{x} bytes of activations and {max(depth, 1)} x {slot} of weights"
-            raise ValueError(f"a block has {MAX_SHARED} bytes of shared memory, got {sizes}: take a smaller form or batch")
+            raise ValueError(
+                f"a block has {MAX_SHARED} bytes of shared memory, got {sizes}: take a smaller form or batch"
+            )
         return cls(depth, total)

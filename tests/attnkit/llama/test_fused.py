@@ -18,7 +18,9 @@ BASE = Config(hidden=64, intermediate=96, layers=2, hq=4, vocab=50, positions=64
 SMALL = Form(warps=2, chunk=512, depth=3)
 
 
-def fused(weights: Weights, batch: int, launch: Launch, *, int8: bool = False, blocks: int = 3, **options: object) -> Fused:
+def fused(
+    weights: Weights, batch: int, launch: Launch, *, int8: bool = False, blocks: int = 3, **options: object
+) -> Fused:
     packed = Packed.of(weights, int8=int8)
     options = {"form": SMALL, "compile": on_host.compile, "prefill": NAIVE} | options
     return Fused(packed, batch, 32, launch=launch, blocks=blocks, **options)  # type: ignore[arg-type]
@@ -63,7 +65,7 @@ CASES = {
     "groups-of-heads": (dataclasses.replace(BASE, hkv=1, d=32, hidden=80), 1, False),
     "a-batch": (dataclasses.replace(BASE, hkv=2, d=16, intermediate=80), 3, False),
     "a-batch-in-int8": (dataclasses.replace(BASE, hkv=2, layers=1, intermediate=1104), 2, True),
-    "rows-of-several-chunks": (dataclasses.replace(BASE, hidden=288, hq=2, d=64, layers=1), 1, False),
+    "rows-of-several-chunks": (dataclasses.replace(BASE, hidden=288, hq=2, hkv=2, d=64, layers=1), 1, False),
 }
 
 
