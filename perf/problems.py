@@ -17,8 +17,8 @@ __all__ = ["SUITES", "Contest", "Suite", "contests"]
 Suite = Literal["default", "full"]
 SUITES: tuple[Suite, ...] = ("default", "full")
 
-DECODING = ("triton_splitkv",)
-EVERY = tuple(variant.name for variant in TABLE if variant.name not in DECODING)
+TIMED_ELSEWHERE = ("triton_fa1", "triton_splitkv")  # in decoding
+EVERY = tuple(variant.name for variant in TABLE if variant.name not in TIMED_ELSEWHERE)
 FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", "flash_attn")
 AGAINST_NAIVE = ("naive", "sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn")
 ON_CPU = ("naive", "sdpa_math", "sdpa_flash", "flex")

@@ -131,7 +131,8 @@ class Kernel:
             arguments: The kernel's.
             shared: Bytes of dynamic shared memory a block.
             overlap: Let it begin while the kernel before it on the stream still runs (programmatic dependent launch).
-                The kernel itself must wait, by ``griddepcontrol.wait``, before it touches what that one reads or writes.
+                The kernel itself must wait, by ``griddepcontrol.wait``, before it touches what that one reads or
+                writes.
             together: Run all blocks at the same time, so that they may wait for each other (cooperative launch).
 
         Raises:

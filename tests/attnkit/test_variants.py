@@ -26,6 +26,7 @@ NAMES = [
     "triton_unfused",
     "triton_flash",
     "flash_attn",
+    "triton_fa1",
     "triton_splitkv",
 ]
 CPU = torch.device("cpu")

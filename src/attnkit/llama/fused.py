@@ -1,8 +1,9 @@
 """Decoding by a few fused CUDA kernels a layer, or by one kernel a token: the ladder's upper rungs.
 
-The kernels are cuda/llama_stages.cu and cuda/llama_persistent.cu; what a stage is and what it fuses is told in cuda/llama/stages.cuh, how weights
-arrive in cuda/llama/stream.cuh. All sizes are known when they are compiled. They need a Hopper or later (bulk copies),
-bfloat16 weights or int8 ones, and at most four sequences: for more the tensor cores' matrix products are the better way.
+The kernels are cuda/llama_stages.cu and cuda/llama_persistent.cu; what a stage is and what it fuses is told in
+cuda/llama/stages.cuh, how weights arrive in cuda/llama/stream.cuh. All sizes are known when they are compiled. They need
+a Hopper or later (bulk copies), bfloat16 weights or int8 ones, and at most four sequences: for more, matrix products on
+the tensor cores are the better way.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch.nn.functional import linear, silu

@@ -120,11 +120,15 @@ class Plain:
         self.length = length
         self._choose()
 
-    @torch.no_grad()
     def step(self) -> None:
         """Read the newest token; leave its logits, and the next token chosen from them."""
         check_room(self)
         self.length += 1
+        self.enqueue()
+
+    @torch.no_grad()
+    def enqueue(self) -> None:
+        """Do the work of one step. A graph can capture it where `attention` reads lengths on the device."""
         self.position += 1
         length = Length(self.length, (self.position + 1).int().expand(self.batch))
 

@@ -1,0 +1,59 @@
+"""A decoder whose step is one CUDA graph: what launches a token's kernels is the device, not Python."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from attnkit.llama.decoder import Decoder, check_room
+
+__all__ = ["Captured"]
+
+
+class Capturable(Decoder, Protocol):
+    """A decoder whose kernels read positions and lengths on the device."""
+
+    def enqueue(self) -> None:
+        """Launch the kernels of one step."""
+        ...
+
+
+class Captured:
+    """A decoder whose step replays a graph; its attributes are those of `Decoder`."""
+
+    def __init__(self, decoder: Capturable) -> None:
+        """Capture a step, after one that compiles and allocates whatever it needs.
+
+        The capture is made on the current stream where it can be: a stream of its own would be another that the device
+        has to look after.
+        """
+        self.decoder = decoder
+        self.batch, self.capacity = decoder.batch, decoder.capacity
+        self.logits, self.tokens = decoder.logits, decoder.tokens
+        decoder.enqueue()
+        torch.cuda.synchronize(decoder.logits.device)
+        current = torch.cuda.current_stream(decoder.logits.device)
+        own = current if current != torch.cuda.default_stream(decoder.logits.device) else None
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=own):
+            decoder.enqueue()
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self.decoder.length
+
+    @length.setter
+    def length(self, length: int) -> None:
+        self.decoder.length = length
+
+    def prefill(self, prompt: torch.Tensor) -> None:
+        """Read ``prompt [batch, s]`` from an empty cache; leave its logits, and the first token chosen from them."""
+        self.decoder.prefill(prompt)
+
+    def step(self) -> None:
+        """Read the newest token; leave its logits, and the next token chosen from them."""
+        check_room(self)
+        self.length += 1
+        self.graph.replay()
