@@ -82,6 +82,13 @@ def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
         assert error(out[i : i + 1], truth) <= 1.5 * error(plain, truth) + 1e-6
 
 
+def test_one_length_may_stand_for_all() -> None:
+    q, k, v, _ = Problem(b=3, hq=2, sq=1, skv=90, d=32, dtype="fp32").inputs(DEVICE)
+    length = torch.tensor([70, 1, 1], dtype=torch.int32, device=DEVICE)[:1]
+    expected = attend(q, k[:, :70], v[:, :70], splits=2)
+    torch.testing.assert_close(attend(q, k, v, length.expand(3), splits=2), expected)
+
+
 def test_splits_are_combined_in_one_order_so_results_repeat() -> None:
     q, k, v, _ = Problem(b=2, hq=4, hkv=2, sq=2, skv=500, d=32, dtype="fp32").inputs(DEVICE)
     first = attend(q, k, v, splits=5)

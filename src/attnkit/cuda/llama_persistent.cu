@@ -51,8 +51,11 @@ decode(const Model model, const int count, const Sampling sampling) {
       }
       qkv(model, shared, stream, layer, position);
       meeting.arrive();
-      meeting.wait();
-      attend(model, shared, layer, position);
+      {
+        Attend attend(model, layer, position);
+        meeting.wait();
+        attend.finish(shared);
+      }
       meeting.arrive();
       meeting.wait();
       stage_attention(model, shared);

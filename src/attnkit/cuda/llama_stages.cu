@@ -32,7 +32,7 @@ attend_kernel(const Model model, const int layer, const Sampling) {
   const Shared shared;
   let_next_kernel_begin();
   wait_for_previous_kernel();
-  attend(model, shared, layer, fresh(model.position));
+  Attend(model, layer, fresh(model.position)).finish(shared);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)

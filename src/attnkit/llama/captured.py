@@ -52,6 +52,10 @@ class Captured:
         """Read ``prompt [batch, s]`` from an empty cache; leave its logits, and the first token chosen from them."""
         self.decoder.prefill(prompt)
 
+    def rewind(self, length: int) -> None:
+        """Forget what was read after the first `length` tokens; the next step reads the token after them again."""
+        self.decoder.rewind(length)
+
     def step(self) -> None:
         """Read the newest token; leave its logits, and the next token chosen from them."""
         check_room(self)

@@ -38,6 +38,10 @@ class Decoder(Protocol):
         """Read the newest token; leave its logits, and the next token chosen from them."""
         ...
 
+    def rewind(self, length: int) -> None:
+        """Forget what was read after the first `length` tokens; the next step reads the token after them again."""
+        ...
+
 
 def generate(decoder: Decoder, prompt: torch.Tensor, count: int) -> torch.Tensor:
     """Continue ``prompt [batch, s]`` by `count` tokens ``[batch, count]``, which are on the decoder's device.
@@ -80,3 +84,13 @@ def check_room(decoder: Decoder) -> None:
         raise ValueError("there is nothing to continue: prefill a prompt first")
     if decoder.length >= decoder.capacity:
         raise ValueError(f"the cache is full: {decoder.capacity} tokens; take a decoder of a larger capacity")
+
+
+def check_rewind(decoder: Decoder, length: int) -> None:
+    """Refuse to go back to where the decoder has not been.
+
+    Raises:
+        ValueError: If it has read fewer tokens, or the length is not positive.
+    """
+    if not 1 <= length <= decoder.length:
+        raise ValueError(f"length must be from 1 to the {decoder.length} tokens that were read, got {length}")

@@ -1,16 +1,15 @@
 """Decoding by a few fused CUDA kernels a layer, or by one kernel a token: the ladder's upper rungs.
 
 The kernels are cuda/llama_stages.cu and cuda/llama_persistent.cu; what a stage is and what it fuses is told in
-cuda/llama/stages.cuh, how weights arrive in cuda/llama/stream.cuh. All sizes are known when they are compiled. They need
-a Hopper or later (bulk copies), bfloat16 weights or int8 ones, and at most four sequences: for more, matrix products on
-the tensor cores are the better way.
+cuda/llama/stages.cuh, how weights arrive in cuda/llama/stream.cuh. All sizes are known when they are compiled. They
+need a Hopper or later (bulk copies), bfloat16 weights or int8 ones, and at most four sequences: for more, matrix
+products on the tensor cores are the better way.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,23 +19,19 @@ from torch.nn.functional import linear, silu
 from attnkit import nvrtc
 from attnkit.llama import rotation
 from attnkit.llama.config import Config
-from attnkit.llama.decoder import check_prompt, check_room
+from attnkit.llama.decoder import check_prompt, check_rewind, check_room
 from attnkit.llama.plain import rmsnorm
 from attnkit.llama.sampling import GREEDY, Sampling, pick
+from attnkit.llama.sizes import Form, Sizes
 from attnkit.llama.weights import KINDS, Packed, separate
 from attnkit.variant import Attention
 
-__all__ = ["MAX_BATCH", "Form", "Fused", "Launch", "rejects"]
+__all__ = ["FORMS", "MAX_BATCH", "SOURCES", "Fused", "Launch", "rejects"]
 
 STAGES = ("qkv_kernel", "attend_kernel", "out_kernel", "gate_up_kernel", "down_kernel")
 """The kernels of a layer, in their order."""
 
 MAX_BATCH = 4
-MAX_SHARED = 232448
-"""Bytes of shared memory that a block of a Hopper can have."""
-MAX_HEAD_SPLITS = 128
-"""Query heads times splits that a block combines: more take longer to read than they save."""
-
 Launch = Literal["stages", "overlapped", "persistent"]
 """How a token's stages become kernels: one after the other; one each, but begun early; one kernel for all of them."""
 
@@ -47,23 +42,8 @@ SOURCES: dict[Launch, tuple[Path, tuple[str, ...]]] = {
 SOURCES["overlapped"] = SOURCES["stages"]
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One compiled form of the kernels.
-
-    Attributes:
-        warps: Of a block.
-        chunk: Bytes of a row that are asked for at once, a multiple of 512.
-        depth: Pairs of chunks that a warp has on their way; None for as many as fit.
-    """
-
-    warps: int = 8
-    chunk: int = 2048
-    depth: int | None = None
-
-
-FORMS: dict[Launch, Form] = {"stages": Form(depth=2), "overlapped": Form(depth=2), "persistent": Form()}
-"""Two blocks of a stage fit a processor, so that one can begin while another ends; of the persistent kernel one."""
+FORMS: dict[Launch, Form] = {"stages": Form(), "overlapped": Form(depth=2), "persistent": Form()}
+"""A block has all of a processor's shared memory; but half of it where the next kernel's is to begin beside it."""
 
 
 ADDRESSED = (
@@ -155,40 +135,14 @@ class Fused:
             raise ValueError(f"capacity must be from 1 to the model's {config.positions} positions, got {capacity}")
         self.weights, self.batch, self.capacity = weights, batch, capacity
         self.prefill_attention, self.launch, self.sampling = prefill, launch, sampling
-        self.blocks = blocks or torch.cuda.get_device_properties(device).multi_processor_count
-        self.splits = max(1, min(self.blocks // (batch * config.hkv), MAX_HEAD_SPLITS // (batch * config.hq)))
-        form = form or FORMS[launch]
-        self.shared = Layout.of(config, batch, form)
-        self.threads = 32 * form.warps
-        self.kernels = compile(*SOURCES[launch], self.options(form), device)
-        self._allocate(form.warps)
+        blocks = blocks or torch.cuda.get_device_properties(device).multi_processor_count
+        self.sizes = Sizes(config, weights.int8, batch, capacity, blocks, form or FORMS[launch])
+        self.kernels = compile(*SOURCES[launch], self.sizes.options, device)
+        self._allocate()
         self.length = 0
         self._draw = Draw(sampling.temperature, sampling.seed)
 
-    def options(self, form: Form) -> tuple[str, ...]:
-        """What the kernels' sizes are, as the compiler is told."""
-        config = self.weights.config
-        sizes = {
-            "BF16": 1,
-            "INT8": int(self.weights.int8),
-            "LAYERS": config.layers,
-            "HIDDEN": config.hidden,
-            "INTERMEDIATE": config.intermediate,
-            "HQ": config.hq,
-            "HKV": config.hkv,
-            "D": config.d,
-            "VOCAB": config.vocab,
-            "EPSILON": f"{config.epsilon!r}f",
-            "BATCH": self.batch,
-            "CAPACITY": self.capacity,
-            "SPLITS": self.splits,
-            "WARPS": form.warps,
-            "CHUNK": form.chunk,
-            "DEPTH": self.shared.depth,
-        }
-        return tuple(f"-D{name}={size}" for name, size in sizes.items())
-
-    def _allocate(self, warps: int) -> None:
+    def _allocate(self) -> None:
         """Allocate what stages leave for each other, and list every address."""
         weights, config, batch, device = self.weights, self.weights.config, self.batch, self.weights.device
 
@@ -214,11 +168,11 @@ class Fused:
             "v_cache": self.v_cache,
             "x": empty(batch, config.hidden),
             "q": empty(batch, config.hq, config.d),
-            "partial": empty(batch, config.hq, self.splits, config.d),
-            "stats": empty(batch, config.hq, self.splits, 2),
+            "partial": empty(batch, config.hq, self.sizes.splits, config.d),
+            "stats": empty(batch, config.hq, self.sizes.splits, 2),
             "gated": empty(batch, config.intermediate, dtype=torch.bfloat16),
             "logits": self.logits,
-            "best": empty(self.blocks, warps, batch, dtype=torch.int64),
+            "best": empty(self.sizes.blocks, self.sizes.form.warps, batch, dtype=torch.int64),
             "tokens": self.tokens,
             "position": self.position,
             "meeting": self.meeting,
@@ -244,6 +198,12 @@ class Fused:
         self.length += 1
         self.enqueue()
 
+    def rewind(self, length: int) -> None:
+        """Forget what was read after the first `length` tokens; the next step reads the token after them again."""
+        check_rewind(self, length)
+        self.length = length
+        self.position.fill_(length)
+
     def enqueue(self) -> None:
         """Launch the kernels of one token, which count for themselves: a graph can capture this."""
         if self.launch == "persistent":
@@ -254,16 +214,16 @@ class Fused:
             for stage in STAGES:
                 self._run(stage, layer)
         self._run("head_kernel", 0)
-        self._run("choose_kernel", self.blocks, blocks=1)
+        self._run("choose_kernel", self.sizes.blocks, blocks=1)
 
     def _run(self, name: str, number: int, blocks: int | None = None, together: bool = False) -> None:
         self.kernels[name](
-            blocks or self.blocks,
-            self.threads,
+            blocks or self.sizes.blocks,
+            self.sizes.threads,
             self._model,
             number,
             self._draw,
-            shared=self.shared.bytes,
+            shared=self.sizes.shared,
             overlap=self.launch == "overlapped",
             together=together,
         )
@@ -287,42 +247,3 @@ class Fused:
             gate, up = linear(n, weights.matrix("gate_up", i)).unflatten(-1, (-1, 2)).unbind(-1)
             x = x + linear(silu(gate) * up, weights.matrix("down", i))
         return linear(rmsnorm(x[:, -1], weights.norm, config.epsilon), weights.matrix("head", 0)).float()
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Shared memory of a block, as ``Shared`` of sizes.cuh has it.
-
-    Attributes:
-        depth: Pairs of chunks that a warp has on their way.
-        bytes: In all.
-    """
-
-    depth: int
-    bytes: int
-
-    @classmethod
-    def of(cls, config: Config, batch: int, form: Form) -> Layout:
-        """Count; a depth that is not given is as large as fits.
-
-        Raises:
-            ValueError: If not even one pair of chunks fits.
-        """
-
-        def whole(size: int) -> int:
-            return -(-size // 128) * 128
-
-        widest = max(config.hidden, config.intermediate, config.hq * config.d)
-        x = batch * -(-widest // 512) * 512 * 2
-        parts = form.warps * (32 * 8 // config.d) * (config.d + 2) * 4
-        front = whole(max(x, parts)) + 256
-        slot = form.warps * 2 * form.chunk
-        fit = (MAX_SHARED - front - 128 - whole(8 * form.warps)) // (slot + 8 * form.warps)
-        depth = form.depth or min(fit, 16)
-        total = front + whole(8 * form.warps * depth) + depth * slot
-        if depth < 1 or total > MAX_SHARED:
-            sizes = f"{x} bytes of activations and {max(depth, 1)} x {slot} of weights"
-            raise ValueError(
-                f"a block has {MAX_SHARED} bytes of shared memory, got {sizes}: take a smaller form or batch"
-            )
-        return cls(depth, total)

@@ -2,8 +2,8 @@
 
     build(rung("persistent"), Model(weights), batch=1, capacity=1024)
 
-The lower rungs are torch's operations with one of them replaced by a kernel; the upper ones are the fused kernels, which
-are launched in ever fewer pieces and read ever fewer bytes.
+The lower rungs are torch's operations with one of them replaced by a kernel; the upper ones are the fused kernels,
+which are launched in ever fewer pieces and read ever fewer bytes.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import linear, silu
 
 from attnkit.llama import rotation
-from attnkit.llama.decoder import check_prompt, check_room
+from attnkit.llama.decoder import check_prompt, check_rewind, check_room
 from attnkit.llama.sampling import GREEDY, Sampling, pick
 from attnkit.llama.weights import Layer, Weights
 from attnkit.variant import Attention
@@ -130,13 +130,19 @@ class Plain:
     def enqueue(self) -> None:
         """Do the work of one step. A graph can capture it where `attention` reads lengths on the device."""
         self.position += 1
-        length = Length(self.length, (self.position + 1).int().expand(self.batch))
+        length = Length(self.length, (self.position + 1).int().repeat(self.batch))
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
             return self.attention(q, self.k_cache[layer], self.v_cache[layer], length)
 
         self._forward(self.position, attend, self.product)
         self._choose()
+
+    def rewind(self, length: int) -> None:
+        """Forget what was read after the first `length` tokens; the next step reads the token after them again."""
+        check_rewind(self, length)
+        self.length = length
+        self.position.fill_(length - 1)
 
     def _forward(
         self,

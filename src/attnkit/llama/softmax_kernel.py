@@ -18,6 +18,7 @@ LONGEST = 32768
 
 @triton.jit
 def softmax_kernel(p_x, p_out, n, scale_log2, BLOCK: tl.constexpr):
+    """A program a row."""
     i_row = tl.program_id(0).to(tl.int64)
     o_n = tl.arange(0, BLOCK)
     b_x = tl.load(p_x + i_row * n + o_n, mask=o_n < n, other=float("-inf")).to(tl.float32) * scale_log2
@@ -29,7 +30,7 @@ def softmax_kernel(p_x, p_out, n, scale_log2, BLOCK: tl.constexpr):
 
 
 def softmax(x: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(scale · x) over the last dim of a contiguous x ``[..., n]``, in the dtype of x.
+    """Softmax of ``scale · x`` over the last dim of a contiguous x ``[..., n]``, in the dtype of x.
 
     Raises:
         ValueError: If x is not contiguous, or its rows are longer than 32768.

@@ -1,9 +1,9 @@
 """FlashAttention's first loop order (Dao et al., FlashAttention, 2022, algorithm 1): keys outside, queries inside.
 
-One program computes one head. It takes a tile of keys and values and walks over all queries with it; output, maximum and
-sum of every row go back to memory and are read again for the next tile. So the scores never reach memory, but the output
-does, once for each tile of keys, and heads are all the parallelism there is: the two things that FlashAttention-2 turned
-around. Forward only. The kernel is in triton_fa1_kernel.py.
+One program computes one head. It takes a tile of keys and values and walks over all queries with it; output, maximum
+and sum of every row go back to memory and are read again for the next tile. So the scores never reach memory, but the
+output does, once for each tile of keys, and heads are all the parallelism there is: the two things that
+FlashAttention-2 turned around. Forward only. The kernel is in triton_fa1_kernel.py.
 """
 
 from __future__ import annotations

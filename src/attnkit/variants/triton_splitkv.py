@@ -87,6 +87,7 @@ def attend(
     hkv = k.shape[2]
     longest = k.shape[1] if table is None else table.shape[1] * k.shape[1]
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
+    lengths, table = (t if t is None else t.contiguous() for t in (lengths, table))
     splits = splits or triton_splitkv_kernel.choose_splits(b * hkv, longest, q.device)
     if workspace is None:
         workspace = Workspace.of(b, hkv, q.shape[1] * (hq // hkv), v.shape[3], q.device, splits)

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from attnkit.llama import Config, Packed, Plain, Sampling, Weights, generate
-from attnkit.llama.fused import Form, Fused, Launch
+from attnkit.llama.fused import Fused, Launch
 from attnkit.llama.plain import cut
+from attnkit.llama.sampling import pick
+from attnkit.llama.sizes import Form
 from attnkit.variants import naive
 from tests.attnkit.llama import on_host
 
@@ -86,7 +88,7 @@ def test_logits_are_those_of_the_reference(case: str, launch: Launch) -> None:
             decoder.step()
         error = (ours.logits - truth.logits).norm() / truth.logits.norm()
         allowed = (plain.logits - truth.logits).norm() / truth.logits.norm()
-        # plain rounds to bfloat16 after every operation (with int8 it has other weights, too), ours before products only
+        # plain rounds to bfloat16 after every operation, ours before products only; with int8 it has other weights
         assert error <= (1.2 * allowed if not int8 else 0.02), (error, allowed)
         assert torch.equal(ours.logits.argmax(-1), ours.tokens[:, i + 1].long())
 
@@ -97,9 +99,6 @@ def test_sampled_text_is_that_of_the_reference(launch: Launch) -> None:
     sampling = Sampling(temperature=1.5, seed=7)
     ours = fused(weights, 2, launch, sampling=sampling)
     prompt = text(BASE, 2, 3)
-    # the reference's noise on our logits
-    from attnkit.llama.sampling import pick
-
     ours.prefill(prompt)
     for position in range(3, 9):
         ours.step()

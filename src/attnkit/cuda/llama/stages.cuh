@@ -193,91 +193,136 @@ __device__ inline void gate_up(const Model& model, const Shared& shared, Stream&
 
 // ---- attention ----
 
+constexpr int AT_ONCE = GROUP == 1 ? 8 : 4;  // keys of a lane whose loads are on their way together
+constexpr int ITEMS = BATCH * HKV * SPLITS;  // splits of key heads, shared out over the blocks
+
+// A split of the keys of one key head, as one lane sees it.
+struct Split {
+  int b, head, split, first, last;
+  int reader, mine;  // which eight of the D elements, and which of the keys read side by side
+  const uint4 *k_cache, *v_cache;
+
+  __device__ Split(const Model& model, int layer, int item, int length) {
+    split = item % SPLITS;
+    head = item / SPLITS % HKV;
+    b = item / SPLITS / HKV;
+    first = (int)((long long)length * split / SPLITS);
+    last = (int)((long long)length * (split + 1) / SPLITS);
+    reader = lane_id() % READERS;
+    mine = warp_id() * KEYS + lane_id() / READERS;
+    k_cache = (const uint4*)(model.k_cache + cache_of(layer, b) + head * D) + reader;
+    v_cache = (const uint4*)(model.v_cache + cache_of(layer, b) + head * D) + reader;
+  }
+};
+
+// Some keys of a lane, and their values.
+struct Keys {
+  uint4 k[AT_ONCE], v[AT_ONCE];
+
+  // Those from `begin` on that come before `end`; the others stay as they are.
+  __device__ void load(const Split& split, int begin, int from, int end) {
+    #pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i) {
+      const int key = begin + i * PARTS + split.mine;
+      if (key < from || key >= end) continue;
+      k[i] = fresh(split.k_cache + key * (HKV * READERS));
+      v[i] = fresh(split.v_cache + key * (HKV * READERS));
+    }
+  }
+
+  __device__ void clear() {
+    #pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i) k[i] = v[i] = make_uint4(0, 0, 0, 0);
+  }
+};
+
 // One query head's softmax over the keys that a few lanes have seen; each of them has eight of the D sums.
 struct Softmax {
   float top = -infinity(), sum = 0.f;
   Eight out = {};
-};
 
-// The keys from `first` on, before `last`, of one key head, by all warps.
-__device__ inline void attend_split(const Model& model, const Shared& shared, int layer, int b, int head, int split, int length) {
-  constexpr int AT_ONCE = GROUP == 1 ? 8 : 4;  // keys whose loads are on their way together
-  const int lane = lane_id(), reader = lane % READERS, mine = warp_id() * KEYS + lane / READERS;
-  const int first = (int)((long long)length * split / SPLITS), last = (int)((long long)length * (split + 1) / SPLITS);
-  const uint4* k_cache = (const uint4*)(model.k_cache + cache_of(layer, b) + head * D) + reader;
-  const uint4* v_cache = (const uint4*)(model.v_cache + cache_of(layer, b) + head * D) + reader;
-
-  Eight q[GROUP];
-  Softmax softmax[GROUP];
-  for (int g = 0; g < GROUP; ++g) q[g] = fresh_eight(model.q + (b * HQ + head * GROUP + g) * D + reader * WIDE);
-
-  for (int begin = first; begin < last; begin += PARTS * AT_ONCE) {
-    uint4 k[AT_ONCE], v[AT_ONCE];
+  // Add these keys, of which those before `last` are there.
+  __device__ void add(const Eight& q, const Keys& keys, int begin, int last, int mine) {
+    float score[AT_ONCE], new_top = top;
     #pragma unroll
     for (int i = 0; i < AT_ONCE; ++i) {
-      const int key = begin + i * PARTS + mine;
-      const uint4 zero = make_uint4(0, 0, 0, 0);
-      k[i] = key < last ? fresh(k_cache + key * (HKV * READERS)) : zero;
-      v[i] = key < last ? fresh(v_cache + key * (HKV * READERS)) : zero;
+      const Eight there = widened(keys.k[i]);
+      float dot = 0.f;
+      for (int j = 0; j < 8; ++j) dot += q.v[j] * there.v[j];
+      for (int bits = READERS / 2; bits > 0; bits /= 2) dot += from_lane_xor(dot, bits);
+      score[i] = begin + i * PARTS + mine < last ? dot : -infinity();
+      new_top = fmaxf(new_top, score[i]);
     }
+    // with no key yet the largest is -inf, and -inf - -inf is nan
+    const float shift = new_top == -infinity() ? 0.f : new_top, factor = exp2f(top - shift);
+    top = new_top;
+    sum *= factor;
+    for (float& o : out.v) o *= factor;
     #pragma unroll
-    for (int g = 0; g < GROUP; ++g) {
-      float score[AT_ONCE];
-      float top = softmax[g].top;
-      #pragma unroll
-      for (int i = 0; i < AT_ONCE; ++i) {
-        const Eight there = widened(k[i]);
-        float dot = 0.f;
-        for (int j = 0; j < 8; ++j) dot += q[g].v[j] * there.v[j];
-        for (int bits = READERS / 2; bits > 0; bits /= 2) dot += from_lane_xor(dot, bits);
-        score[i] = begin + i * PARTS + mine < last ? dot : -infinity();
-        top = fmaxf(top, score[i]);
-      }
-      // with no key yet top is -inf, and -inf - -inf is nan
-      const float shift = top == -infinity() ? 0.f : top, factor = exp2f(softmax[g].top - shift);
-      softmax[g].top = top;
-      softmax[g].sum *= factor;
-      for (float& o : softmax[g].out.v) o *= factor;
-      #pragma unroll
-      for (int i = 0; i < AT_ONCE; ++i) {
-        const float weight = exp2f(score[i] - shift);
-        const Eight there = widened(v[i]);
-        softmax[g].sum += weight;
-        for (int j = 0; j < 8; ++j) softmax[g].out.v[j] += weight * there.v[j];
-      }
+    for (int i = 0; i < AT_ONCE; ++i) {
+      const float weight = exp2f(score[i] - shift);
+      const Eight there = widened(keys.v[i]);
+      sum += weight;
+      for (int j = 0; j < 8; ++j) out.v[j] += weight * there.v[j];
     }
   }
+};
 
-  // the parts of the block become one
-  float* out = (float*)shared.x;           // [PARTS, D]
+// The softmaxes of a block's lanes become the split's one.
+__device__ inline void merge(const Model& model, const Shared& shared, const Softmax& softmax, const Split& at, int g) {
+  float* out = (float*)shared.x;               // [PARTS, D]
   float2* stats = (float2*)(out + PARTS * D);  // [PARTS]
-  for (int g = 0; g < GROUP; ++g) {
-    for (int j = 0; j < 8; ++j) out[mine * D + reader * WIDE + j] = softmax[g].out.v[j];
-    if (reader == 0) stats[mine] = make_float2(softmax[g].top, softmax[g].sum);
-    __syncthreads();
-    const int to = (b * HQ + head * GROUP + g) * SPLITS + split;
-    for (int at = threadIdx.x; at < D; at += THREADS) {
-      float top = -infinity(), sum = 0.f, value = 0.f;
-      for (int i = 0; i < PARTS; ++i) top = fmaxf(top, stats[i].x);
-      const float shift = top == -infinity() ? 0.f : top;
-      for (int i = 0; i < PARTS; ++i) {
-        const float weight = exp2f(stats[i].x - shift);
-        sum += weight * stats[i].y;
-        value += weight * out[i * D + at];
-      }
-      model.partial[to * D + at] = value;
-      if (at == 0) model.stats[to] = make_float2(top, sum);
+  for (int j = 0; j < 8; ++j) out[at.mine * D + at.reader * WIDE + j] = softmax.out.v[j];
+  if (at.reader == 0) stats[at.mine] = make_float2(softmax.top, softmax.sum);
+  __syncthreads();
+  const int to = (at.b * HQ + at.head * GROUP + g) * SPLITS + at.split;
+  for (int i = threadIdx.x; i < D; i += THREADS) {
+    float top = -infinity(), sum = 0.f, value = 0.f;
+    for (int part = 0; part < PARTS; ++part) top = fmaxf(top, stats[part].x);
+    const float shift = top == -infinity() ? 0.f : top;
+    for (int part = 0; part < PARTS; ++part) {
+      const float weight = exp2f(stats[part].x - shift);
+      sum += weight * stats[part].y;
+      value += weight * out[part * D + i];
     }
-    __syncthreads();
+    model.partial[to * D + i] = value;
+    if (i == 0) model.stats[to] = make_float2(top, sum);
   }
+  __syncthreads();
 }
 
-__device__ inline void attend(const Model& model, const Shared& shared, int layer, int position) {
-  for (int item = blockIdx.x; item < BATCH * HKV * SPLITS; item += gridDim.x) {
-    const int split = item % SPLITS, head = item / SPLITS % HKV, b = item / SPLITS / HKV;
-    attend_split(model, shared, layer, b, head, split, position + 1);
+// This block's splits. Between constructing and `finish` others may still write the newest key: only the older ones of the
+// block's first split are read before.
+struct Attend {
+  const Model& model;
+  const int layer, position;
+  Keys keys;
+
+  __device__ Attend(const Model& model, int layer, int position) : model(model), layer(layer), position(position) {
+    keys.clear();
+    if (blockIdx.x >= ITEMS) return;
+    const Split split(model, layer, blockIdx.x, position + 1);
+    keys.load(split, split.first, 0, min(split.last, position));
   }
-}
+
+  __device__ void finish(const Shared& shared) {
+    for (int item = blockIdx.x; item < ITEMS; item += gridDim.x) {
+      const Split split(model, layer, item, position + 1);
+      Eight q[GROUP];
+      for (int g = 0; g < GROUP; ++g)
+        q[g] = fresh_eight(model.q + (split.b * HQ + split.head * GROUP + g) * D + split.reader * WIDE);
+      Softmax softmax[GROUP];
+      for (int begin = split.first; begin < split.last; begin += PARTS * AT_ONCE) {
+        const bool read = item == blockIdx.x && begin == split.first;
+        if (!read) keys.clear();
+        keys.load(split, begin, read ? position : 0, split.last);
+        #pragma unroll
+        for (int g = 0; g < GROUP; ++g) softmax[g].add(q[g], keys, begin, split.last, split.mine);
+      }
+      for (int g = 0; g < GROUP; ++g) merge(model, shared, softmax[g], split, g);
+    }
+  }
+};
 
 // ---- the next token ----
 
