@@ -19,6 +19,10 @@ from attnkit.nvrtc import SOURCES
 OF_THE_DEVICE = ("ptx.cuh", "llama/device.cuh")
 HEADER = Path(__file__).with_name("grid_on_host.h")
 
+SIZE = """
+extern "C" int shared_bytes() { return Shared::BYTES; }
+"""
+
 LAUNCH = """
 extern "C" const char* launch_KERNEL(const Model* model, int number, Sampling sampling,
                                      int grid, int block, int shared_bytes, unsigned seed) {
@@ -45,7 +49,9 @@ def library(name: str, kernels: tuple[str, ...], options: tuple[str, ...]) -> ct
     """The kernels as a shared library."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++ to run kernels on the host")
-    code = f'#include "{HEADER}"\n{text(name)}\n' + "".join(LAUNCH.replace("KERNEL", kernel) for kernel in kernels)
+    code = f'#include "{HEADER}"\n{text(name)}\n{SIZE}' + "".join(
+        LAUNCH.replace("KERNEL", kernel) for kernel in kernels
+    )
     key = hashlib.sha256("".join([code, HEADER.read_text(), *options]).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"attnkit-on-host-{key}"
     built = folder / "kernels.so"

@@ -81,7 +81,7 @@ struct Norm {
         if (at >= HIDDEN_VECTORS) continue;
         const Eight by = widened(weight[i]);
         for (int j = 0; j < 8; ++j) x[i].v[j] *= factor * by.v[j];
-        shared.x[b * X_VECTORS + place(at)] = narrowed(x[i]);
+        put(shared, b, at, narrowed(x[i]));
       }
     }
     __syncthreads();
@@ -92,7 +92,7 @@ __device__ inline void stage_gated(const Model& model, const Shared& shared) {
   constexpr int VECTORS = INTERMEDIATE / WIDE;
   for (int b = 0; b < BATCH; ++b)
     for (int at = threadIdx.x; at < VECTORS; at += THREADS)
-      shared.x[b * X_VECTORS + place(at)] = fresh((const uint4*)model.gated + b * VECTORS + at);
+      put(shared, b, at, fresh((const uint4*)model.gated + b * VECTORS + at));
   __syncthreads();
 }
 
@@ -116,7 +116,7 @@ __device__ inline void stage_attention(const Model& model, const Shared& shared)
         for (int j = 0; j < 8; ++j) out.v[j] += weight * values.v[j];
       }
       for (float& v : out.v) v /= sum;
-      shared.x[b * X_VECTORS + place(at)] = narrowed(out);
+      put(shared, b, at, narrowed(out));
     }
   __syncthreads();
 }

@@ -72,31 +72,15 @@ struct Stream {
   // diagonal of the product, and nothing had to be moved or widened.
   template <int K>
   __device__ void multiply(const uint4* x, float (&sums)[BATCH][2]) {
-    constexpr int ROW = K * WEIGHT_BYTES;
+    constexpr int ROW = K * WEIGHT_BYTES, REST = ROW % CHUNK;
     const int lane = threadIdx.x % LANES;
     float tile[BATCH][4] = {};
-    for (int begin = 0; begin < ROW; begin += CHUNK) {
-      barrier_wait(arrived + slot, parity);
-      const uint4* first = (const uint4*)(ring + slot * 2 * CHUNK);
-      const uint4* second = first + CHUNK / VECTOR;
-      const int vectors = min(CHUNK, ROW - begin) / VECTOR;
-      #pragma unroll
-      for (int i = 0; i < CHUNK / VECTOR; i += LANES) {
-        if (i >= vectors) break;
-        const bool live = i + lane < vectors;
-        const uint4 zero = make_uint4(0, 0, 0, 0);
-        const uint4 w0 = live ? first[i + lane] : zero, w1 = live ? second[i + lane] : zero;
-        #pragma unroll
-        for (int b = 0; b < BATCH; ++b) {
-          const uint4* there = x + b * X_VECTORS + (begin / VECTOR + i) * (X_BLOCK / LANES) + lane;
-          multiply_vector(tile[b], w0, w1, live ? there[0] : zero, INT8 && live ? there[LANES] : zero);
-        }
-      }
-      // the slot has been read by all lanes: it can be filled again
-      __syncwarp();
-      if (lane == 0) ask(slot);
-      if (++slot == DEPTH) { slot = 0; parity ^= 1; }
+    x += lane;
+    for (int i = 0; i < ROW / CHUNK; ++i) {
+      multiply_chunk<CHUNK>(x, tile);
+      x += CHUNK / WEIGHT_BYTES / WIDE;
     }
+    if (REST) multiply_chunk<REST>(x, tile);
     const int g = lane / 4;
     const bool diagonal = g / 2 == lane % 4;
     for (int b = 0; b < BATCH; ++b) {
@@ -105,26 +89,67 @@ struct Stream {
     }
   }
 
+  template <int BYTES>
+  __device__ void multiply_chunk(const uint4* x, float (&tile)[BATCH][4]) {
+    constexpr int VECTORS = BYTES / VECTOR;
+    const int lane = threadIdx.x % LANES;
+    barrier_wait(arrived + slot, parity);
+    const uint4* first = (const uint4*)(ring + slot * 2 * CHUNK) + lane;
+    const uint4* second = first + CHUNK / VECTOR;
+    #pragma unroll
+    for (int i = 0; i < VECTORS; i += LANES) {
+      // lanes behind the end multiply zeros: what lies there may be no number
+      const bool live = i + LANES <= VECTORS || i + lane < VECTORS;
+      uint4 w0 = make_uint4(0, 0, 0, 0), w1 = w0;
+      if (live) { w0 = first[i]; w1 = second[i]; }
+      #pragma unroll
+      for (int b = 0; b < BATCH; ++b) {
+        const uint4* there = x + b * X_VECTORS + i * (X_BLOCK / LANES);
+        uint4 x0 = make_uint4(0, 0, 0, 0), x1 = x0;
+        if (live) x0 = there[0];
+        if (live && INT8) x1 = there[LANES];
+        multiply_vector(tile[b], w0, w1, x0, x1);
+      }
+    }
+    // the slot has been read by all lanes: it can be filled again
+    __syncwarp();
+    if (lane == 0) ask(slot);
+    if (++slot == DEPTH) { slot = 0; parity ^= 1; }
+  }
+
   __device__ static void multiply_vector(float (&tile)[4], const uint4& w0, const uint4& w1, const uint4& x0, const uint4& x1) {
 #if INT8
-    multiply_tile(tile, widened(w0.x, 0x4140), widened(w1.x, 0x4140), widened(w0.x, 0x4342), widened(w1.x, 0x4342), x0.x, x0.y);
-    multiply_tile(tile, widened(w0.y, 0x4140), widened(w1.y, 0x4140), widened(w0.y, 0x4342), widened(w1.y, 0x4342), x0.z, x0.w);
-    multiply_tile(tile, widened(w0.z, 0x4140), widened(w1.z, 0x4140), widened(w0.z, 0x4342), widened(w1.z, 0x4342), x1.x, x1.y);
-    multiply_tile(tile, widened(w0.w, 0x4140), widened(w1.w, 0x4140), widened(w0.w, 0x4342), widened(w1.w, 0x4342), x1.z, x1.w);
+    multiply_word(tile, w0.x, w1.x, x0.x, x0.y);
+    multiply_word(tile, w0.y, w1.y, x0.z, x0.w);
+    multiply_word(tile, w0.z, w1.z, x1.x, x1.y);
+    multiply_word(tile, w0.w, w1.w, x1.z, x1.w);
 #else
     multiply_tile(tile, w0.x, w1.x, w0.y, w1.y, x0.x, x0.y);
     multiply_tile(tile, w0.z, w1.z, w0.w, w1.w, x0.z, x0.w);
 #endif
   }
 
-  // Two of a word's four int8 as bfloat16: as 128 + its low seven bits, less 128 or, where it is negative, 256. All exact.
-  __device__ static word widened(word bytes, word selector) {
-    const word both = __byte_perm(bytes, 0x43434343, selector);
-    return minus(masked<0xff7fff7f, 0>(both), masked<0xff80ff80, 0>(both));
+  // Four int8 of each row: bytes 0 and 2 with x's first word, 1 and 3 with its second.
+  __device__ static void multiply_word(float (&tile)[4], word w0, word w1, word even, word odd) {
+    multiply_tile(tile, widened(w0), widened(w1), widened(w0 >> 8), widened(w1 >> 8), even, odd);
+  }
+
+  // Bytes 0 and 2, numbers with a sign, as bfloat16: as 128 + the low seven bits, less 128 or, where the sign bit says
+  // -128, 256. All of them are exact.
+  __device__ static word widened(word bytes) {
+    return minus(masked<0x007f007f, 0x43004300>(bytes), masked<0x00800080, 0x43004300>(bytes));
   }
 };
 
-// Where vector i of x lies. With int8 weights a lane takes two at once: they lie so that lanes read side by side.
-__device__ inline int place(int i) {
-  return INT8 ? (i & ~(X_BLOCK - 1)) | (i & 1) * LANES | (i % X_BLOCK) / 2 : i;
+// Put vector i of a sequence's x where `multiply` finds it. With int8 weights a lane takes two vectors at once: they lie so
+// that lanes read side by side, and the numbers of each four in the order 0 2 1 3.
+__device__ inline void put(const Shared& shared, int b, int i, uint4 vector) {
+  uint4* x = shared.x + b * X_VECTORS;
+#if INT8
+  x[(i & ~(X_BLOCK - 1)) | (i & 1) * LANES | (i % X_BLOCK) / 2] =
+      make_uint4(__byte_perm(vector.x, vector.y, 0x5410), __byte_perm(vector.x, vector.y, 0x7632),
+                 __byte_perm(vector.z, vector.w, 0x5410), __byte_perm(vector.z, vector.w, 0x7632));
+#else
+  x[i] = vector;
+#endif
 }
