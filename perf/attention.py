@@ -19,8 +19,15 @@ __all__ = ["TITLE", "time_attention"]
 TITLE: dict[Pass, str] = {"fwd": "forward", "bwd": "backward", "fwd+bwd": "forward+backward"}
 
 
-def time_attention(gpu_benchmark: GpuBenchmark, contest: Contest, name: str, pass_: Pass, device: torch.device) -> None:
-    """Time a pass; skip what the variant states it cannot do, fail what it gets wrong.
+def time_attention(
+    gpu_benchmark: GpuBenchmark,
+    contest: Contest,
+    name: str,
+    pass_: Pass,
+    device: torch.device,
+    title: str | None = None,
+) -> None:
+    """Time a pass, which the case's name calls by `title` if it is given; skip what the variant states it cannot do, fail what it gets wrong.
 
     Backward alone is timed with the forward's results among its inputs, so they count neither for time nor for memory.
     """
@@ -49,6 +56,7 @@ def time_attention(gpu_benchmark: GpuBenchmark, contest: Contest, name: str, pas
             pytest.fail(f"{name} is wrong at {problem.name}: {'; '.join(found.failures)}", pytrace=False)
         return found.errors
 
+    title = title or TITLE[pass_]
     calls = {"fwd": forward, "bwd": backward, "fwd+bwd": both}
     gpu_benchmark(
         calls[pass_],
@@ -59,8 +67,8 @@ def time_attention(gpu_benchmark: GpuBenchmark, contest: Contest, name: str, pas
             tokens=problem.tokens,
             dtype=problem.dtype,
         ),
-        name=f"{TITLE[pass_]}/{name}/{problem.name}",
-        group=f"{TITLE[pass_]}/{problem.name}",
+        name=f"{title}/{name}/{problem.name}",
+        group=f"{title}/{problem.name}",
         reference=name == contest.reference,
         check=check,
     )

@@ -34,11 +34,12 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test every contest of its module's pass, a case for each variant that is here."""
+    """Give a test every contest of its module's pass, or of its own list, a case for each variant that is here."""
     if "contest" not in metafunc.fixturenames:
         return
     cases = []
-    for contest in contests(metafunc.module.PASS, metafunc.config.getoption("perf_suite"), kind(metafunc.config)):
+    listed = getattr(metafunc.module, "CONTESTS", contests)
+    for contest in listed(metafunc.module.PASS, metafunc.config.getoption("perf_suite"), kind(metafunc.config)):
         for name in contest.variants:
             if reason := variant(name).absent():
                 absent(metafunc.config, name, reason)

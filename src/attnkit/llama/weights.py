@@ -154,6 +154,18 @@ class Weights:
         layers = tuple(layer(i) for i in range(config.layers))
         return cls(config, embedding, layers, take("model.norm.weight", config.hidden), head)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what `from_state` takes: the weights by the names that ``LlamaForCausalLM`` has for them."""
+        named = {
+            "model.embed_tokens.weight": self.embedding,
+            "model.norm.weight": self.norm,
+            "lm_head.weight": self.head,
+        }
+        for i, layer in enumerate(self.layers):
+            for field, name in HUGGING_FACE.items():
+                named[f"model.layers.{i}.{name}.weight"] = getattr(layer, field)
+        return named
+
 
 def interleave(t: torch.Tensor, heads: int) -> torch.Tensor:
     """``t [heads * d, n]`` with rows i and i + d/2 of each head beside each other."""

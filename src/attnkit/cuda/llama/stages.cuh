@@ -115,7 +115,8 @@ __device__ inline void stage_attention(const Model& model, const Shared& shared)
         sum += weight * stats[s].y;
         for (int j = 0; j < 8; ++j) out.v[j] += weight * values.v[j];
       }
-      for (float& v : out.v) v /= sum;
+      const float factor = 1.f / sum;
+      for (float& v : out.v) v *= factor;
       put(shared, b, at, narrowed(out));
     }
   __syncthreads();
