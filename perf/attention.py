@@ -27,7 +27,9 @@ def time_attention(
     device: torch.device,
     title: str | None = None,
 ) -> None:
-    """Time a pass, which the case's name calls by `title` if it is given; skip what the variant states it cannot do, fail what it gets wrong.
+    """Time a pass; skip what the variant states it cannot do, fail what it gets wrong.
+
+    The case's name begins with `title`, or with the pass's own.
 
     Backward alone is timed with the forward's results among its inputs, so they count neither for time nor for memory.
     """

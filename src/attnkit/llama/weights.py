@@ -249,12 +249,37 @@ class Packed:
         """Where the weights are."""
         return self.embedding.device
 
-    def matrix(self, kind: Kind, layer: int) -> torch.Tensor:
-        """Return one matrix in bfloat16 ``[rows, columns]``: as it is, or made from int8."""
+    def matrix(self, kind: Kind, layer: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        """Return one matrix ``[rows, columns]`` in a dtype: as it is, or made from int8."""
         matrix = self.matrices[kind][layer]
-        if not self.int8:
-            return matrix
-        return (matrix * self.scales[kind][layer][:, None]).to(torch.bfloat16)
+        if self.int8:
+            matrix = matrix * self.scales[kind][layer][:, None]
+        return matrix.to(dtype)
+
+    def unpacked(self, dtype: torch.dtype) -> Weights:
+        """Return the weights that these stand for: with int8 those that it rounded to."""
+        config = self.config
+        heads = (config.hq, config.hkv, config.hkv)
+
+        def layer(i: int) -> Layer:
+            parts = self.matrix("qkv", i, dtype).split([h * config.d for h in heads])
+            q, k, v = (separate(part.mT, h).flatten(1).mT for part, h in zip(parts, heads, strict=True))
+            gate, up = self.matrix("gate_up", i, dtype).unflatten(0, (-1, 2)).unbind(1)
+            return Layer(
+                attention_norm=self.attention_norm[i].to(dtype),
+                q=q,
+                k=k,
+                v=v,
+                out=self.matrix("out", i, dtype),
+                mlp_norm=self.mlp_norm[i].to(dtype),
+                gate=gate,
+                up=up,
+                down=self.matrix("down", i, dtype),
+            )
+
+        layers = tuple(layer(i) for i in range(config.layers))
+        head = self.matrix("head", 0, dtype)
+        return Weights(config, self.embedding.to(dtype), layers, self.norm.to(dtype), head)
 
 
 def quantize(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,10 +12,11 @@ from attnkit.llama.fused import FORMS, SOURCES, Launch
 from attnkit.llama.sizes import MAX_SHARED, Form, Sizes
 from tests.attnkit.llama import on_host
 
+REGISTERS = 65536
+"""Of a processor."""
 MODELS = {"llama-2-7b": LLAMA_2_7B, "llama-3-8b": LLAMA_3_8B}
 FUNCTION = re.compile(
-    r"Compiling entry function '(?P<name>\w+)'[^:]*?for.*?\n.*?\n?\s*(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes "
-    r"spill stores.*?Used (?P<registers>\d+) registers",
+    r"Compiling entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores.*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from attnkit.variants import variant
 CONFIG = Config(hidden=64, intermediate=96, layers=2, hq=4, hkv=2, vocab=64, positions=128)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+UNGRAPHED = dataclasses.replace(BATCHED, name="batched_without_graph", graph=False)
+
 
 def here(entry: Rung, batch: int, dtype: torch.dtype) -> None:
     if reason := entry.why_not(CONFIG, batch, DEVICE, dtype):
@@ -19,23 +23,38 @@ def here(entry: Rung, batch: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("entry", [*LADDER, BATCHED], ids=lambda entry: entry.name)
-def test_a_rung_agrees_with_the_first_in_every_step(entry: Rung, batch: int) -> None:
+@pytest.mark.parametrize("entry", [*LADDER, BATCHED, UNGRAPHED], ids=lambda entry: entry.name)
+def test_a_rung_is_as_near_the_truth_as_the_first(entry: Rung, batch: int) -> None:
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     here(entry, batch, dtype)
-    weights = Weights.random(CONFIG, DEVICE, dtype, seed=1)
-    first, ours = (build(which, Model(weights), batch=batch, capacity=32) for which in (MATMUL, entry))
+    model = Model(Weights.random(CONFIG, DEVICE, dtype, seed=1))
+    packed = (model.int8 if entry.int8 else model.packed) if dtype == torch.bfloat16 else None
+    true, first = (packed.unpacked(t) if packed else model.weights for t in (torch.float32, dtype))
+    decoders = [build(MATMUL, Model(weights), batch=batch, capacity=32) for weights in (true, first)]
+    decoders.append(build(entry, model, batch=batch, capacity=32))
     text = torch.randint(0, CONFIG.vocab, (batch, 20), generator=torch.Generator().manual_seed(2)).to(DEVICE)
-    for decoder in (first, ours):
+    for decoder in decoders:
         decoder.prefill(text[:, :5])
-    # bfloat16 keeps eight bits; int8 weights are others, within a 254th of each row's largest
-    tolerance = 0.1 if entry.int8 else 0.03 if dtype == torch.bfloat16 else 1e-5
     for i in range(5, 20):
-        for decoder in (first, ours):
+        for decoder in decoders:
             decoder.tokens[:, i] = text[:, i]
             decoder.step()
-        error = (ours.logits - first.logits).norm() / first.logits.norm()
-        assert error < tolerance
+        _, first_error, error = (decoder.logits - decoders[0].logits for decoder in decoders)
+        # the roundings differ from rung to rung, their number does not grow; float32's own are the floor
+        assert error.norm() <= 1.5 * first_error.norm() + 1e-5 * decoders[0].logits.norm()
+
+
+def test_going_back_and_on_again_writes_the_same() -> None:
+    decoder = build(MATMUL, Model(Weights.random(CONFIG, DEVICE, torch.float32, seed=1)), batch=2, capacity=32)
+    expected = generate(decoder, torch.arange(8, device=DEVICE).view(2, 4), 12)
+    for length in (9, 4):
+        decoder.tokens[:, length + 1 :] = 0
+        decoder.rewind(length)
+        for _ in range(4 + 11 - length):
+            decoder.step()
+        assert torch.equal(decoder.tokens[:, 4:16], expected)
+    with pytest.raises(ValueError, match="from 1 to the 15 tokens that were read, got 16"):
+        decoder.rewind(16)
 
 
 @pytest.mark.parametrize("entry", [*LADDER, BATCHED], ids=lambda entry: entry.name)
