@@ -16,7 +16,8 @@ from attnkit.variants import naive
 from tests.attnkit.llama import on_host
 
 NAIVE = naive.VARIANT.attention
-BASE = Config(hidden=64, intermediate=96, layers=2, hq=4, vocab=50, positions=64)
+# an epsilon that is seen where it is left out
+BASE = Config(hidden=64, intermediate=96, layers=2, hq=4, vocab=50, positions=64, epsilon=0.1)
 SMALL = Form(warps=2, chunk=512, depth=3)
 
 

@@ -16,7 +16,8 @@ REGISTERS = 65536
 """Of a processor."""
 MODELS = {"llama-2-7b": LLAMA_2_7B, "llama-3-8b": LLAMA_3_8B}
 FUNCTION = re.compile(
-    r"Compiling entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores.*?Used (?P<registers>\d+) registers",
+    r"Compiling entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores"
+    r".*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
 
