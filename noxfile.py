@@ -161,9 +161,9 @@ def perf(session: nox.Session) -> None:
     """Time the suites and hold them against baselines/; the run's JSON is .perfgate/perf.json."""
     target = provision(session, "perf")
     RESULTS.mkdir(exist_ok=True)
-    # an option follows --benchmark-compare, which would take a path for the name of a baseline
-    options = ["--benchmark-only", "--benchmark-compare", f"--benchmark-json={RESULTS / 'perf.json'}"]
-    target.pytest("perf", *options, env={} if target.found["gpu"] else HOST_TIMING)
+    arguments = [f"--benchmark-json={RESULTS / 'perf.json'}", *session.posargs]
+    env = {} if target.found["gpu"] else HOST_TIMING
+    target.run("-m", "perfgate", "gate", *paths(session, "perf"), "--", *arguments, env=env)
 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)

@@ -10,7 +10,7 @@ import torch
 from attnkit.parity import parity
 from attnkit.problem import Pass
 from attnkit.variants import variant
-from perf.problems import Contest
+from perf.problems import Lineup
 from perfgate import Work
 from perfgate.plugin import GpuBenchmark
 
@@ -21,7 +21,7 @@ TITLE: dict[Pass, str] = {"fwd": "forward", "bwd": "backward", "fwd+bwd": "forwa
 
 def time_attention(
     gpu_benchmark: GpuBenchmark,
-    contest: Contest,
+    lineup: Lineup,
     name: str,
     pass_: Pass,
     device: torch.device,
@@ -33,7 +33,7 @@ def time_attention(
 
     Backward alone is timed with the forward's results among its inputs, so they count neither for time nor for memory.
     """
-    problem, way = contest.problem, variant(name)
+    problem, way = lineup.problem, variant(name)
     if reason := way.why_not(problem, device, pass_):
         pytest.skip(f"{name} cannot: {reason}")
 
@@ -71,6 +71,6 @@ def time_attention(
         ),
         name=f"{title}/{name}/{problem.name}",
         group=f"{title}/{problem.name}",
-        reference=name == contest.reference,
+        reference=name == lineup.reference,
         check=check,
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnkit.variants import variant
-from perf.problems import SUITES, contests
+from perf.problems import SUITES, lineups
 from perfgate import Clock
 from perfgate.plugin import absent
 
@@ -34,18 +34,18 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test every contest of its module's pass, or of its own list, a case for each variant that is here."""
-    if "contest" not in metafunc.fixturenames:
+    """Give a test every lineup of its module's pass, or of its own list, a case for each variant that is here."""
+    if "lineup" not in metafunc.fixturenames:
         return
     cases = []
-    listed = getattr(metafunc.module, "CONTESTS", contests)
-    for contest in listed(metafunc.module.PASS, metafunc.config.getoption("perf_suite"), kind(metafunc.config)):
-        for name in contest.variants:
+    listed = getattr(metafunc.module, "LINEUPS", lineups)
+    for lineup in listed(metafunc.module.PASS, metafunc.config.getoption("perf_suite"), kind(metafunc.config)):
+        for name in lineup.variants:
             if reason := variant(name).absent():
                 absent(metafunc.config, name, reason)
             else:
-                cases.append(pytest.param(contest, name, id=f"{name}-{contest.problem.name}"))
-    metafunc.parametrize(("contest", "variant_name"), cases)
+                cases.append(pytest.param(lineup, name, id=f"{name}-{lineup.problem.name}"))
+    metafunc.parametrize(("lineup", "variant_name"), cases)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variants import TABLE
 
-__all__ = ["SUITES", "Contest", "Suite", "contests", "decoding"]
+__all__ = ["SUITES", "Lineup", "Suite", "lineups", "decoding"]
 
 Suite = Literal["default", "full"]
 SUITES: tuple[Suite, ...] = ("default", "full")
@@ -26,7 +26,7 @@ ON_CPU = ("naive", "sdpa_math", "sdpa_flash", "flex")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contest:
+class Lineup:
     """Variants that compute one problem, and the one that the others are compared with."""
 
     problem: Problem
@@ -34,18 +34,18 @@ class Contest:
     reference: str
 
 
-def contests(pass_: Pass, suite: Suite, device: str) -> list[Contest]:
+def lineups(pass_: Pass, suite: Suite, device: str) -> list[Lineup]:
     """Return what is timed of one pass on one kind of device (``"cuda"`` or ``"cpu"``).
 
     A problem of several families is timed once, by the variants of the first that has it.
     """
-    found: dict[Problem, Contest] = {}
-    for contest in _on_cpu(pass_) if device == "cpu" else _on_cuda(pass_, suite):
-        found.setdefault(contest.problem, contest)
+    found: dict[Problem, Lineup] = {}
+    for lineup in _on_cpu(pass_) if device == "cpu" else _on_cuda(pass_, suite):
+        found.setdefault(lineup.problem, lineup)
     return list(found.values())
 
 
-def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Contest]:
+def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Lineup]:
     full, forward = suite == "full", pass_ == "fwd"
 
     # Sequence sweep at fixed batch, width (2048) and heads: "naive, SDPA, FlashAttention in a minimal block" and
@@ -53,7 +53,7 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Contest]:
     some: dict[Pass, list[int]] = {"fwd": [128, 1024, 4096, 16384], "bwd": [1024, 4096], "fwd+bwd": [1024, 16384]}
     for s in [128, 256, 512, 1024, 2048, 4096, 8192, 16384] if full else some[pass_]:
         variants = EVERY if forward or full else AGAINST_NAIVE
-        yield Contest(problem=Problem(b=4, hq=16, sq=s, d=128), variants=variants, reference="naive")
+        yield Lineup(problem=Problem(b=4, hq=16, sq=s, d=128), variants=variants, reference="naive")
 
     # The FlashAttention-3 paper's grid (Shah et al., 2024): 16k tokens, width 2048.
     grid: list[tuple[int, int, Mask]]
@@ -68,12 +68,12 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Contest]:
         grid += [(d, 16384, "causal") for d in (64, 256)]
     for d, s, mask in grid:
         problem = Problem(b=16384 // s, hq=2048 // d, sq=s, d=d, mask=mask)
-        yield Contest(problem=problem, variants=FUSED, reference="sdpa_flash")
+        yield Lineup(problem=problem, variants=FUSED, reference="sdpa_flash")
 
     # Prefill of one prompt: Llama-2-7B (32 heads) and Llama-3-8B (32 query and 8 key heads).
     for hkv, s in [(32, 4096), (8, 8192)] if not full else [(h, s) for h in (32, 8) for s in (512, 2048, 4096, 8192)]:
         problem = Problem(b=1, hq=32, hkv=hkv, sq=s, d=128, mask="causal")
-        yield Contest(problem=problem, variants=FUSED, reference="sdpa_flash")
+        yield Lineup(problem=problem, variants=FUSED, reference="sdpa_flash")
 
     # The eight rows (batch x length x heads x head dim) of the source project with forward, backward and both.
     rows = [
@@ -88,22 +88,22 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Contest]:
     ]
     for b, s, h, d in rows if forward or full else rows[3:6] if pass_ == "bwd" else []:
         variants = EVERY if full else AGAINST_NAIVE
-        yield Contest(problem=Problem(b=b, sq=s, hq=h, d=d), variants=variants, reference="naive")
+        yield Lineup(problem=Problem(b=b, sq=s, hq=h, d=d), variants=variants, reference="naive")
 
 
-def _on_cpu(pass_: Pass) -> Iterator[Contest]:
+def _on_cpu(pass_: Pass) -> Iterator[Lineup]:
     # Small enough for a laptop, large enough that the materialised scores leave its caches.
     for s in (128, 512, 1024):
-        yield Contest(
+        yield Lineup(
             problem=Problem(b=1, hq=4, sq=s, d=64, dtype="fp32", mask="causal"), variants=ON_CPU, reference="naive"
         )
 
 
-def decoding(pass_: Pass, suite: Suite, device: str) -> list[Contest]:
+def decoding(pass_: Pass, suite: Suite, device: str) -> list[Lineup]:
     """Return what is timed of attention on a cache: one query a sequence, and up to eight."""
     if device == "cpu":
         problem = Problem(b=1, hq=4, hkv=2, sq=1, skv=1024, d=64, dtype="fp32", mask="causal")
-        return [Contest(problem=problem, variants=("naive", "sdpa_flash"), reference="naive")]
+        return [Lineup(problem=problem, variants=("naive", "sdpa_flash"), reference="naive")]
 
     # One sequence, where latency is all (TileOPs' Qwen3-30B-A3B, Llama-3-8B, Llama-2-7B), and batches, where bytes are.
     # batch, key heads of 32, keys
@@ -117,7 +117,7 @@ def decoding(pass_: Pass, suite: Suite, device: str) -> list[Contest]:
     # several queries at once: what speculative decoding verifies
     rows += [(1, 8, sq, 4096) for sq in ((2, 4, 8) if suite == "full" else (4,))]
     return [
-        Contest(
+        Lineup(
             problem=Problem(b=b, hq=32, hkv=hkv, sq=sq, skv=skv, d=128, mask="causal"),
             variants=DECODERS,
             reference="sdpa_flash",

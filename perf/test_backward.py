@@ -6,11 +6,11 @@ import torch
 
 from attnkit.problem import Pass
 from perf.attention import time_attention
-from perf.problems import Contest
+from perf.problems import Lineup
 from perfgate.plugin import GpuBenchmark
 
 PASS: Pass = "bwd"
 
 
-def test_backward(gpu_benchmark: GpuBenchmark, contest: Contest, variant_name: str, device: torch.device) -> None:
-    time_attention(gpu_benchmark, contest, variant_name, PASS, device)
+def test_backward(gpu_benchmark: GpuBenchmark, lineup: Lineup, variant_name: str, device: torch.device) -> None:
+    time_attention(gpu_benchmark, lineup, variant_name, PASS, device)

@@ -9,19 +9,19 @@ from attnkit.parity import parity
 from attnkit.problem import Pass, Problem
 from attnkit.variants import triton_splitkv
 from perf.attention import time_attention
-from perf.problems import Contest, decoding
+from perf.problems import Lineup, decoding
 from perfgate import Work
 from perfgate.plugin import GpuBenchmark
 
 PASS: Pass = "fwd"
-CONTESTS = decoding
+LINEUPS = decoding
 PAGE = 16
 
 PAGED = [Problem(b=b, hq=32, hkv=8, sq=1, skv=4096, d=128, mask="causal") for b in (1, 32)]
 
 
-def test_decode(gpu_benchmark: GpuBenchmark, contest: Contest, variant_name: str, device: torch.device) -> None:
-    time_attention(gpu_benchmark, contest, variant_name, PASS, device, title="decode")
+def test_decode(gpu_benchmark: GpuBenchmark, lineup: Lineup, variant_name: str, device: torch.device) -> None:
+    time_attention(gpu_benchmark, lineup, variant_name, PASS, device, title="decode")
 
 
 @pytest.mark.parametrize("problem", PAGED, ids=lambda problem: problem.name)

@@ -31,6 +31,7 @@ pytest_plugins = ["pytester"]
 
 USE_A_GPU = (
     "test_cuda",
+    "test_kernels",
     "test_laws",
     "test_parity",
     "test_triton_flash",

@@ -141,7 +141,7 @@ def test_markers_of_generated_parts_come_in_pairs() -> None:
         ("perfgate knows nothing of attention", "perfgate", {"attnkit"}),
         ("attnkit knows nothing of tests and timing", "attnkit", {"perfgate", "pytest", "hypothesis"}),
         ("only perfgate.plugin imports pytest", "perfgate", {"pytest"}),
-        ("only the CUDA clock imports torch", "perfgate", {"torch"}),
+        ("only the CUDA clock and what it stands on import torch", "perfgate", {"torch"}),
         ("variants do not import the oracle", "attnkit.variants", {"attnkit.oracle"}),
     ],
 )

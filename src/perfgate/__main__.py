@@ -1,8 +1,9 @@
 """The command line.
 
-``perfgate baseline`` measures and files a baseline, ``perfgate ab`` compares the working tree with another commit,
-``perfgate report`` writes what files hold, ``perfgate accept`` lets a case be slower than its baseline, with the
-reason, and ``perfgate calibrate`` says what is known of perfgate itself.
+``perfgate gate`` runs pytest and believes no run that did not come to its end, ``perfgate baseline`` measures and files
+a baseline, ``perfgate ab`` compares the working tree with another commit, ``perfgate report`` writes what files hold,
+``perfgate accept`` lets a case be slower than its baseline, with the reason, and ``perfgate calibrate`` says what is
+known of perfgate itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perfgate import accept, baseline, contest, journal, preflight, recording
+from perfgate import accept, baseline, contest, ending, journal, preflight, recording
 from perfgate.ab import command as ab
 from perfgate.ab.evidence import read, rule_of
 from perfgate.baseline import BaselineError
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     before, pytest_arguments = _split(sys.argv[1:] if argv is None else list(argv))
     options = _parser().parse_args(before)
     try:
+        if options.command == "gate":
+            return _gate([*options.paths, *pytest_arguments])
         if options.command == "baseline":
             return _baseline(options, [*options.paths, *pytest_arguments])
         if options.command == "ab":
@@ -58,6 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="perfgate", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
+
+    gate = commands.add_parser(
+        "gate",
+        help="hold a suite against its baseline, and believe no run that did not come to its end",
+        usage="%(prog)s [path ...] [-- pytest's arguments]",
+        description="Run pytest --benchmark-only --benchmark-compare and pass on its exit code; 11 for a process that "
+        "something ended with code 0 before it had judged what it timed.",
+        allow_abbrev=False,
+    )
+    gate.add_argument("paths", nargs="*", help="what pytest is to run; its own default if left out")
 
     make = commands.add_parser(
         "baseline",
@@ -145,6 +158,12 @@ def _refuse(why: str, code: int) -> int:
     return int(code)
 
 
+def _gate(arguments: list[str]) -> int:
+    # an option follows --benchmark-compare, which would take a path for the name of a baseline
+    code, why = ending.run(["--benchmark-compare", "--benchmark-only", *arguments])
+    return _refuse(why, code) if why else code
+
+
 def _baseline(options: argparse.Namespace, arguments: list[str]) -> int:
     if not 0 < options.visible < 1000:
         raise ValueError(f"--visible must be a percentage above 0 and below 1000, got {options.visible:g}")
@@ -194,7 +213,7 @@ def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
         options,
         arguments,
         suspects=lambda blocks, controls: contest.suspects(blocks, rule, controls),
-        judge=lambda blocks, controls: contest.judge(blocks, rule, controls),
+        judge=lambda blocks, controls, picked: contest.judge(blocks, rule, controls, picked),
     )
 
 

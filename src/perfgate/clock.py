@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from perfgate.kernels import Kernels
 from perfgate.stats import median_half_width, quantile
 
 __all__ = ["Budget", "Clock", "FakeClock", "HostClock", "Inputs", "MeasureError", "Method", "Prepared", "Samples"]
@@ -67,12 +68,14 @@ class Samples:
             ``throttle_reasons`` (NVML's bits), ``calls_per_window``, ``input_sets``, ``half_width`` (relative 95 %
             interval of the median).
         notes: What a reader must know, e.g. that the time bound was hit.
+        kernels: What a call launches on the device, where the clock can tell.
     """
 
     seconds: tuple[float, ...]
     method: Method
     counters: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    kernels: Kernels | None = None
 
     def __post_init__(self) -> None:
         if not self.seconds:
@@ -106,6 +109,7 @@ class Samples:
             method=self.method,
             counters=counters,
             notes=(*dict.fromkeys(notes), f"{AGAIN} {visits} times"),
+            kernels=later.kernels,
         )
 
 
@@ -256,6 +260,7 @@ class FakeClock(Clock):
         process: Relative shift of all samples, as another process would show.
         seed: Makes the durations reproducible.
         n: Samples a measurement.
+        kernels: What a call launches, or a function from the call's first result to it.
     """
 
     VERSION = 1
@@ -268,8 +273,9 @@ class FakeClock(Clock):
         process: float = 0.0,
         seed: int = 0,
         n: int = 40,
+        kernels: Kernels | Callable[[object], Kernels] | None = None,
     ) -> None:
-        self._seconds, self._noise, self._process, self._n = seconds, noise, process, n
+        self._seconds, self._noise, self._process, self._n, self._kernels = seconds, noise, process, n, kernels
         self._random = random.Random(seed)
 
     @contextlib.contextmanager
@@ -282,12 +288,14 @@ class FakeClock(Clock):
         result = call(*(inputs(0) if callable(inputs) else inputs[0]))
         centre = self._seconds(result) if callable(self._seconds) else self._seconds
         centre *= 1 + self._process
+        kernels = self._kernels(result) if callable(self._kernels) else self._kernels
 
         def draw() -> Samples:
             return Samples(
                 seconds=tuple(abs(centre * (1 + self._noise * self._random.gauss(0, 1))) for _ in range(self._n)),
                 method=Method(clock="fake", l2=l2, version=self.VERSION),
                 counters={"peak_bytes": 1024.0},
+                kernels=kernels,
             )
 
         yield FakePrepared(draw)

@@ -12,6 +12,9 @@ independent of what stage 1 picked, so that Holm's adjustment over the picked ca
     unchanged    neither, and the upper end of the interval is below the floor (non-inferior: Schuirmann 1987)
     unresolved   all else, and all of it if the machine was not fit
 
+The picked cases are those that stage 1 picked when it ended. To pick again in the end, with what became of stage 1's
+cases since, could leave out some that were confirmed, and adjust the others for fewer than were asked.
+
 Knows nothing of files, devices or exit codes. docs/deciding.md has the rates that were simulated, and their tests.
 """
 
@@ -28,8 +31,8 @@ from perfgate.verdict import State, Verdict
 __all__ = ["Block", "ContestRule", "Findings", "Shift", "Side", "Visit", "judge", "suspects"]
 
 CONTROLS = 2
-"""The fewest controls that tell a shift of all cases from a change of some; few are easily beyond the limits by chance,
-so a contest does well to have eight."""
+"""The fewest controls that tell a shift of all cases from a change of some. With two a quarter of all runs is beyond
+the limits by chance, with eight one in two hundred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +100,14 @@ class Findings:
     Attributes:
         verdicts: One a case, by name.
         suspects: The cases that stage 1 picked, the most suspicious first.
+        machine: Cases slower in time that are not so in SM cycles, and so say something of the machine.
         shifts: One a block, in order.
         unfit: Why the machine was not fit to judge anything, or None.
     """
 
     verdicts: tuple[Verdict, ...]
     suspects: tuple[str, ...]
+    machine: tuple[str, ...]
     shifts: tuple[Shift, ...]
     unfit: str | None
 
@@ -123,7 +128,9 @@ def suspects(blocks: Iterable[Block], rule: ContestRule, controls: Collection[st
     return _picked(_stage(1, blocks, rule, controls), rule)[: rule.most_suspects]
 
 
-def judge(blocks: Sequence[Block], rule: ContestRule, controls: Collection[str]) -> Findings:
+def judge(
+    blocks: Sequence[Block], rule: ContestRule, controls: Collection[str], picked: Sequence[str] | None = None
+) -> Findings:
     """Judge every case by the rule drawn above.
 
     Without any block of stage 1, all cases of stage 2 are judged together. Blocks that a run did not come to are only
@@ -133,21 +140,29 @@ def judge(blocks: Sequence[Block], rule: ContestRule, controls: Collection[str])
         blocks: All blocks.
         rule: The rule.
         controls: Names of the cases whose kernels are the same on both sides. They are judged like all others.
+        picked: What `suspects` gave when stage 1 ended; None if it did not come to that, or nobody knows.
     """
     screen = _stage(1, blocks, rule, controls)
-    confirm = _stage(2, blocks, rule, controls)
-    picked = _picked(screen, rule)
-    chosen = picked[: rule.most_suspects] if screen.shifts else list(confirm.seen)
-    family = [name for name in chosen if name in confirm.seen and len(confirm.seen[name].time) > 1]
-    slower = stats.holm([_p(confirm, name, 1) for name in family])
-    faster = stats.holm([_p(confirm, name, -1) for name in family])
+    suspicious = _picked(screen, rule)
+    confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, {*suspicious, *(picked or ())}))
+    if picked is None:
+        picked = suspicious[: rule.most_suspects] if screen.shifts else list(confirm.seen)
+    family = [name for name in picked if name in confirm.seen and len(confirm.seen[name].time) > 1]
+    lost = [1.0] * (len(picked) - len(family))  # what came to nothing in stage 2 was asked all the same
+    slower = stats.holm([_p(confirm, name, 1) for name in family] + lost)[: len(family)]
+    faster = stats.holm([_p(confirm, name, -1) for name in family] + lost)[: len(family)]
     unfit = _unfit(screen, rule) or _unfit(confirm, rule)
-    verdicts = {}
+    verdicts: dict[str, Verdict] = {}
+    machine: list[str] = []
     for name, up, down in zip(family, slower, faster, strict=True):
-        verdicts[name] = _confirmed(confirm, name, min(up, down), len(family), rule)
+        called = _called(confirm, name, min(up, down), rule)
+        excuse = _clock(confirm.seen[name], confirm.estimate(name), rule) if called else None
+        if excuse and called is State.REGRESSED:
+            machine.append(name)
+        verdicts[name] = _confirmed(confirm, name, len(picked), rule, State.UNRESOLVED if excuse else called, excuse)
     for name, seen in screen.seen.items():
         if name not in verdicts:
-            verdicts[name] = _screened(seen, screen.estimate(name), name in picked, rule)
+            verdicts[name] = _screened(seen, screen.estimate(name), name in (*picked, *suspicious), rule)
     if unfit:
         reason = f"the machine was not fit: {unfit}"
         verdicts = {
@@ -163,7 +178,8 @@ def judge(blocks: Sequence[Block], rule: ContestRule, controls: Collection[str])
             verdicts[name] = Verdict(case=name, state=State.UNRESOLVED, reason=reason)
     return Findings(
         verdicts=tuple(verdicts[name] for name in sorted(verdicts)),
-        suspects=tuple(picked[: rule.most_suspects]),
+        suspects=tuple(picked) if screen.shifts else (),
+        machine=tuple(machine),
         shifts=(*screen.shifts, *confirm.shifts),
         unfit=unfit,
     )
@@ -175,6 +191,13 @@ def _stage(stage: int, blocks: Iterable[Block], rule: ContestRule, controls: Col
     both = [sum(name in controls and _both(visits) for name, visits in block.visits.items()) for block in of_stage]
     whole = [block for block, count in zip(of_stage, both, strict=True) if count >= CONTROLS]
     return Contrasts.of(whole or of_stage, controls, rule.band)
+
+
+def _beyond_suspicion(blocks: Iterable[Block], controls: Collection[str], picked: Collection[str]) -> Collection[str]:
+    """The controls of stage 2: those that stage 1 found nothing about, if they are not too few."""
+    seen = {name for block in blocks if block.stage == 2 for name in block.visits}
+    others = set(controls) - set(picked)
+    return others if len(others & seen) >= CONTROLS else controls
 
 
 def _both(visits: Sequence[Visit]) -> bool:
@@ -227,16 +250,21 @@ def _p(confirm: Contrasts, name: str, sign: int) -> float:
     return max(stats.t_cdf(-sign * e.t, e.df) for e in (confirm.estimate(name), confirm.alone(name)))
 
 
-def _confirmed(confirm: Contrasts, name: str, adjusted: float, family: int, rule: ContestRule) -> Verdict:
-    """The verdict of stage 2 on one of `family` cases, given its adjusted p-value in the direction it went."""
-    case, estimate = confirm.seen[name], confirm.estimate(name)
-    both = (estimate, confirm.alone(name))
+def _called(confirm: Contrasts, name: str, adjusted: float, rule: ContestRule) -> State | None:
+    """Whether a case got slower or faster, given its adjusted p-value in the direction it went; None if neither."""
+    d = confirm.estimate(name).d
+    if adjusted > rule.alpha or abs(d) < math.log1p(confirm.seen[name].band):
+        return None
+    return State.REGRESSED if d > 0 else State.IMPROVED
+
+
+def _confirmed(
+    confirm: Contrasts, name: str, family: int, rule: ContestRule, called: State | None, excuse: str | None
+) -> Verdict:
+    """The verdict of stage 2 on one of `family` cases."""
+    both = (confirm.estimate(name), confirm.alone(name))
     least = max(stats.t_quantile(1 - rule.alpha / family, e.df) * e.error for e in both)
-    if adjusted > rule.alpha or abs(estimate.d) < math.log1p(case.band):
-        return _verdict(case, estimate, least, rule)
-    if excuse := _clock(case, estimate, rule):
-        return _verdict(case, estimate, least, rule, State.UNRESOLVED, excuse)
-    return _verdict(case, estimate, least, rule, State.REGRESSED if estimate.d > 0 else State.IMPROVED)
+    return _verdict(confirm.seen[name], both[0], least, rule, called, excuse or "")
 
 
 def _screened(case: Contrast, estimate: Estimate, picked: bool, rule: ContestRule) -> Verdict:

@@ -1,7 +1,8 @@
 """Blocks of base against head to one log-ratio a block and case, with what all cases have in common taken off.
 
     d = mean log median (head's visits) - mean log median (base's visits) - shift
-    shift = median of the same over the block's controls, whose kernels are the same on both sides
+    shift = median of the same over the block's controls, whose kernels are the same on both sides; of a control itself
+            over the others, so that it cannot hide in the shift
 
 Processes are the unit of replication and a block has one of each side, so a block gives one d of a case, however often
 it was visited. What a case's d scatter by is shared between the cases (Smyth 2004) in units of the case's floor.
@@ -166,12 +167,13 @@ class Contrasts:
                     least=_least(away),
                 )
             )
-            in_cycles = [found.time + found.clock for found in known.values() if found.clock is not None]
+            in_time = {name: found.time for name, found in known.items()}
+            in_cycles = {name: found.time + found.clock for name, found in known.items() if found.clock is not None}
             for name, found in differences.items():
-                seen[name].time.append(found.time - common)
+                seen[name].time.append(found.time - _common(in_time, name))
                 if found.clock is not None and in_cycles:
                     seen[name].clock.append(found.clock)
-                    seen[name].cycles.append(found.time + found.clock - stats.quantile(in_cycles, 0.5))
+                    seen[name].cycles.append(found.time + found.clock - _common(in_cycles, name))
         return cls(seen=seen, shifts=tuple(shifts), least=_least(apart), prior=_shared(seen.values(), controls))
 
     def estimate(self, name: str) -> Estimate:
@@ -212,6 +214,12 @@ def _difference(visits: Sequence[Visit]) -> _Difference | None:
         return _Difference(base, head - base, None)
     base_clock, head_clock = (_mean([math.log(samples.counters["sm_hz"]) for samples in side]) for side in sides)
     return _Difference(base, head - base, head_clock - base_clock)
+
+
+def _common(controls: Mapping[str, float], name: str) -> float:
+    """The controls' median without that of the case itself, unless it is the only one."""
+    others = [d for control, d in controls.items() if control != name] or list(controls.values())
+    return stats.quantile(others, 0.5) if others else 0.0
 
 
 def _least(away: Sequence[float]) -> float:

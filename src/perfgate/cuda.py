@@ -14,11 +14,9 @@
 - The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`), but
   for calls of tens of milliseconds, within which it reaches the limit.
 - Nothing is subtracted: the cost of a window's events is in it, small beside its length.
-- All work goes to one stream. After enough kernels on a second one every kernel of every graph of the process starts a
-  fraction of a microsecond later (seen on an H200). `use_one_stream` makes that stream the current
-  one for good, so that a test's own work goes there too; `CudaClock.shortest` notices what went elsewhere.
+- All work goes to one stream, the one of `gpu.use_one_stream`; `CudaClock.shortest` notices what went elsewhere.
 
-This module and `windows` are all of perfgate that imports torch, and only where a CUDA device is wanted.
+This module, `gpu`, `stray` and `windows` are all of perfgate that import torch, and only where a CUDA device is wanted.
 """
 
 from __future__ import annotations
@@ -26,37 +24,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import importlib.metadata
 import itertools
 import math
-import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from perfgate import nvml
+from perfgate import gpu, launches, nvml, stray
 from perfgate.clock import Budget, Clock, Inputs, MeasureError, Method, Samples
-from perfgate.environment import Environment
 from perfgate.guard import Guard
+from perfgate.kernels import Kernels
 from perfgate.windows import GraphRounds, Pace, Plan, QueueRounds, Rounds, capture, elapsed
 
-__all__ = [
-    "OUT_OF_MEMORY",
-    "CudaClock",
-    "available",
-    "busy",
-    "canaries",
-    "ceilings",
-    "environment",
-    "let_go",
-    "use_one_stream",
-]
-
-OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
+__all__ = ["CudaClock"]
 
 WINDOW = 100e-6
 """Least length of a timed window in seconds."""
@@ -81,100 +66,6 @@ SLOWER_STARTS = 1.1
 """Times as long as at first that the shortest kernel may take before it is said."""
 
 
-def available() -> str | None:
-    """Why there is no CUDA device to time on, with the remedy, or None if there is one."""
-    if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) is built without CUDA: install a CUDA build"
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device: check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
-    return None
-
-
-def busy() -> list[str]:
-    """Who else computes on the device, a sentence each; ask before anything has used the device."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if visible.isdigit():
-        return nvml.busy(int(visible))
-    return nvml.busy(visible) if visible.startswith("GPU-") else []
-
-
-@functools.cache
-def _stream(device: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
-def use_one_stream() -> None:
-    """Make the clock's stream the current one of this thread, for good; call it before much other work is done."""
-    torch.cuda.synchronize()  # nothing orders the streams: what was begun on another must be done
-    torch.cuda.set_stream(_stream(torch.cuda.current_device()))
-
-
-def let_go() -> None:
-    """Give the driver what torch keeps for later, so that another process can have it."""
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-
-
-def environment() -> Environment:
-    """The current device and the software that decides its speed."""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    versions = {
-        "cuda": str(torch.version.cuda),
-        "torch": torch.__version__,
-        "cudnn": str(torch.backends.cudnn.version()),
-    }
-    try:
-        versions["triton"] = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        versions["triton"] = "absent"
-    if version := nvml.driver():
-        versions["driver"] = version
-    facts = {
-        "uuid": str(properties.uuid),
-        "sm_count": str(properties.multi_processor_count),
-        "memory_bytes": str(properties.total_memory),
-        "l2_bytes": str(properties.L2_cache_size),
-    }
-    if watts := nvml.power_limit(_uuid()):
-        facts["power_limit_watts"] = f"{watts:g}"
-    return Environment(device=properties.name, versions=versions, facts=facts)
-
-
-def ceilings(clock: CudaClock) -> dict[str, float]:
-    """What this device does at best now: copy and read bandwidth, and the rate of an 8192 x 8192 x 8192 matrix product.
-
-    The copy counts bytes read and written. The product runs on normally distributed numbers, float32 without TF32.
-    """
-    elements = 2**28
-    source, target = torch.randn(elements, device="cuda"), torch.empty(elements, device="cuda")
-    found = {
-        "copy_bytes_per_second": 2 * source.nbytes / clock.measure(_copy, [(source, target)]).median,
-        "read_bytes_per_second": source.nbytes / clock.measure(torch.sum, [(source,)]).median,
-    }
-    del source, target
-    n = 8192
-    for name, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.items():
-        a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
-        found[f"flops_per_second.{name}"] = 2 * n**3 / clock.measure(torch.mm, [(a, b)]).median
-    return found
-
-
-def canaries() -> dict[str, tuple[Callable[..., object], Inputs]]:
-    """Work that no revision brings along, about 60 and 190 us on an H200: a copy, and a bfloat16 matrix product."""
-
-    def buffers(i: int) -> tuple[torch.Tensor, ...]:
-        return torch.ones(2**25, device="cuda"), torch.empty(2**25, device="cuda")
-
-    def factors(i: int) -> tuple[torch.Tensor, ...]:
-        generator = torch.Generator("cuda").manual_seed(i)
-        n = 4096
-        a, b = (torch.randn(n, n, generator=generator, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        return a, b
-
-    return {"canary/copy": (_copy, buffers), "canary/matmul": (torch.mm, factors)}
-
-
 class CudaClock(Clock):
     """Times calls on the current CUDA device; see the module's description.
 
@@ -187,7 +78,7 @@ class CudaClock(Clock):
 
     def __init__(self, budget: Budget | None = None, *, duty: float = DUTY) -> None:
         self.budget, self._pace = budget or Budget(), Pace(duty)
-        self._stream = _stream(torch.cuda.current_device())
+        self._stream = gpu.stream(torch.cuda.current_device())
         l2 = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         self._flush_source = torch.ones(max(2 * l2, 2**20) // 4, device="cuda")
         self._flush_sink = torch.empty((), device="cuda")
@@ -200,7 +91,7 @@ class CudaClock(Clock):
         """Make ``call(*inputs[i])`` ready; it runs on a stream of the clock's, several times before the first sample.
 
         Raises:
-            MeasureError: If the call does nothing on the device.
+            MeasureError: If the call does nothing on the device, or leaves work behind on another stream.
             ValueError: If ``l2`` is neither ``"cold"`` nor ``"warm"``, or there is no input set.
             torch.OutOfMemoryError: If the device's memory does not suffice.
         """
@@ -225,15 +116,15 @@ class CudaClock(Clock):
         _ = self._probe  # captured before anything is cached: a capture gives the cache back
         first, set_bytes = self._first_set(inputs)
         peak, result_bytes = self._peak(call, first)
-        seconds, why = self._duration(call, first)
-        windows, joined = self._windows(seconds, first, inputs, l2, set_bytes + result_bytes)
-        plan = Plan(windows, joined, l2, self.flush, seconds)
+        trial = self._trial(call, first)
+        windows, joined = self._windows(trial.seconds, first, inputs, l2, set_bytes + result_bytes)
+        plan = Plan(windows, joined, l2, self.flush, trial.seconds)
         for args in itertools.chain.from_iterable(windows):
             call(*args)  # whatever is done once for an input set is done here
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # as before every capture
-        rounds: Rounds = QueueRounds(call, plan, self._pace) if why else GraphRounds(call, plan, self._pace)
-        notes: tuple[str, ...] = (f"not replayed from a graph: {why}",) if why else ()
+        rounds: Rounds = GraphRounds(call, plan, self._pace) if trial.captured else QueueRounds(call, plan, self._pace)
+        notes = trial.notes
         if joined > 1 and plan.calls == 1 and l2 == "cold":
             notes += ("one input set only: each call has a window of its own and carries the cost of its events",)
         counters = {
@@ -243,7 +134,9 @@ class CudaClock(Clock):
             "input_sets": float(len({id(args) for window in windows for args in window})),
         }
         method = Method(clock="cuda-events", l2=l2, launch=rounds.launch, version=self.VERSION)
-        return CudaPrepared(self, rounds, method, counters, notes, getattr(call, "__qualname__", repr(call)))
+        return CudaPrepared(
+            self, rounds, method, counters, notes, getattr(call, "__qualname__", repr(call)), trial.kernels
+        )
 
     @functools.cached_property
     def _probe(self) -> GraphRounds:
@@ -313,13 +206,15 @@ class CudaClock(Clock):
         turns = itertools.cycle(windows)
         return tuple(next(turns) for _ in range(math.ceil(len(windows) / joined) * joined)), joined
 
-    def _duration(self, call: Callable[..., object], args: tuple[Any, ...]) -> tuple[float, str | None]:
-        """Seconds a call, roughly, without launch gaps; and why the call cannot be captured, if it cannot.
+    def _trial(self, call: Callable[..., object], args: tuple[Any, ...]) -> _Trial:
+        """Find out what must be known of a call before it is timed.
 
         Raises:
-            MeasureError: If the call does nothing on the device.
+            MeasureError: If the call does nothing on the device, or leaves work behind on another stream.
         """
         once = elapsed(lambda: call(*args))
+        if wrong := stray.of_call(lambda: call(*args), once):
+            raise MeasureError(wrong)
         repeats = 1 if once > LONG else 4
 
         def several() -> list[object]:
@@ -327,26 +222,48 @@ class CudaClock(Clock):
 
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # a capture takes memory of its own, and cannot make the allocator give any back
-        graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
                 with capture(graph):
                     results = several()
-            except OUT_OF_MEMORY:
+                graph.instantiate()
+            except gpu.OUT_OF_MEMORY:
                 raise
             except RuntimeError as error:  # what cannot be captured says so in many words, all of this type
+                if wrong := stray.of_capture(error):
+                    raise MeasureError(wrong) from error
                 why = (str(error).strip() or type(error).__name__).partition("\n")[0]
-                return min(elapsed(several) for _ in range(3)) / repeats, why
+                seconds = min(elapsed(several) for _ in range(3)) / repeats
+                return _Trial(seconds, False, None, (f"not replayed from a graph: {why}",))
         if any("Graph is empty" in str(warning.message) for warning in said):
             raise MeasureError(
                 "the call did nothing on the clock's CUDA stream: are its tensors on the CPU, or does it use a stream "
                 "of its own? Time work on the CPU with --perf-device cpu"
             )
+        kernels, unread = _kernels(graph, repeats)
         graph.replay()
         seconds = min(elapsed(graph.replay) for _ in range(3)) / repeats
         del results
-        return seconds, None
+        return _Trial(seconds, True, kernels, unread)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What a first capture of a call told.
+
+    Attributes:
+        seconds: Roughly what it takes, without launch gaps.
+        captured: Whether it can be captured at all.
+        kernels: What it launches, where that is known.
+        notes: What must be said.
+    """
+
+    seconds: float
+    captured: bool
+    kernels: Kernels | None
+    notes: tuple[str, ...]
 
 
 class CudaPrepared:
@@ -359,6 +276,7 @@ class CudaPrepared:
         counters: What is known of the call already.
         notes: What must be said of it.
         culprit: Its name.
+        kernels: What it launches, where that is known.
     """
 
     def __init__(
@@ -369,10 +287,12 @@ class CudaPrepared:
         counters: dict[str, float],
         notes: tuple[str, ...],
         culprit: str,
+        kernels: Kernels | None,
     ) -> None:
         self._clock, self._budget = clock, clock.budget
         self._rounds: Rounds | None = rounds
         self._method, self._counters, self._notes, self._culprit = method, counters, notes, culprit
+        self._kernels = kernels
 
     @property
     def plan(self) -> dict[str, float]:
@@ -396,6 +316,7 @@ class CudaPrepared:
             method=self._method,
             counters={**counters, **self._counters, "shortest_kernel_seconds": shortest},
             notes=(*self._notes, *unsteady, *slower, *said),
+            kernels=self._kernels,
         )
 
     def close(self) -> None:
@@ -447,16 +368,16 @@ class CudaPrepared:
         return seconds, counters, tuple(notes)
 
 
-def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
-    torch.mul(source, 1.0, out=target)  # a kernel: in a graph, `copy_` may run on a copy engine, far slower
+def _kernels(graph: torch.cuda.CUDAGraph, calls: int) -> tuple[Kernels | None, tuple[str, ...]]:
+    """What each of the calls in a graph launches, and what must be said if that cannot be known."""
+    try:
+        return launches.read(graph.raw_cuda_graph(), calls=calls), ()
+    except launches.Unreadable as error:
+        return None, (f"its kernels are not known, so no report can say what changed in them: {error}",)
 
 
 def _reading(rounds: Rounds) -> dict[str, float]:
     """The driver's telemetry while the device works."""
     reading: dict[str, float] = {}
-    rounds.run(lambda: reading.update(nvml.telemetry(_uuid())))
+    rounds.run(lambda: reading.update(nvml.telemetry(gpu.uuid())))
     return reading
-
-
-def _uuid() -> str:
-    return f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"

@@ -1,7 +1,7 @@
 """Which device and which software: the key under which a baseline is filed.
 
 Two runs may be compared only if their keys are equal; what differs below the key (driver, patch levels) is said.
-Knows nothing of torch: `perfgate.cuda` and `host()` fill it in.
+Knows nothing of torch: `perfgate.gpu` and `host()` fill it in.
 """
 
 from __future__ import annotations

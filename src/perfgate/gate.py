@@ -31,7 +31,7 @@ class Exit(IntEnum):
     INCOMPLETE = 11
     """Nothing could be compared, or not all that was to be; or cases are new or missing, and that was asked to fail."""
     UNFIT = 12
-    """The device is busy or slowed down for heat; or the processes of what was to be a baseline disagree."""
+    """The device is busy, slowed down for heat or at different clocks, or the processes of a baseline disagree."""
     LOST = 13
     """What was measured could not be kept, e.g. because the disk is full."""
     UNRESOLVED = 14

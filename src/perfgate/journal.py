@@ -145,7 +145,8 @@ class Contents:
         records: Finished cases by name.
         ceilings: What the machine did at best.
         out_of_memory: Cases that the device had no memory for, with the reason.
-        complete: Whether the run came to its end and every case of it is here.
+        ended: Whether the run came to its end.
+        complete: Whether it did, and every case of it is here.
     """
 
     environment: Environment
@@ -154,6 +155,7 @@ class Contents:
     records: Mapping[str, Record] = field(default_factory=dict)
     ceilings: Mapping[str, float] = field(default_factory=dict)
     out_of_memory: Mapping[str, str] = field(default_factory=dict)
+    ended: bool = False
     complete: bool = False
 
 
@@ -196,7 +198,7 @@ def _contents(header: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -
     nodes: dict[str, Record] = {}
     ceilings: dict[str, float] = {}
     out_of_memory: dict[str, str] = {}
-    complete = False
+    ended = complete = False
     for entry in entries:
         if "case" in entry:
             nodes[entry["node"]] = Record.from_json(entry["case"])
@@ -207,7 +209,7 @@ def _contents(header: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -
         elif "ceilings" in entry:
             ceilings.update(entry["ceilings"])
         else:
-            complete = bool(entry["end"]["complete"])
+            ended, complete = True, bool(entry["end"]["complete"])
     return Contents(
         environment=Environment.from_json(header["environment"]),
         started=header["started"],
@@ -215,5 +217,6 @@ def _contents(header: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -
         records={record.case.name: record for record in nodes.values()},
         ceilings=ceilings,
         out_of_memory=out_of_memory,
+        ended=ended,
         complete=complete,
     )

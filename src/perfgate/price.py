@@ -11,10 +11,11 @@ Accuracy is the mean error that a case's check returned, for each of the tensors
 
     ratio = mean of new / mean of old       interval = ratio · exp(± t · sqrt(v / n(new) + v / n(old)))
 
-it has regressed if the ratio is above 1.05 and the interval above 1. v is the relative variance between this case's
-processes, and what is assumed (`ASSUMED_ERROR`) where there is one a side, or all agree to the last bit: the inputs are
-the same, so most kernels do. Each case is asked at 99.9 %: a suite asks some hundred such questions at once. What was
-exact and is no longer has regressed, however small the error.
+it has regressed if the ratio is above 1.05 and the interval above 1. v is the relative variance between the processes
+of this case on either side. Mostly it is zero: the inputs are the same and most kernels deterministic, so the processes
+of a side agree to the last bit, and the ratio is exact. With one process a side nobody can tell, and what has grown is
+unresolved until others have checked (`doubtful`). Each case is asked at 99.9 %: a suite asks some hundred such
+questions at once. What was without error and is no longer has regressed, however small it is.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from perfgate.record import Record
 from perfgate.verdict import Noise, Quantity, Rule, State, Verdict
 from perfgate.verdict import judge as judge_time
 
-__all__ = ["assess", "checked", "errors", "judge", "with_errors"]
+__all__ = ["assess", "checked", "doubtful", "errors", "judge", "with_errors"]
 
 PREFIX = "error."
 """Of the counters that hold errors."""
@@ -36,9 +37,6 @@ MEMORY_FLOOR = 0.01
 MEMORY_FLOOR_BYTES = 2**20
 ERROR_FLOOR = 0.05
 ERROR_CONFIDENCE = 0.999
-ASSUMED_ERROR = 0.01
-"""Relative sd of a mean error between processes where none was seen: the sd of a normal error's absolute value is 0.76
-of its mean, so if all roundings were drawn anew, the mean over 6,000 elements would have this one."""
 WORST = (State.REGRESSED, State.MISSING, State.UNRESOLVED, State.IMPROVED)
 
 
@@ -57,6 +55,12 @@ def judge(new: Record, old: Record, *, where: str = "the baseline") -> list[Verd
         where: What holds `old`, in a sentence's words.
     """
     return [v for v in (_memory(new, old, where), _accuracy(new, old, where)) if v is not None]
+
+
+def doubtful(new: Record, old: Record) -> bool:
+    """Whether the errors of more processes could tell more: what was seen of them is growth, or chance."""
+    verdict = _accuracy(new, old, "")
+    return verdict is not None and verdict.state is State.UNRESOLVED
 
 
 def checked(returned: object) -> dict[str, float]:
@@ -143,9 +147,14 @@ def _error(case: str, name: str, now: list[float], then: list[float], where: str
         reason = f"the mean error of {name} is {new:.3g} now, and was 0 in {where}"
         return replace(about, state=State.REGRESSED, reason=reason) if new > 0 else None
     ratio = new / old
-    margin = _margin(now, then)
-    low, high = ratio * math.exp(-margin), ratio * math.exp(margin)
     reason = f"mean error of {name} {new:.3g} now, {old:.3g} in {where} ({100 * (ratio - 1):+.1f} %)"
+    margin = _margin(now, then)
+    if margin is None:
+        if ratio <= 1 + ERROR_FLOOR:
+            return None
+        reason += ", which could be chance: one process a side knows it, and none how far processes differ"
+        return replace(about, state=State.UNRESOLVED, ratio=ratio, floor=ERROR_FLOOR, reason=reason)
+    low, high = ratio * math.exp(-margin), ratio * math.exp(margin)
     if ratio > 1 + ERROR_FLOOR:
         state = State.REGRESSED if low > 1 else State.UNRESOLVED
     elif ratio * (1 + ERROR_FLOOR) < 1 and high < 1:
@@ -157,15 +166,14 @@ def _error(case: str, name: str, now: list[float], then: list[float], where: str
     return replace(about, state=state, ratio=ratio, low=low, high=high, floor=ERROR_FLOOR, reason=reason)
 
 
-def _margin(*sides: list[float]) -> float:
-    """Half width of the interval of the logarithm of the ratio."""
+def _margin(*sides: list[float]) -> float | None:
+    """Half width of the interval of the logarithm of the ratio: zero where all agree, None where nobody can tell."""
     df = sum(len(side) - 1 for side in sides)
+    if df == 0:
+        return None
     squares = 0.0
     for side in sides:
         mean = math.fsum(side) / len(side)
         squares += math.fsum((e / mean - 1) ** 2 for e in side) if mean > 0 else 0.0
-    own = squares / df if df else 0.0
-    variance, freedom = (own, float(df)) if own > 0 else (ASSUMED_ERROR**2, math.inf)
-    return stats.t_quantile((1 + ERROR_CONFIDENCE) / 2, freedom) * math.sqrt(
-        variance * math.fsum(1 / len(side) for side in sides)
-    )
+    variance = squares / df * math.fsum(1 / len(side) for side in sides)
+    return stats.t_quantile((1 + ERROR_CONFIDENCE) / 2, float(df)) * math.sqrt(variance)

@@ -16,6 +16,7 @@ from typing import Any
 
 from perfgate.case import Case, Work
 from perfgate.clock import Method, Samples
+from perfgate.kernels import Kernels
 
 __all__ = ["SCHEMA", "Record", "pack", "unpack"]
 
@@ -50,16 +51,20 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, `from_json`'s inverse up to the resolution of packed durations."""
+        # processes of one code launch the same kernels: each list is written once
+        kernels = list(dict.fromkeys(s.kernels for s in self.processes if s.kernels is not None))
         return {
             "schema": SCHEMA,
             "case": asdict(self.case),
             "method": asdict(self.method),
+            **({"kernels": [k.to_json() for k in kernels]} if kernels else {}),
             "processes": [
                 {
                     "samples": pack(s.seconds),
                     # JSON has no infinity: what was not known (the half width of five samples) is left out
                     "counters": {name: value for name, value in s.counters.items() if math.isfinite(value)},
                     "notes": list(s.notes),
+                    **({"kernels": kernels.index(s.kernels)} if s.kernels is not None else {}),
                 }
                 for s in self.processes
             ],
@@ -78,6 +83,7 @@ class Record:
             case = dict(data["case"])
             work = case.pop("work")
             method = Method(**data["method"])
+            kernels = [Kernels.from_json(k) for k in data.get("kernels", ())]
             return cls(
                 case=Case(**case, work=Work(**work) if work is not None else None),
                 processes=tuple(
@@ -86,11 +92,12 @@ class Record:
                         method=method,
                         counters={name: float(value) for name, value in p["counters"].items()},
                         notes=tuple(p["notes"]),
+                        kernels=kernels[p["kernels"]] if "kernels" in p else None,
                     )
                     for p in data["processes"]
                 ),
             )
-        except (KeyError, TypeError, AttributeError, struct.error, zlib.error) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, struct.error, zlib.error) as error:
             raise ValueError(f"not a record of schema {SCHEMA}: {error!r}") from error
 
 

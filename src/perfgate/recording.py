@@ -6,18 +6,14 @@ The unit of replication is the process, so a baseline needs several; what a proc
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["ProcessFailed", "measure", "plugin_arguments"]
+from perfgate import fresh, journal
+from perfgate.journal import JournalError
 
-TAIL = 20
-"""Lines of a failed process's output that are shown."""
+__all__ = ["ProcessFailed", "measure"]
 
 
 class ProcessFailed(Exception):
@@ -52,30 +48,36 @@ def measure(
     return made
 
 
-def plugin_arguments() -> list[str]:
-    """What makes pytest load the plugin if it is not installed; by name and by entry point pytest would refuse it."""
-    installed = importlib.metadata.entry_points(group="pytest11", name="perfgate")
-    named = os.environ.get("PYTEST_PLUGINS", "").split(",")
-    return [] if installed or "perfgate.plugin" in named else ["-p", "perfgate.plugin"]
-
-
 def _remaining(elapsed: float, done: int, processes: int) -> str:
     return f": {elapsed:.0f} s so far, about {elapsed / done * (processes - done):.0f} s to go" if done else ""
 
 
 def _process(arguments: Sequence[str], path: Path) -> Path:
-    options = ["--benchmark-only", f"--benchmark-json={path}", f"--perf-journal={path.with_suffix('.jsonl')}"]
-    command = [sys.executable, "-m", "pytest", *plugin_arguments(), *options, *arguments]
-    path.unlink(missing_ok=True)  # of an earlier run, it would pass for this process's if this one timed nothing
-    log = path.with_suffix(".log")
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as child:
+    written, log = path.with_suffix(".jsonl"), path.with_suffix(".log")
+    # what an earlier run left would pass for this process's if this one timed nothing
+    for left in (path, written, log):
+        left.unlink(missing_ok=True)
+    options = ["--benchmark-only", f"--benchmark-json={path}", f"--perf-journal={written}"]
+    command = [*options, *arguments]
+    with fresh.start(command, log) as child:
         try:
             code = child.wait()
         except KeyboardInterrupt:
             child.wait()  # the terminal interrupted it too: let it close its journal
             raise
-    if code != 0 or not path.exists():
-        what = f"ended with exit code {code}" if code else "timed nothing"
-        tail = "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-TAIL:])
-        raise ProcessFailed(f"{' '.join(command)}\n{what}; the end of {log}:\n{tail}", code)
+    if what := f"ended with exit code {code}" if code else _unfinished(path, written):
+        raise ProcessFailed(f"pytest {' '.join(command)}\n{what}; the end of {log}:\n{fresh.tail(log)}", code)
     return path
+
+
+def _unfinished(path: Path, written: Path) -> str | None:
+    """What a process that ended with exit code 0 did not do, by its JSON and its journal; None if it did all."""
+    if not written.exists():
+        return "timed nothing"
+    try:
+        ended = journal.read(written).ended
+    except JournalError as error:
+        return f"left no whole journal ({error})"
+    if not ended or not path.exists():
+        return "ended with exit code 0 before it came to its end: something called os._exit"
+    return None

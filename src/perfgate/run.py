@@ -201,7 +201,7 @@ class Run:
             accepted=self.accepted,
         )
 
-    def confirm(self, fresh: Contents, cases: Collection[str]) -> list[str]:
+    def add(self, fresh: Contents, cases: Collection[str]) -> list[str]:
         """Add what a fresh process timed to these cases, and return those that it has nothing comparable of.
 
         Raises:

@@ -30,14 +30,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from perfgate import stats
+from perfgate import kernels, stats
 from perfgate.clock import Samples
 from perfgate.record import Record
 
-__all__ = ["Noise", "Quantity", "Rule", "State", "Verdict", "judge", "visible"]
+__all__ = ["Noise", "Quantity", "Rule", "State", "Verdict", "explained", "judge", "visible"]
 
 ASSUMED = 0.021
 """Relative sd between processes where nothing was measured: the largest of ten kernels on an H200 (0.13 to 2.1 %)."""
@@ -144,6 +144,8 @@ class Verdict:
         floor: Relative change below which nothing is called.
         visible: Smallest slowdown that could have been seen, relative: the one called in every other run.
         reason: One sentence.
+        why: What became of its kernels, a sentence each, of a case that got slower or faster and whose kernels are
+            known.
     """
 
     case: str
@@ -155,6 +157,7 @@ class Verdict:
     floor: float | None = None
     visible: float | None = None
     reason: str
+    why: tuple[str, ...] = ()
 
     @property
     def what(self) -> str:
@@ -202,7 +205,17 @@ def judge(new: Record, old: Record, rule: Rule, noise: Noise) -> Verdict:
         reason += f"; slowdowns below {least:.1%} could not be seen"
         if noise.prior is None and max(len(new.processes), len(old.processes)) == 1:
             reason += f", for no case has several processes: an sd of {ASSUMED:.1%} between them is assumed"
-    return Verdict(case=name, state=state, ratio=ratio, low=low, high=high, floor=floor, visible=least, reason=reason)
+    verdict = Verdict(
+        case=name, state=state, ratio=ratio, low=low, high=high, floor=floor, visible=least, reason=reason
+    )
+    return explained(verdict, new, old)
+
+
+def explained(verdict: Verdict, new: Record, old: Record) -> Verdict:
+    """The verdict on a case that got slower or faster, with what became of its kernels; any other as it is."""
+    if verdict.state not in (State.REGRESSED, State.IMPROVED):
+        return verdict
+    return replace(verdict, why=kernels.why(*([s.kernels for s in side.processes] for side in (old, new))))
 
 
 def visible(old: Record, rule: Rule, noise: Noise) -> float:

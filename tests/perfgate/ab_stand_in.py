@@ -23,6 +23,7 @@ FLOOR = 0.03
 class Findings:
     verdicts: tuple[Verdict, ...]
     unfit: str | None = None
+    machine: tuple[str, ...] = ()
 
 
 def ratios(blocks: Sequence[Block]) -> dict[str, float]:
@@ -42,7 +43,7 @@ def suspects(blocks: Sequence[Block], controls: Collection[str]) -> list[str]:
     return [case for case, ratio in ratios(blocks).items() if abs(ratio - 1) > FLOOR / 3]
 
 
-def judge(blocks: Sequence[Block], controls: Collection[str]) -> Findings:
+def judge(blocks: Sequence[Block], controls: Collection[str], picked: Sequence[str] | None = None) -> Findings:
     confirmed = [block for block in blocks if block.stage == 2]
     verdicts = []
     for case, ratio in {**ratios(blocks), **ratios(confirmed)}.items():

@@ -17,7 +17,7 @@ import pytest_benchmark
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from perfgate import baseline, preflight
-from perfgate.recording import plugin_arguments
+from perfgate.fresh import plugin_arguments
 
 KEY = "Fake-GPU_torch2.11"
 NODES = {case: f"test_speed.py::test_speed[{case}]" for case in ("a", "b", "c")}
@@ -100,7 +100,7 @@ class Suite:
 
     def _arguments(self, arguments: tuple[str, ...]) -> list[str]:
         # a fresh process takes a second; the tests of that ask for it
-        return [*plugin_arguments(), "-p", "no:cacheprovider", "--perf-confirm=0", *arguments]
+        return [*plugin_arguments(), "-p", "no:cacheprovider", "--perf-again=0", *arguments]
 
     def document(self, name: str = "out.json") -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self.path / name).read_text())

@@ -2,6 +2,7 @@
 
 python -m tests.perfgate.cupti clock > clock.json
 python -m tests.perfgate.cupti profiler < clock.json
+python -m tests.perfgate.cupti environment
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def durations(flush: Callable[[], object], call: Callable[..., object], make: Ma
 def by_the_clock() -> dict[str, dict[str, float]]:
     """Median seconds and number of input sets of each kernel."""
     from perfgate.clock import Budget
-    from perfgate.cuda import CudaClock, use_one_stream
+    from perfgate.cuda import CudaClock
+    from perfgate.gpu import use_one_stream
 
     use_one_stream()
     clock = CudaClock(Budget(max_seconds=0.3))
@@ -115,5 +117,17 @@ def by_the_profiler(found: dict[str, dict[str, float]]) -> dict[str, dict[str, f
     }
 
 
+def environment() -> dict[str, Any]:
+    """Where they are timed."""
+    from perfgate import gpu
+
+    return dict(gpu.environment().to_json())
+
+
 if __name__ == "__main__":
-    print(json.dumps(by_the_clock() if sys.argv[1] == "clock" else by_the_profiler(json.load(sys.stdin))))
+    steps = {
+        "clock": by_the_clock,
+        "profiler": lambda: by_the_profiler(json.load(sys.stdin)),
+        "environment": environment,
+    }
+    print(json.dumps(steps[sys.argv[1]]()))

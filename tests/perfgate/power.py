@@ -8,7 +8,8 @@ import statistics
 import torch
 
 from perfgate.clock import Budget
-from perfgate.cuda import DUTY, CudaClock, use_one_stream
+from perfgate.cuda import DUTY, CudaClock
+from perfgate.gpu import use_one_stream
 
 N = 8192
 LONG = Budget(half_width=1e-9, max_seconds=2.0, max_samples=5000)

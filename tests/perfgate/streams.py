@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from perfgate.clock import Budget
-from perfgate.cuda import CudaClock, use_one_stream
+from perfgate.cuda import CudaClock
+from perfgate.gpu import use_one_stream
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -39,6 +40,14 @@ CONFTEST = """
 
     def pytest_benchmark_generate_machine_info():
         return {"node": "here", "machine": "m"}
+"""
+
+LAUNCHED = """
+
+def launched(seconds):
+    from perfgate.kernels import Kernel, Kernels
+
+    return Kernels.of([Kernel(name="flash", grid=(132, 1, 1), code=f"{round(seconds * 1e9):x}")])
 """
 
 CHECKED = """
@@ -154,6 +163,24 @@ def test_unchanged_code_is_green_and_the_tree_stays_as_it_was(repository: Reposi
     assert repository.result()["controls"] == ["canary/copy"]
 
 
+def test_cases_with_the_same_kernels_are_controls_and_of_others_it_is_said_what_changed(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    conftest = repository.path / "conftest.py"
+    launching = CONFTEST.replace("seconds=lambda result: result", "seconds=lambda result: result, kernels=launched")
+    conftest.write_text(f"{dedent(launching)}{LAUNCHED}")
+    repository.commit("kernels")
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    # what this clock launches is told by the duration, which a changed kernel alone has
+    assert repository.result()["controls"] == ["canary/copy", "speed/a", "speed/c"]
+    said = capfd.readouterr().out
+    assert re.search(r"^speed/b regressed: .*\n    flash: code changed$", said, re.MULTILINE)
+    assert "3 controls: 2 cases with the same kernels on both sides, 1 canary" in said
+    (verdict,) = (v for v in repository.result()["verdicts"] if v["case"] == "speed/b")
+    assert verdict["why"] == ["flash: code changed"]
+
+
 def test_what_is_not_committed_is_the_head_and_the_slower_case_is_named(
     repository: Repository, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +248,38 @@ def test_a_case_that_got_less_accurate_is_red_and_named_although_it_is_no_slower
     said = capfd.readouterr().out
     assert "speed/b regressed in accuracy: mean error of out 0.003 now, 0.002 in the base (+50.0 %)" in said
     assert "0 regressed, 0 improved, 3 unchanged, 0 unresolved, 0 new, 0 missing, 1 regressed in accuracy" in said
+
+
+@pytest.mark.parametrize(("blocks", "stages"), [(1, [1, 2]), (2, [1, 1])])
+def test_what_may_have_got_less_accurate_is_checked_again_and_nothing_else(
+    repository: Repository, blocks: int, stages: list[int]
+) -> None:
+    repository.checked()
+    suite = repository.path / "test_speed.py"
+    suite.write_text(suite.read_text().replace('"b": 2e-3}', '"b": 3e-3}'))
+    assert repository.ab(f"--blocks={blocks}") == Exit.REGRESSED
+    assert [block["stage"] for block in repository.entries("block")] == stages
+    assert sorted(filter(None, repository.errors()["speed/b"])) == [2e-3] * 4 + [3e-3] * 4
+    assert repository.errors()["speed/a"] == [1e-3] * 4 + [None] * 4 * (blocks - 1)
+
+
+def test_an_error_that_scatters_is_not_red_and_checked_some_times(repository: Repository) -> None:
+    repository.checked()
+    suite = repository.path / "test_speed.py"
+    counts = repository.path.parent / "counts"
+    suite.write_text(
+        suite.read_text()
+        + f"""
+import pathlib
+side = pathlib.Path({str(counts)!r} + ("-base" if "perfgate-ab-" in __file__ else "-head"))
+side.write_text((side.read_text() if side.exists() else "") + "x")
+ERRORS["b"] = (1.5 if side.name.endswith("head") else 1) * (2 if len(side.read_text()) % 2 else 1)
+"""
+    )
+    repository.commit("scatters by its process, and more in the head")
+    assert repository.ab("--base=HEAD", "--confirm=9") == Exit.OK
+    assert repository.states("accuracy") == {"speed/b": "unresolved"}
+    assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * command.CHECKS
 
 
 def test_a_case_that_needs_more_memory_is_red_and_named(
@@ -316,16 +375,109 @@ def test_a_side_that_runs_the_others_code_is_refused(
     assert repository.ab("--base=HEAD") == Exit.OK
 
 
-@pytest.mark.parametrize("deaths", [1, 2])
-def test_a_worker_that_dies_costs_its_case_and_is_replaced_once(
-    repository: Repository, capfd: pytest.CaptureFixture[str], deaths: int
+def installed(repository: Repository, *, copied: bool) -> Path:
+    """Where pip would have put the package, from the tree; a copy of it, or the path of the tree's (editable)."""
+    site = repository.path.parent / "site-packages"
+    information = site / "kernels-1.dist-info"
+    information.mkdir(parents=True, exist_ok=True)
+    origin = {"url": f"file://{repository.path}", "dir_info": {} if copied else {"editable": True}}
+    (information / "direct_url.json").write_text(json.dumps(origin))
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 1\n")
+    (information / "RECORD").write_text("kernels.py,,\n" if copied else "kernels_finder.py,,\n")
+    if copied:
+        (site / "kernels.py").write_text(KERNELS)
+    else:
+        (site / "kernels.pth").write_text("import kernels_finder\n")
+        (site / "kernels_finder.py").write_text(f"import sys\nsys.path.append({str(repository.path / 'src')!r})\n")
+    return site
+
+
+def test_an_installed_copy_of_what_a_tree_holds_is_refused(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    site = installed(repository, copied=True)
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(f"import sys\nsys.path.insert(0, {str(site)!r})\n{conftest.read_text()}")
+    repository.commit("finds what is installed first")
+    repository.slow("b")
+    assert repository.ab() == Exit.REFUSED
+    said = capfd.readouterr().err
+    assert f"code that is not its tree's: expected kernels from the tree, got {site}/kernels.py. Uninstall that" in said
+
+
+def test_an_installed_copy_is_refused_also_where_nobody_finds_the_trees_own(
+    repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = installed(repository, copied=True)
+    repository.git("mv", "src", "python")
+    repository.commit("a place that nobody looks at")
+    repository.write("python/kernels.py", KERNELS.replace("2e-3", "3e-3"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(site)]))
+    assert repository.ab() == Exit.REFUSED
+    said = capfd.readouterr().err
+    assert f"expected kernels from each tree, got {site}/kernels.py. Uninstall it" in said
+
+
+def test_code_that_is_loaded_late_is_looked_at_too(repository: Repository, capfd: pytest.CaptureFixture[str]) -> None:
+    site = installed(repository, copied=True)
+    suite = repository.path / "test_speed.py"
+    late = f"    import sys; sys.path.insert(0, {str(site)!r})\n    from kernels import SECONDS\n    gpu_benchmark"
+    text = suite.read_text().replace("from kernels import SECONDS\n", "").replace('"case", SECONDS', '"case", "abc"')
+    suite.write_text(text.replace("    gpu_benchmark", late, 1))
+    repository.commit("loads late")
+    repository.slow("b")
+    assert repository.ab() == Exit.REFUSED
+    assert "code that is not its tree's: expected kernels from the tree" in capfd.readouterr().out
+
+
+def test_an_editable_installation_is_no_hindrance(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = installed(repository, copied=False)
+    (site / "sitecustomize.py").write_text(f"import site\nsite.addsitedir({str(site)!r})\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(site)]))
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.states()["speed/b"] == "regressed"
+
+
+def test_a_suite_that_leaves_with_code_0_while_it_is_collected_is_not_green(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
 ) -> None:
     suite = repository.path / "test_speed.py"
-    dies = f"    if case in {['a', 'b'][:deaths]}:\n        os._exit(7)\n"
+    suite.write_text(f"import os\nos._exit(0)\n{suite.read_text()}")
+    assert repository.ab() == Exit.INCOMPLETE
+    assert "the head's worker ended (exit code 0) before it had collected its tests" in capfd.readouterr().err
+
+
+def test_a_gpu_that_gets_busy_between_blocks_ends_the_run_as_unfit(
+    repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(conftest.read_text().replace('device="Fake GPU"', 'device="Fake GPU", facts={"uuid": "7"}'))
+    repository.commit("a GPU")
+    answers = iter([[], *[["process 8 computes on GPU 0"]] * 3])  # free before the second block, busy before the third
+    monkeypatch.setattr("perfgate.nvml.busy", lambda which: next(answers))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert repository.ab("--base=HEAD", "--blocks=3") == Exit.UNFIT
+    assert "the GPU is busy: process 8 computes on GPU 0: 3 of 3 cases were compared" in capfd.readouterr().out
+    assert repository.ab(f"--from={repository.journal}") == Exit.UNFIT
+
+
+def test_what_the_screen_picked_is_in_the_journal(repository: Repository) -> None:
+    repository.slow("b")
+    assert repository.ab() == Exit.REGRESSED
+    assert repository.entries("suspects") == [{"suspects": ["speed/b"]}]
+
+
+@pytest.mark.parametrize(("deaths", "code"), [(1, 7), (2, 7), (1, 0)])
+def test_a_worker_that_dies_costs_its_case_and_is_replaced_once(
+    repository: Repository, capfd: pytest.CaptureFixture[str], deaths: int, code: int
+) -> None:
+    suite = repository.path / "test_speed.py"
+    dies = f"    if case in {['a', 'b'][:deaths]}:\n        os._exit({code})\n"
     suite.write_text("import os\n" + suite.read_text().replace("    gpu_benchmark", f"{dies}    gpu_benchmark", 1))
     assert repository.ab() == Exit.INCOMPLETE
     said = capfd.readouterr().out
-    assert "the head's worker ended (exit code 7) at test_speed.py::test_speed[a]; the end of its log:" in said
+    assert f"the head's worker ended (exit code {code}) at test_speed.py::test_speed[a]; the end of its log:" in said
     states = repository.states()
     assert states["test_speed.py::test_speed[a]"] == "unresolved"
     if deaths == 1:

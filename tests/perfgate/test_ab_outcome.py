@@ -9,10 +9,11 @@ import pytest
 
 from perfgate import Case, Record, Samples
 from perfgate.ab.evidence import SCHEMA, Evidence
-from perfgate.ab.outcome import BROKEN_OFF, Judge, conclude
+from perfgate.ab.outcome import BROKEN_OFF, Judge, conclude, doubted
 from perfgate.clock import Method
 from perfgate.contest import Block
 from perfgate.gate import Exit
+from perfgate.kernels import Kernel, Kernels
 from perfgate.nvml import HEAT
 from perfgate.verdict import Quantity, State, Verdict
 
@@ -24,8 +25,9 @@ ORDER = ("base", "head", "head", "base")
 GIB = 2.0**30
 
 
-def visit(side: str, name: str = "case", *, clock: str = "fake", **counters: float) -> dict[str, Any]:
-    samples = Samples(seconds=(1e-3,) * 10, method=Method(clock=clock), counters=counters)
+def visit(side: str, name: str = "case", *, clock: str = "fake", code: str = "", **counters: float) -> dict[str, Any]:
+    kernels = Kernels.of([Kernel(name="flash", grid=(1, 1, 1), code=code)]) if code else None
+    samples = Samples(seconds=(1e-3,) * 10, method=Method(clock=clock), counters=counters, kernels=kernels)
     return {"visit": Record(case=Case(name=name), processes=(samples,)).to_json(), "side": side}
 
 
@@ -38,13 +40,19 @@ def evidence(*entries: dict[str, Any], end: str | None = "complete", compared: b
     return seen
 
 
-def judge(blocks: Sequence[Block], controls: Collection[str], state: State = State.UNCHANGED) -> Findings:
+def judge(
+    blocks: Sequence[Block],
+    controls: Collection[str],
+    picked: Sequence[str] | None = None,
+    *,
+    state: State = State.UNCHANGED,
+) -> Findings:
     names = sorted({name for block in blocks for name in block.visits})
     return Findings(tuple(Verdict(case=name, state=state, ratio=1.0, reason="so") for name in names))
 
 
-def regressed(blocks: Sequence[Block], controls: Collection[str]) -> Findings:
-    return judge(blocks, controls, State.REGRESSED)
+def regressed(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+    return judge(blocks, controls, state=State.REGRESSED)
 
 
 def ended(how: str, side: str, case: str = "case") -> dict[str, str]:
@@ -123,8 +131,8 @@ def test_strict_fails_what_is_new() -> None:
 
 
 def test_strict_fails_what_is_unresolved_with_a_code_of_its_own() -> None:
-    def unresolved(blocks: Sequence[Block], controls: Collection[str]) -> Findings:
-        return judge(blocks, controls, State.UNRESOLVED)
+    def unresolved(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return judge(blocks, controls, state=State.UNRESOLVED)
 
     assert conclude(evidence(), unresolved)[1] == Exit.OK
     assert conclude(evidence(), unresolved, strict=True)[1] == Exit.UNRESOLVED
@@ -166,7 +174,7 @@ def accuracy(base: float, head: float) -> list[dict[str, Any]]:
         ),
         (accuracy(1e-3, 1.04e-3), None, Exit.OK),
         (
-            accuracy(1e-3, 1.2e-3),
+            [*accuracy(1e-3, 1.2e-3), {"block": 1, "stage": 1}, *accuracy(1e-3, 1.2e-3)],
             "case regressed in accuracy: mean error of out 0.0012 now, 0.001 in the base (+20.0 %)",
             Exit.REGRESSED,
         ),
@@ -197,10 +205,16 @@ def test_speed_is_not_bought_with_memory_or_accuracy(
     assert {v.case: v.state for v in time} == {"case": State.UNCHANGED, "usual": State.UNCHANGED}
 
 
-@pytest.mark.parametrize("visits", [memory(2 * GIB, 3 * GIB), accuracy(1e-3, 1.2e-3)])
+@pytest.mark.parametrize(
+    "visits",
+    [
+        memory(2 * GIB, 3 * GIB),
+        [*accuracy(1e-3, 1.2e-3), {"block": 1, "stage": 1}, *accuracy(1e-3, 1.2e-3)],
+    ],
+)
 def test_neither_is_excused_by_a_machine_that_is_not_fit(visits: list[dict[str, Any]]) -> None:
-    def unfit(blocks: Sequence[Block], controls: Collection[str]) -> Findings:
-        return Findings(judge(blocks, controls, State.UNRESOLVED).verdicts, unfit="it is warm")
+    def unfit(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return Findings(judge(blocks, controls, state=State.UNRESOLVED).verdicts, unfit="it is warm")
 
     (said,), code = priced(evidence(*visits), unfit)
     assert said.startswith("case regressed in ")
@@ -218,9 +232,19 @@ def test_neither_is_excused_by_heat() -> None:
     assert code == Exit.REGRESSED
 
 
-def test_an_error_that_is_known_from_the_first_block_alone_is_judged() -> None:
+def test_growth_of_an_error_that_one_block_alone_knows_is_doubted_until_another_agrees() -> None:
+    known = accuracy(1e-3, 1.2e-3)
     later = ({"block": 1, "stage": 2}, *sides({}, {}))
-    (said,), code = priced(evidence(*accuracy(1e-3, 1.2e-3), *later))
+    found = evidence(*known, *later)
+    assert doubted(found) == {"case"}
+    (said,), code = priced(found)
+    assert said.startswith(
+        "case unresolved in accuracy: mean error of out 0.0012 now, 0.001 in the base (+20.0 %), which"
+    )
+    assert code == Exit.OK
+    found = evidence(*known, *later, {"block": 2, "stage": 2}, *known)
+    assert doubted(found) == set()
+    (said,), code = priced(found)
     assert said.startswith("case regressed in accuracy")
     assert code == Exit.REGRESSED
 
@@ -249,14 +273,14 @@ def test_memory_of_what_was_not_compared_is_not_judged(entries: list[dict[str, A
 
 
 def test_a_machine_that_is_not_fit_is_not_green() -> None:
-    outcome, code = conclude(evidence(), lambda blocks, controls: Findings((), unfit="it is warm"))
+    outcome, code = conclude(evidence(), lambda blocks, controls, picked: Findings((), unfit="it is warm"))
     assert code == Exit.UNFIT
     assert "the machine was not fit: it is warm" in outcome.sentences
     assert [v.state for v in outcome.verdicts] == [State.UNRESOLVED]
 
 
 def test_a_case_that_was_not_judged_is_not_green() -> None:
-    assert conclude(evidence(), lambda blocks, controls: Findings(()))[1] == Exit.INCOMPLETE
+    assert conclude(evidence(), lambda blocks, controls, picked: Findings(()))[1] == Exit.INCOMPLETE
 
 
 def test_no_case_is_slower_for_heat() -> None:
@@ -274,6 +298,72 @@ def test_sides_that_were_timed_by_different_methods_are_refused() -> None:
 
 
 def test_a_control_has_the_same_kernels_on_both_sides() -> None:
-    same = [{**visit(side, "same"), "visit": visit(side, "same")["visit"] | {"kernels": "1f"}} for side in ORDER]
-    other = [{**visit(side, "other"), "visit": visit(side, "other")["visit"] | {"kernels": side}} for side in ORDER]
+    same = [visit(side, "same", code="1f") for side in ORDER]
+    other = [visit(side, "other", code={"base": "1f", "head": "2e"}[side]) for side in ORDER]
     assert evidence({"canary": "canary/copy"}, *same, *other).controls == {"canary/copy", "same"}
+
+
+@pytest.mark.parametrize(
+    ("head", "said"), [("1f", "same kernels on both sides"), ("2e", "flash: code changed"), ("", None)]
+)
+def test_of_a_slower_case_it_is_said_what_became_of_its_kernels(head: str, said: str | None) -> None:
+    visits = [visit(side, code="1f" if side == "base" else head) for side in ORDER]
+    (verdict,) = conclude(evidence(*visits, compared=False), regressed)[0].verdicts
+    assert verdict.why == ((said,) if said else ())
+    (unchanged,) = conclude(evidence(*visits, compared=False), judge)[0].verdicts
+    assert unchanged.why == ()
+
+
+def test_a_slowdown_that_is_the_machines_is_not_green() -> None:
+    def slower_for_the_clock(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return Findings(judge(blocks, controls, state=State.UNRESOLVED).verdicts, machine=("usual", "canary/x"))
+
+    outcome, code = conclude(evidence(), slower_for_the_clock)
+    assert code == outcome.exit == Exit.UNFIT
+    assert any(said.startswith("1 slower in time and not in SM cycles: the machine's") for said in outcome.sentences)
+
+
+def test_the_machine_excuses_no_case_that_regressed() -> None:
+    def both(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return Findings(judge(blocks, controls, state=State.REGRESSED).verdicts, machine=("usual",))
+
+    assert conclude(evidence(), both)[1] == Exit.REGRESSED
+
+
+def test_heat_that_leaves_a_case_unresolved_is_not_green() -> None:
+    def unresolved(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        return judge(blocks, controls, state=State.UNRESOLVED)
+
+    later = [{"block": 1, "stage": 2}, *(visit(side, "usual", throttle_reasons=float(HEAT & -HEAT)) for side in ORDER)]
+    assert conclude(evidence(*later), unresolved)[1] == Exit.UNFIT
+    assert conclude(evidence(), unresolved)[1] == Exit.OK
+    assert conclude(evidence(*later), judge)[1] == Exit.OK  # it was steady enough all the same
+
+
+@pytest.mark.parametrize(
+    ("exit", "rule", "code"),
+    [
+        (Exit.UNFIT, judge, Exit.UNFIT),
+        (Exit.UNFIT, regressed, Exit.REGRESSED),
+        (Exit.REFUSED, judge, Exit.REFUSED),
+        (Exit.REFUSED, regressed, Exit.REFUSED),
+        (Exit.INCOMPLETE, judge, Exit.INCOMPLETE),
+    ],
+)
+def test_what_ended_a_run_after_some_of_it_has_its_own_exit_code(exit: Exit, rule: Judge, code: Exit) -> None:
+    found = evidence({"end": "so", "exit": int(exit)}, end=None)
+    outcome, exit_code = conclude(found, rule)
+    assert exit_code == outcome.exit == code
+    assert "so: 1 of 2 cases were compared" in outcome.sentences
+
+
+def test_the_judge_is_told_what_was_picked() -> None:
+    told: list[object] = []
+
+    def asked(blocks: Sequence[Block], controls: Collection[str], picked: object) -> Findings:
+        told.append(picked)
+        return judge(blocks, controls)
+
+    conclude(evidence({"suspects": ["usual"]}), asked)
+    conclude(evidence(), asked)
+    assert told == [("usual",), None]

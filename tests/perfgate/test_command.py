@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from perfgate import baseline, preflight, recording
+from perfgate import baseline, fresh, preflight
 from perfgate.__main__ import main
 from perfgate.gate import Exit
 from perfgate.record import Record
@@ -273,12 +273,12 @@ def test_a_full_disk_is_found_before_anything_is_measured(suite: Suite, full_dis
 def test_the_plugin_is_named_only_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: [])
     monkeypatch.delenv("PYTEST_PLUGINS", raising=False)
-    assert recording.plugin_arguments() == ["-p", "perfgate.plugin"]
+    assert fresh.plugin_arguments() == ["-p", "perfgate.plugin"]
     monkeypatch.setenv("PYTEST_PLUGINS", "other,perfgate.plugin")
-    assert recording.plugin_arguments() == []
+    assert fresh.plugin_arguments() == []
     monkeypatch.delenv("PYTEST_PLUGINS")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ["perfgate"])
-    assert recording.plugin_arguments() == []
+    assert fresh.plugin_arguments() == []
 
 
 def test_a_merged_baseline_holds_what_its_processes_measured(suite: Suite, files: list[str]) -> None:

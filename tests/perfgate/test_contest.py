@@ -18,6 +18,7 @@ from tests.perfgate.simulate import Kernel, contest_blocks, kernels, samples
 
 RULE = ContestRule()
 CONTROLS = [f"control{i}" for i in range(9)]
+CONTROLS2 = [f"more{i}" for i in range(9)]
 NOISE = [0.001, -0.002, 0.0, 0.002, -0.001, 0.0015, -0.0015, 0.0005, -0.0005]
 """Log-ratios of nine controls around zero; each block turns them by one."""
 
@@ -156,17 +157,43 @@ def test_without_controls_nothing_is_called(count: int) -> None:
     assert verdict(found).state is State.UNRESOLVED
 
 
+def test_a_control_does_not_hide_in_the_shift() -> None:
+    """Of three controls one is slower: the shift of the others is that of two, its own without itself."""
+    sides: tuple[Side, ...] = ("base", "head")
+    visits = {
+        name: tuple(Visit(side=side, samples=samples(1e-3 * math.exp(d * (side == "head")))) for side in sides)
+        for name, d in {"a": 0.0, "b": 0.001, "c": 0.05, "case": 0.0}.items()
+    }
+    found = judge([Block(stage=1, visits=visits)] * 2, RULE, ["a", "b", "c"])
+    ratios = {v.case: math.log(v.ratio) for v in found.verdicts if v.ratio}
+    assert ratios["case"] == pytest.approx(-0.001)
+    assert ratios["c"] == pytest.approx(0.05 - 0.0005)
+    assert ratios["a"] == pytest.approx(0.0 - 0.0255)
+
+
+def test_suspicious_controls_are_none_where_suspicions_are_confirmed() -> None:
+    """More controls got slower than stayed: against those that stage 1 found nothing about, they are called."""
+    slow = [f"slow{i}" for i in range(12)]
+    first = [block(i, dict.fromkeys(slow, 0.03), stage=1, controls=[*CONTROLS, *CONTROLS2]) for i in range(2)]
+    found = judge(
+        [*first, *(block(i, dict.fromkeys(slow, 0.03)) for i in range(10))], RULE, [*CONTROLS, *CONTROLS2, *slow]
+    )
+    assert found.unfit is None
+    assert {v.case for v in found.verdicts if v.state is State.REGRESSED} == set(slow)
+
+
 def test_a_block_that_was_cut_short_tells_nothing() -> None:
     whole = confirmed(0.02)
     short = Block(stage=2, visits={"case": block(0, {"case": 0.5}).visits["case"]})
     assert judge([*whole, short], RULE, CONTROLS) == judge(whole, RULE, CONTROLS)
 
 
-def test_a_slowdown_that_is_none_in_cycles_is_the_machines() -> None:
-    """The case alone ran at a clock 3 % lower in head: as much slower in time, and not at all in cycles."""
+@pytest.mark.parametrize(("d", "machine"), [(0.03, ("case",)), (-0.03, ())])
+def test_a_change_that_is_none_in_cycles_is_the_machines(d: float, machine: tuple[str, ...]) -> None:
+    """The case alone ran at another clock in head: as much slower or faster in time, and not at all in cycles."""
     blocks = []
-    for b in confirmed(0.03):
-        slow: dict[Side, float] = {"base": 1.98e9, "head": 1.98e9 * math.exp(-0.03)}
+    for b in confirmed(d):
+        slow: dict[Side, float] = {"base": 1.98e9, "head": 1.98e9 * math.exp(-d)}
         even: dict[Side, float] = {"base": 1.98e9, "head": 1.98e9}
         visits = {
             name: tuple(
@@ -176,10 +203,12 @@ def test_a_slowdown_that_is_none_in_cycles_is_the_machines() -> None:
             for name, vs in b.visits.items()
         }
         blocks.append(replace(b, visits=visits))
-    found = verdict(judge(blocks, RULE, CONTROLS))
+    findings = judge(blocks, RULE, CONTROLS)
+    found = verdict(findings)
     assert found.state is State.UNRESOLVED
     assert "the machine's" in found.reason
-    assert "-3.0%" in found.reason
+    assert f"{math.expm1(-d):+.1%}" in found.reason
+    assert findings.machine == machine  # what is faster for it makes no run red
 
 
 @pytest.mark.parametrize("head", [1.98e9, 1.95e9, 1.97e9])
@@ -252,9 +281,27 @@ def test_a_control_that_only_keeps_company_in_stage_2_is_judged_by_stage_1() -> 
     assert "10 blocks" in verdict(found).reason
 
 
+def test_what_was_picked_is_judged_by_stage_2_whatever_became_of_stage_1_since() -> None:
+    """A case that is lost in stage 2 takes its visits of stage 1 with it, and what they said of all variances."""
+    screen = [block(i, {"case": 0.003}, stage=1) for i in range(2)]
+    assert suspects(screen, RULE, CONTROLS) == []
+    blocks = [*screen, *confirmed(0.02)]
+    assert verdict(judge(blocks, RULE, CONTROLS)).state is State.UNCHANGED
+    found = judge(blocks, RULE, CONTROLS, ["case"])
+    assert verdict(found).state is State.REGRESSED
+    assert found.suspects == ("case",)
+
+
+@pytest.mark.parametrize(("others", "state"), [(0, State.REGRESSED), (19, State.UNRESOLVED)])
+def test_the_family_is_what_was_picked_also_where_some_of_it_came_to_nothing(others: int, state: State) -> None:
+    blocks = confirmed(0.02, scatter=0.014)
+    found = verdict(judge(blocks, RULE, CONTROLS, ["case", *(f"lost{i}" for i in range(others))]))
+    assert found.state is state, found
+
+
 def test_nothing_seen_is_nothing_said() -> None:
     found = judge([], RULE, CONTROLS)
-    assert found == Findings(verdicts=(), suspects=(), shifts=(), unfit=None)
+    assert found == Findings(verdicts=(), suspects=(), machine=(), shifts=(), unfit=None)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +335,7 @@ def contest(
     ratios: Mapping[str, float] | None = None,
     controls: int = 20,
 ) -> Findings:
-    """Both stages, with twenty controls in the first and the first eight of them in the second.
+    """Both stages; in the second at most twenty controls, of those that the first found nothing about.
 
     Two visits a block stand for four: their noise is that of two visits' mean.
     """
@@ -296,10 +343,10 @@ def contest(
     same = [name for name in cases if name not in ratios][:controls]
     about = {"ratios": ratios, "within": 0.0007, "visits": "AB"}
     first = contest_blocks(rng, cases, blocks=rule.screen_blocks, **about)  # type: ignore[arg-type]
-    again = dict.fromkeys([*suspects(first, rule, same), *same[:8]])
-    few = {name: cases[name] for name in again}
+    picked = suspects(first, rule, same)
+    few = {name: cases[name] for name in [*picked, *[name for name in same if name not in picked][:20]]}
     second = contest_blocks(rng, few, stage=2, blocks=rule.confirm_blocks, **about)  # type: ignore[arg-type]
-    return judge([*first, *second], rule, same)
+    return judge([*first, *second], rule, same, picked)
 
 
 def called(findings: Findings, state: State) -> list[str]:
@@ -336,9 +383,9 @@ def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
     assert 0.25 <= states[State.UNCHANGED] / states.total() <= 0.5
 
 
-@pytest.mark.parametrize(("typical", "most"), [(2.0, 0.2), (0.5, 0.005)])
+@pytest.mark.parametrize(("typical", "most"), [(2.0, 0.05), (0.5, 0.005)])
 def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float, most: float) -> None:
-    """The noisier is called unfit in some runs: the median of its eight controls is beyond the limit of a shift."""
+    """The noisier is called unfit in some runs: the median of its controls is beyond the limit of a shift."""
     rng, slower, unfit = random.Random(44), 0, 0
     for _ in range(600):
         cases = {name: replace(k, sd=k.sd * typical) for name, k in kernels(rng).items()}
@@ -347,6 +394,17 @@ def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float, most:
         unfit += found.unfit is not None
     assert slower / 600 <= 0.01
     assert unfit / 600 <= most
+
+
+@pytest.mark.parametrize(("controls", "most"), [(2, 0.35), (8, 0.02)])
+def test_few_controls_call_no_more_but_are_more_often_unfit(controls: int, most: float) -> None:
+    rng, slower, unfit = random.Random(45), 0, 0
+    for _ in range(300):
+        found = contest(rng, kernels(rng), controls=controls)
+        slower += bool(called(found, State.REGRESSED))
+        unfit += found.unfit is not None
+    assert slower / 300 <= 0.01
+    assert unfit / 300 <= most
 
 
 def test_a_suite_whose_cases_are_all_controls_calls_no_more() -> None:

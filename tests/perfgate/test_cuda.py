@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from perfgate import cuda, nvml  # noqa: E402 - after the check for a device
+from perfgate import cuda, gpu, nvml  # noqa: E402 - after the check for a device
 from perfgate.clock import Budget, MeasureError  # noqa: E402
 from tests.perfgate.cupti import KERNELS, softmax, tensors  # noqa: E402
 
@@ -175,6 +175,68 @@ def test_a_call_that_cannot_be_captured_is_queued(clock: cuda.CudaClock) -> None
     assert queued.median == pytest.approx(replayed.median, rel=0.05, abs=2e-6)
 
 
+LONG = 2**26
+"""Elements of a tensor on which a kernel takes a hundred microseconds and more."""
+
+
+def on_another_stream(*, waits: bool, is_waited_for: bool, here: bool = True) -> Callable[[], object]:
+    """A call that works on the current stream, if `here`, and on another, with and without waiting for each other."""
+    x, y, side = torch.ones(LONG, device="cuda"), torch.ones(LONG, device="cuda"), torch.cuda.Stream()
+    z = torch.ones(1024, device="cuda")
+    torch.cuda.synchronize()
+
+    def call() -> None:
+        current = torch.cuda.current_stream()
+        if here:
+            z.add_(1)
+        if waits:
+            side.wait_stream(current)
+        with torch.cuda.stream(side):
+            torch.add(x, 1, out=y)
+        if is_waited_for:
+            current.wait_stream(side)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("waits", "is_waited_for", "here", "said"),
+    [
+        (False, False, True, "the call leaves work behind on another stream"),
+        (False, False, False, "the call leaves work behind on another stream"),
+        (True, False, True, "the call leaves work behind on another stream"),
+        (False, True, True, "the call waits for work on another stream that began before it"),
+    ],
+)
+def test_work_on_another_stream_that_nobody_waits_for_is_an_error(
+    clock: cuda.CudaClock, waits: bool, is_waited_for: bool, here: bool, said: str
+) -> None:
+    call = on_another_stream(waits=waits, is_waited_for=is_waited_for, here=here)
+    with pytest.raises(MeasureError, match=said):
+        clock.measure(call)
+    assert clock.measure(lambda: torch.ones(1024, device="cuda")).median > 0  # nothing is left of it
+
+
+def test_work_that_is_not_captured_and_left_behind_is_an_error(clock: cuda.CudaClock) -> None:
+    stray = on_another_stream(waits=True, is_waited_for=False)
+
+    def call() -> None:
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("refuses to be captured")
+        stray()
+
+    with pytest.raises(MeasureError, match="the call leaves work behind on another stream"):
+        clock.measure(call)
+
+
+def test_a_call_whose_streams_wait_for_each_other_is_timed_whole(clock: cuda.CudaClock) -> None:
+    x, y = torch.ones(LONG, device="cuda"), torch.ones(LONG, device="cuda")
+    both = clock.measure(on_another_stream(waits=True, is_waited_for=True))
+    alone = clock.measure(lambda: torch.add(x, 1, out=y))
+    assert both.method.launch == "graph"
+    assert both.median > 0.95 * alone.median
+
+
 def test_taking_device_memory_inside_a_timed_window_names_the_culprit() -> None:
     kept: list[torch.Tensor] = []
 
@@ -209,7 +271,7 @@ def test_compiling_inside_a_timed_window_names_the_culprit(clock: cuda.CudaClock
 
 
 def test_running_out_of_memory_is_reported_as_such(clock: cuda.CudaClock) -> None:
-    with pytest.raises(cuda.OUT_OF_MEMORY):
+    with pytest.raises(gpu.OUT_OF_MEMORY):
         clock.measure(lambda: torch.empty(2**42, device="cuda"))
     assert clock.measure(torch.sum, [(torch.ones(2**20, device="cuda"),)]).median > 0
 
@@ -240,13 +302,13 @@ def test_the_driver_reports_clock_power_and_temperature(clock: cuda.CudaClock) -
 
 
 def test_the_environment_names_the_device_and_its_software() -> None:
-    environment = cuda.environment()
+    environment = gpu.environment()
     assert environment.key.endswith("_torch" + ".".join(torch.__version__.split(".")[:2]))
     assert f"_cu{torch.version.cuda.replace('.', '')}_" in environment.key
 
 
 def test_the_ceilings_are_those_of_a_gpu(clock: cuda.CudaClock) -> None:
-    found = cuda.ceilings(clock)
+    found = gpu.ceilings(clock)
     assert found["copy_bytes_per_second"] > 1e11
     assert found["read_bytes_per_second"] > 1e11
     assert found["flops_per_second.bf16"] > 2 * found["flops_per_second.fp32"]

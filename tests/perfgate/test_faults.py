@@ -9,8 +9,8 @@ planted in `test_cuda`.
 from __future__ import annotations
 
 import json
+import os
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +79,16 @@ class Counters:
         return {"unique_graphs": len(graphs)}
 
 sys.modules["torch._dynamo.utils"] = types.SimpleNamespace(counters=Counters(), get_compilation_metrics=lambda: [])
+"""
+
+
+LEAVES = """
+import os
+import pytest
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+    os._exit(0)
 """
 
 
@@ -243,6 +253,10 @@ def measure(source: str, *arguments: str, stale: bool = False) -> Callable[[Worl
         keep.mkdir()
         if stale:
             world.save("kept/process-1.json", world.processes[0])
+        world.suite.write(leaves=LEAVES)
+        world.monkeypatch.setenv(
+            "PYTHONPATH", os.pathsep.join([str(world.suite.path), os.environ.get("PYTHONPATH", "")])
+        )
         storage = world.suite.path / "stored"
         options = ("--processes=1", f"--keep={keep}", f"--storage={storage}", "test_speed.py")
         return world.command("baseline", *options, "--", *arguments)
@@ -280,9 +294,7 @@ def on_a_gpu(**machine: Any) -> Callable[[World], Ended]:
     """The gate on a machine whose GPU is so."""
 
     def plant(world: World) -> Ended:
-        module = Cuda(**machine)
-        world.monkeypatch.setitem(sys.modules, "perfgate.cuda", module)
-        world.monkeypatch.setattr("perfgate.cuda", module, raising=False)
+        Cuda(**machine).stand_in(world.monkeypatch)
         conftest = "import pytest\n\n@pytest.fixture\ndef seconds():\n    return 1e-3\n"
         (world.suite.path / "conftest.py").write_text(conftest)
         result = world.suite.run("--benchmark-compare", "--perf-device=cuda")
@@ -542,7 +554,11 @@ FAULTS: dict[str, tuple[Callable[[World], Ended], str]] = {
     "a process that fails": (measure("def test_wrong(gpu_benchmark):\n    assert False"), "*ended with exit code 1*"),
     "a process that leaves with code 0": (
         measure("def test_leaves(gpu_benchmark):\n    __import__('os')._exit(0)"),
-        "*timed nothing*",
+        "ended with exit code 0 before it came to its end: something called os._exit*",
+    ),
+    "a process that leaves with code 0 when all is saved but its journal's end": (
+        measure("", "-p", "leaves"),
+        "ended with exit code 0 before it came to its end: something called os._exit*",
     ),
     "the file of an earlier process": (measure("", "--collect-only", stale=True), "*timed nothing*"),
     # files judged by the command

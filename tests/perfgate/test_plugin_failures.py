@@ -16,9 +16,9 @@ import pytest
 
 from perfgate import baseline
 from perfgate.baseline import BaselineError
+from perfgate.fresh import plugin_arguments
 from perfgate.gate import Exit
 from perfgate.journal import read
-from perfgate.recording import plugin_arguments
 
 from .conftest import Suite
 

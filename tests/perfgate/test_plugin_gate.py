@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from perfgate import baseline
 from perfgate.gate import Exit
 
 from .conftest import NODES, Suite
@@ -25,6 +26,33 @@ def test_a_regression_fails_the_run_and_only_the_slowed_case_is_named(suite: Sui
     named = [line for line in result.outlines if "regressed: new/old in [" in line]
     assert [line.split()[0] for line in named] == ["speed/b"]
     result.assert_outcomes(passed=3)
+
+
+LAUNCHING = """
+    import os
+    import pytest
+    from perfgate import FakeClock
+    from perfgate.kernels import Kernel, Kernels
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_perf_clock(config):
+        kernel = Kernel(name="flash", grid=(132, 1, 1), block=(128, 1, 1), code="a", registers=128)
+        if "SLOW" in os.environ:
+            kernel = Kernel(name="flash", grid=(132, 1, 1), block=(128, 1, 1), code="b", registers=168)
+        return FakeClock(process=float(os.environ.get("PROCESS", "0")), seconds=lambda result: result,
+                         kernels=Kernels.of([kernel]))
+"""
+
+
+def test_a_regression_says_what_changed_in_its_kernels(suite: Suite) -> None:
+    suite.pytester.syspathinsert()
+    suite.write(launching=LAUNCHING)
+    for i in range(3):
+        assert suite.run("-p", "launching", f"--benchmark-json={i}.json", PROCESS=f"{0.001 * i}").ret == Exit.OK
+    suite.file(baseline.merge([suite.document(f"{i}.json") for i in range(3)]))
+    result = suite.run("-p", "launching", "--benchmark-compare", SLOW="b")
+    assert result.ret == Exit.REGRESSED
+    result.stdout.fnmatch_lines(["speed/b regressed: new/old in *", "    flash: code changed, registers 128 -> 168"])
 
 
 @pytest.mark.parametrize("option", ["--no-summary", "-q", "-qq", "--tb=no", "--benchmark-quiet"])

@@ -54,7 +54,7 @@ class CudaClock(FakeClock):
 
 
 class Cuda(types.ModuleType):
-    """Stands in for `perfgate.cuda`, which needs torch and a device."""
+    """Stands in for `perfgate.cuda` and `perfgate.gpu`, which need torch and a device."""
 
     def __init__(self, *, why_not: str | None = None, others: list[str] | None = None) -> None:
         super().__init__("perfgate.cuda")
@@ -67,14 +67,18 @@ class Cuda(types.ModuleType):
         self.let_go = lambda: None
         self.ceilings = lambda clock: {"read_bytes_per_second": 1e12}
 
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("cuda", "gpu"):
+            monkeypatch.setitem(sys.modules, f"perfgate.{name}", self)
+            monkeypatch.setattr(f"perfgate.{name}", self, raising=False)
+
 
 @pytest.fixture
 def cuda(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> Cuda:
     """A machine with a GPU, and a suite that asks for the default clock."""
     suite.pytester.makeconftest("import pytest\n\n@pytest.fixture\ndef seconds():\n    return 1e-3")
     module = Cuda()
-    monkeypatch.setitem(sys.modules, "perfgate.cuda", module)
-    monkeypatch.setattr("perfgate.cuda", module, raising=False)
+    module.stand_in(monkeypatch)
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: object() if name == "torch" else found(name, *a))
     return module

@@ -87,7 +87,10 @@ def test_memory_mirrors(a: int, b: int) -> None:
         ([1.0], [1.0] * 5, None),
         ([1.04], [1.0] * 5, None),
         ([1.06], [1.0] * 5, State.REGRESSED),  # the processes agree to the last bit: 6 % is no noise
-        ([1.06], [1.0], State.REGRESSED),
+        ([1.06, 1.06], [1.0], State.REGRESSED),
+        ([1.06], [1.0], State.UNRESOLVED),  # nobody knows how far processes differ
+        ([1.04], [1.0], None),
+        ([0.5], [1.0], None),
         ([0.9], [1.0] * 5, State.IMPROVED),
         ([1.06], [0.95, 1.05, 1.0, 0.97, 1.03], State.UNRESOLVED),
         ([1.5], [0.95, 1.05, 1.0, 0.97, 1.03], State.REGRESSED),
@@ -105,7 +108,7 @@ def test_accuracy_counts_beyond_five_per_cent_and_its_own_noise(
 
 def test_a_case_has_one_verdict_of_accuracy_that_of_the_worst_tensor() -> None:
     def errors(out: float, dq: float, dk: float) -> Record:
-        return price.with_errors(record("x", [1e-3]), {"out": out, "dq": dq, "dk": dk})
+        return price.with_errors(record("x", [1e-3] * 2), {"out": out, "dq": dq, "dk": dk})
 
     found = only(price.judge(errors(0.5, 1.2, 1.1), errors(1, 1, 1)))
     assert (found.state, found.ratio) == (State.REGRESSED, pytest.approx(1.2))
@@ -113,6 +116,22 @@ def test_a_case_has_one_verdict_of_accuracy_that_of_the_worst_tensor() -> None:
         "mean error of dq 1.2 now, 1 in the baseline (+20.0 %); mean error of out 0.5 now, 1 in the baseline "
         "(-50.0 %); mean error of dk 1.1 now, 1 in the baseline (+10.0 %)"
     )
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "more"),
+    [
+        ([1.06], [1.0], True),
+        ([1.06], [0.95, 1.05], True),
+        ([1.06, 1.06], [1.0, 1.0], False),
+        ([1.04], [1.0], False),
+        ([1e-9], [0.0], False),
+        ([], [1.0], False),
+    ],
+)
+def test_more_checks_are_wanted_where_growth_could_be_chance(now: list[float], then: list[float], more: bool) -> None:
+    new = wrong(*now) if now else record("x", [1e-3])
+    assert price.doubtful(new, wrong(*then)) is more
 
 
 def test_what_was_known_of_accuracy_and_is_not_any_more_is_missing() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from perfgate.case import Case, Work
 from perfgate.clock import FakeClock, Method, Samples
+from perfgate.kernels import Kernel, Kernels
 from perfgate.record import TICK, Record, pack, unpack
 from tests.perfgate.simulate import record, samples
 
@@ -43,6 +44,17 @@ def test_a_record_survives_json() -> None:
     assert Record.from_json(json.loads(json.dumps(WHOLE.to_json(), allow_nan=False))) == WHOLE
     plain = record("plain", [1e-3])
     assert Record.from_json(plain.to_json()) == plain
+
+
+def test_kernels_survive_json_and_are_written_once() -> None:
+    a, b = (Kernels.of([Kernel(name="k", grid=(1, 1, 1), code=code)]) for code in ("a", "b"))
+    processes = [Samples(seconds=(1e-3,), method=METHOD, kernels=kernels) for kernels in (a, b, a, None)]
+    data = json.loads(json.dumps(Record(case=Case(name="x"), processes=tuple(processes)).to_json()))
+    assert len(data["kernels"]) == 2
+    assert [samples.kernels for samples in Record.from_json(data).processes] == [a, b, a, None]
+    data["processes"][0]["kernels"] = 2
+    with pytest.raises(ValueError, match="not a record"):
+        Record.from_json(data)
 
 
 def test_what_json_cannot_say_is_left_out() -> None:

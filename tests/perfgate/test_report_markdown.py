@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,6 +81,12 @@ def test_verdicts_come_worst_first_and_unchanged_is_counted() -> None:
         "| unresolved | `b` | +1.5 % | new/old in [1.005, 1.025], floor 2.0% |\n"
     ) in page
     assert "| unchanged | `c`" not in page
+
+
+def test_what_became_of_the_kernels_stands_in_the_evidence() -> None:
+    told = replace(verdict("a", State.REGRESSED, 1.068), why=("k<4>: code changed", "fill: new"))
+    page = markdown.render(results([record("a", 1.0)], outcome=outcome([told], str(told))))
+    assert r"new/old in [1.058, 1.078], floor 2.0%<br>k\<4>: code changed<br>fill: new |" in page
 
 
 def test_notes_out_of_memory_and_absent_are_listed() -> None:

@@ -23,6 +23,9 @@ SMALL = Work(flops=8e10, bytes=9e8, tokens=2048, dtype="bf16")
 LARGE = Work(flops=3.2e11, bytes=1.8e9, tokens=4096, dtype="bf16")
 
 
+WHY = ("flash: code changed, registers 128 -> 168", "fill: new (grid 8×1×1, block 128×1×1)")
+
+
 def example() -> Results:
     """Two groups of three, one case of each kind."""
     records = [
@@ -257,3 +260,17 @@ def test_accepted_cases_are_all_listed_and_a_case_has_one_row_whatever_else_is_s
     assert "c1 regressed in memory: peak memory 2 B now, 1 B" in lines
     assert any(line.endswith("30 accepted, 1 regressed in memory, 1 improved in accuracy") for line in lines)
     assert "stale: what was accepted of c5 was ignored" in lines
+
+
+def test_what_became_of_the_kernels_stands_below_the_verdict() -> None:
+    told = replace(verdict("a", State.REGRESSED, 1.1), why=WHY)
+    lines = terminal.render(results([record("a", 1e-3)], outcome=outcome([told], str(told))))
+    at = lines.index(str(told))
+    assert lines[at + 1 : at + 3] == [f"    {sentence}" for sentence in WHY]
+
+
+def test_cases_that_share_a_reason_keep_their_own_kernels() -> None:
+    told = [replace(verdict(f"k{i}", State.REGRESSED), why=(f"kernel{i}: code changed",)) for i in range(5)]
+    lines = terminal.render(results([record(v.case, 1e-3) for v in told], outcome=outcome(told)))
+    for i in range(5):
+        assert lines[lines.index(f"  k{i}") + 1] == f"    kernel{i}: code changed"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from perfgate import kernels
 from perfgate.__main__ import main
 from perfgate.ab.trees import UNCOMMITTED
 from perfgate.case import Case
@@ -24,6 +25,7 @@ from tests.perfgate.simulate import H200, Kernel, contest_blocks
 COMMIT, OTHER = "a" * 40, "b" * 40
 CANARIES = ("canary/copy", "canary/matmul")
 SUITE = ("slow", *(f"same{i}" for i in range(12)))
+SAME = kernels.Kernels.of([kernels.Kernel(name="k", grid=(1, 1, 1), code="a")])
 CASES = {name: Kernel(sd=0.001) for name in (*SUITE, *CANARIES)}
 
 
@@ -41,8 +43,8 @@ def journal(path: Path, blocks: Sequence[Block], *, base: str = COMMIT, end: str
         lines.append({"block": number, "stage": block.stage})
         for name, visits in block.visits.items():
             for visit in visits:
-                record = Record(case=Case(name=name), processes=(visit.samples,)).to_json()
-                lines.append({"visit": record | {"kernels": "k"}, "side": visit.side})
+                record = Record(case=Case(name=name), processes=(replace(visit.samples, kernels=SAME),))
+                lines.append({"visit": record.to_json(), "side": visit.side})
     if end:
         lines.append({"end": end})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfgate.clock import Method
+from perfgate.kernels import Kernel, Kernels
 from perfgate.record import Record
 from perfgate.stats import Prior
 from perfgate.verdict import Noise, Rule, State, Verdict, judge, visible
@@ -103,6 +104,21 @@ def test_each_state_has_its_example() -> None:
 def test_the_reason_shows_interval_and_floor() -> None:
     found = verdict(1.10e-3, *STEADY)
     assert str(found) == f"x regressed: new/old in [{found.low:.3f}, {found.high:.3f}], floor 2.0 %".replace(" %", "%")
+
+
+@pytest.mark.parametrize(
+    ("new", "why"), [([1.1], ("k: code changed",)), ([0.9], ("k: code changed",)), ([1.0], ()), ([1.01], ())]
+)
+def test_a_case_that_got_slower_or_faster_says_what_became_of_its_kernels(new: list[float], why: tuple[str]) -> None:
+    then, now = (
+        replace(r, processes=tuple(replace(s, kernels=Kernels.of([k])) for s in r.processes))
+        for r, k in (
+            (record("case", [1.0] * 5), Kernel(name="k", grid=(1, 1, 1), code="a")),
+            (record("case", new), Kernel(name="k", grid=(1, 1, 1), code="b")),
+        )
+    )
+    assert judge(now, then, Rule(session=0.0), Noise.of([then])).why == why
+    assert judge(now, record("case", [1.0] * 5), Rule(session=0.0), Noise.of([then])).why == ()
 
 
 def test_another_method_is_refused_and_both_are_named() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,13 @@ class Blocks:
         """The cases that can be visited again."""
         return {name for pair, name in self._names.items() if pair not in self._lost}
 
-    def run(self, stage: int, names: set[str] | None = None, *, check: bool) -> None:
+    def run(self, stage: int, names: set[str] | None = None, *, check: Collection[str] | None) -> None:
         """One block of the named cases, or of all.
+
+        Args:
+            stage: Of the comparison.
+            names: Cases; None for all.
+            check: Those of them whose results are checked before they are timed; None for all.
 
         Raises:
             Over: If the run must end with what is known.
@@ -122,11 +127,11 @@ class Blocks:
             for i, pair in enumerate(pairs):
                 self._visited(self._number, i, len(pairs))
                 try:
-                    self._visit(pair, check)
+                    self._visit(pair, check is None or self._names.get(pair) in check)
                 except WorkerDied as error:
                     self._bury(error, pair)
             self._visited(self._number, len(pairs), len(pairs))
-            self._look_for_foreigners()
+            self._look_where_code_is_from()
             at_once = False
         finally:
             self._stop(at_once=at_once)
@@ -181,24 +186,26 @@ class Blocks:
         keys = {environment.key for environment in self._evidence.environments.values()}
         if len(keys) > 1:
             raise Refused(f"the sides measure in different environments: {' and '.join(sorted(keys))}", Exit.REFUSED)
-        self._look_for_foreigners()
+        self._look_where_code_is_from()
 
-    def _look_for_foreigners(self) -> None:
-        """A side that runs the other one's code would be compared with itself."""
+    def _look_where_code_is_from(self) -> None:
+        """Sides that run the same code would be compared with themselves."""
         for side, other in zip(SIDES, reversed(SIDES), strict=True):
-            if side in self._workers:
-                path = self._trees[other].root
-                try:
-                    files = self._workers[side].ask(foreign=str(path))["foreign"]
-                except WorkerDied as error:
-                    self._bury(error, None)
-                    continue
-                if files:
-                    raise Refused(
-                        f"the {side} runs code of the {other}: {', '.join(files[:3])}. Put the packages' directory on "
-                        "PYTHONPATH, so that each tree's own is found first",
-                        Exit.REFUSED,
-                    )
+            if side not in self._workers:
+                continue
+            tree = self._trees[side]
+            try:
+                found = self._workers[side].ask(
+                    other=str(self._trees[other].root),
+                    root=str(tree.root),
+                    places=[str(place) for place in tree.places],
+                    head=str(self._trees.head.root),
+                )
+            except WorkerDied as error:
+                self._bury(error, None)
+                continue
+            if why := _not_its_own(side, other, found):
+                raise Refused(why, Exit.REFUSED)
 
     def _bury(self, error: WorkerDied, pair: Pair | None) -> None:
         """A worker ended: its case is lost, and there are new workers, once."""
@@ -382,6 +389,27 @@ class Blocks:
 
 def _other(side: Side) -> Side:
     return "head" if side == "base" else "base"
+
+
+def _not_its_own(side: Side, other: Side, found: Mapping[str, Any]) -> str | None:
+    """What a side runs that is not its tree's alone, and the remedy; None if there is nothing of the kind."""
+    if files := found["foreign"]:
+        return (
+            f"the {side} runs code of the {other}: {', '.join(files[:3])}. Put the packages' directory on "
+            "PYTHONPATH, so that each tree's own is found first"
+        )
+    if astray := found["astray"]:
+        return (
+            f"the {side} would be timed with code that is not its tree's: expected {', '.join(list(astray)[:3])} from "
+            f"the tree, got {', '.join(list(astray.values())[:3])}. Uninstall that, or install it editable"
+        )
+    if installed := found["installed"]:
+        return (
+            f"both sides would run one installed copy of the tree's code: expected {', '.join(list(installed)[:3])} "
+            f"from each tree, got {', '.join(list(installed.values())[:3])}. Uninstall it, put the packages' directory "
+            "on PYTHONPATH, and have --build build each tree in place"
+        )
+    return None
 
 
 def _must_be_free(environment: Environment) -> None:

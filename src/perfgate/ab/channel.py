@@ -8,8 +8,8 @@
     worker    {"record": {...}}                         samples of one visit; or {"ended": ...}
     to it     {"release": true}
     worker    {"ended": how, "reason": ..., "case": name or null, "checking": true if it was the check}
-    to it     {"foreign": path}
-    worker    {"foreign": [file, ...]}                  modules that were loaded from below that path
+    to it     {"other": path, "root": path, "places": [path, ...], "head": path}        what was loaded from where?
+    worker    {"foreign": [file, ...], "astray": {module: file}, "installed": {module: file}}
 
 The end of the stream means: go away.
 """

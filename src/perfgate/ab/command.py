@@ -27,7 +27,7 @@ from perfgate import preflight
 from perfgate.ab import trees as revisions
 from perfgate.ab.blocks import Blocks, Over
 from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SCHEMA, Evidence, read
-from perfgate.ab.outcome import BROKEN_OFF, Judge, Suspects, conclude
+from perfgate.ab.outcome import BROKEN_OFF, Judge, Suspects, conclude, doubted
 from perfgate.ab.trees import BuildFailed, Trees
 from perfgate.ab.workers import Refused
 from perfgate.contest import ContestRule
@@ -39,6 +39,8 @@ __all__ = ["add_arguments", "run"]
 
 CONTROLS = 20
 """Controls that are visited again with what is confirmed, besides the canaries."""
+CHECKS = 4
+"""Fresh blocks that check again what may have got less accurate, if nothing is to be confirmed of time."""
 VISIT = ("--perf-warmup=0.1", "--perf-max-time=0.2")
 """A visit is short: the device has just worked at the same case, and processes differ by more than their samples do.
 What is given to pytest wins."""
@@ -80,7 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="new or missing cases fail too, with exit code 11, and unresolved ones with 14",
     )
-    parser.add_argument("--check-always", action="store_true", help="check results in each block, not the first alone")
+    parser.add_argument(
+        "--check-always",
+        action="store_true",
+        help="check results in each block, not the first alone and where errors grew",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here too")
     parser.add_argument(
         "--from",
@@ -174,7 +180,7 @@ def _compare(
         progress.clear()
         if not evidence.compared:
             return _refuse(str(error), error.code)
-        evidence.add(end=str(error))
+        evidence.add(end=str(error), exit=int(error.code))
     except JournalError as error:
         progress.clear()
         _report(evidence, path, judge, options)
@@ -198,19 +204,26 @@ def _stages(
     """Screen, then confirm; return how it ended."""
     try:
         for i in range(options.blocks):
-            blocks.run(1, check=options.check_always or i == 0)
+            blocks.run(1, check=None if options.check_always or i == 0 else doubted(evidence))
             if not evidence.compared:
                 return COMPLETE  # there is nothing that another block could add
-        suspicious = set(suspects(evidence.blocks, evidence.controls)) & blocks.names
-        if suspicious - evidence.canaries:
+        picked = [name for name in suspects(evidence.blocks, evidence.controls) if name in blocks.names]
+        evidence.add(suspects=picked)
+        suspicious, inaccurate = set(picked), doubted(evidence) & blocks.names
+        if (suspicious - evidence.canaries) | inaccurate:
             controls = sorted((evidence.controls - suspicious - evidence.canaries) & blocks.names)
             some = random.Random(seed).sample(controls, min(CONTROLS, len(controls)))
             progress.clear()
-            count = len(suspicious - evidence.canaries)
-            print(f"{count} case{'' if count == 1 else 's'} to confirm in {options.confirm} fresh blocks", flush=True)
-            progress.extend(options.confirm)
-            for _ in range(options.confirm):
-                blocks.run(2, suspicious | evidence.canaries | set(some), check=options.check_always)
+            count = len((suspicious - evidence.canaries) | inaccurate)
+            fresh = options.confirm if suspicious - evidence.canaries else min(CHECKS, options.confirm)
+            print(f"{count} case{'' if count == 1 else 's'} to confirm in {fresh} fresh blocks", flush=True)
+            progress.extend(fresh)
+            for _ in range(fresh):
+                open_ = doubted(evidence)
+                if not (suspicious - evidence.canaries) and not open_:
+                    break
+                check = None if options.check_always else open_
+                blocks.run(2, suspicious | inaccurate | evidence.canaries | set(some), check=check)
     except Over as error:
         return str(error)
     except KeyboardInterrupt:

@@ -6,10 +6,12 @@
 {"canary": name}                                       a control by birth
 {"block": 0, "stage": 1}                               fresh workers; visits that follow are of this block
 {"visit": {...record...}, "side": ...}
+{"suspects": [name, ...]}                              what stage 1 picked when it ended
 {"void": case}                                         its visits in this block so far do not count
 {"ended": how, "reason": ..., "case": name, "side": ...}    it came to nothing on this side
 {"note": sentence}
-{"end": "complete"}                                    or why not; absent if the process died
+{"end": "complete"}                                    or why not, with "exit", the exit code, where that says more
+                                                       than that not all was compared; absent if the process died
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from perfgate.ab.channel import OUT_OF_MEMORY
 from perfgate.case import Case
 from perfgate.clock import Samples
 from perfgate.contest import Block, ContestRule, Side, Visit
+from perfgate.controls import same_kernels
 from perfgate.environment import Environment
 from perfgate.record import Record
 
@@ -48,7 +51,9 @@ class Evidence:
         canaries: Controls that are in neither revision.
         ended: How and why a case came to nothing, by side and name.
         notes: What must be said.
+        suspects: The cases that the first stage picked; None if it did not come to that.
         end: How the run ended; None if it did not come to say.
+        exit: The exit code that goes with that, if it is one of its own.
         write: Gets each entry before it counts, to keep it.
     """
 
@@ -59,10 +64,11 @@ class Evidence:
     canaries: set[str] = field(default_factory=set)
     ended: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    suspects: tuple[str, ...] | None = None
     end: str | None = None
+    exit: int | None = None
     write: Callable[[Mapping[str, object]], object] = lambda entry: None
     _cases: dict[str, Case] = field(default_factory=dict)
-    _kernels: dict[tuple[str, str], str | None] = field(default_factory=dict)
     _blocks: list[tuple[int, dict[str, list[Visit]]]] = field(default_factory=list)
 
     def add(self, **entry: Any) -> None:
@@ -79,7 +85,6 @@ class Evidence:
         if "visit" in entry:
             record = Record.from_json(entry["visit"])
             self._cases[record.case.name] = record.case
-            self._kernels[entry["side"], record.case.name] = entry["visit"].get("kernels")
             visit = Visit(side=entry["side"], samples=record.processes[0])
             self._blocks[-1][1].setdefault(record.case.name, []).append(visit)
         elif "void" in entry:
@@ -98,8 +103,10 @@ class Evidence:
             self.pairs = entry["pairs"]
         elif "note" in entry:
             self.notes.append(entry["note"])
+        elif "suspects" in entry:
+            self.suspects = tuple(entry["suspects"])
         else:
-            self.end = entry["end"]
+            self.end, self.exit = entry["end"], entry.get("exit")
 
     @property
     def blocks(self) -> list[Block]:
@@ -124,12 +131,7 @@ class Evidence:
     @property
     def controls(self) -> set[str]:
         """Canaries, and the cases whose kernels are the same on both sides."""
-        return self.canaries | {
-            name
-            for name in self._cases
-            if (kernels := self._kernels.get(("head", name))) is not None
-            and kernels == self._kernels.get(("base", name))
-        }
+        return self.canaries | same_kernels(self.blocks)
 
     def methods(self, name: str) -> dict[str, str]:
         """How each side timed a case, if they did so differently; else nothing."""
@@ -196,4 +198,5 @@ def _joined(visits: Sequence[Samples]) -> Samples:
         method=visits[-1].method,
         counters=visits[-1].counters,
         notes=tuple(dict.fromkeys(note for samples in visits for note in samples.notes)),
+        kernels=visits[-1].kernels,
     )

@@ -24,9 +24,9 @@ from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, SKIPPED
 from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SIDES, Evidence
 from perfgate.contest import Block
 from perfgate.gate import WORST_FIRST, Exit, Outcome
-from perfgate.verdict import State, Verdict
+from perfgate.verdict import State, Verdict, explained
 
-__all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude"]
+__all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude", "doubted"]
 
 BROKEN_OFF = 2
 """pytest's exit code of a run that was interrupted."""
@@ -43,11 +43,15 @@ class Decision(Protocol):
     def unfit(self) -> str | None:
         """Why the machine was not fit to judge anything, or None."""
 
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """The cases whose slowdown is the machine's."""
 
-Suspects = Callable[[Sequence[Block], Collection[str]], Collection[str]]
+
+Suspects = Callable[[Sequence[Block], Collection[str]], Sequence[str]]
 """Which cases are confirmed, given the blocks so far and the names of the controls."""
-Judge = Callable[[Sequence[Block], Collection[str]], Decision]
-"""What is said of each case in the end, given the same."""
+Judge = Callable[[Sequence[Block], Collection[str], Sequence[str] | None], Decision]
+"""What is said of each case in the end, given the same and what was picked by then, if it was."""
 
 
 def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple[Outcome, int]:
@@ -65,16 +69,20 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     said: list[str] = []
     verdicts: list[Verdict] = []
     unfit: str | None = None
+    machine: list[str] = []
     if compared:
-        decision = judge(blocks, evidence.controls)
-        unfit = decision.unfit
+        decision = judge(blocks, evidence.controls, evidence.suspects)
+        unfit, machine = decision.unfit, [case for case in decision.machine if case in compared]
         verdicts += [verdict for verdict in decision.verdicts if verdict.case in compared]
-    verdicts, hot = gate.without_heat(verdicts, _slowed_by_heat(blocks))
+    slowed = _slowed_by_heat(blocks)
+    verdicts, hot = gate.without_heat(verdicts, slowed)
+    hot += [v.case for v in verdicts if v.state is State.UNRESOLVED and v.case in slowed and v.case not in hot]
     verdicts += _not_compared(evidence)
     known = {verdict.case for verdict in verdicts}
     unjudged = sorted(compared - known)
     verdicts += [Verdict(case=c, state=State.UNRESOLVED, reason="was visited, and not judged") for c in unjudged]
     base, head = (evidence.records(side) for side in SIDES)
+    verdicts = [explained(v, head[v.case], base[v.case]) if v.case in compared else v for v in verdicts]
     for case in compared:
         verdicts += price.judge(head[case], base[case], where="the base")
     verdicts.sort(key=lambda v: (WORST_FIRST.index(v.state), -(v.ratio or 0.0), v.case))
@@ -93,9 +101,16 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     if unfit:
         said.append(f"the machine was not fit: {unfit}")
     if hot:
-        said.append(f"{len(hot)} slower while the GPU slowed down for heat, not judged: see to its cooling, time again")
+        said.append(f"{len(hot)} not judged, for the GPU slowed down for heat: see to its cooling, time again")
+    if machine:
+        said.append(
+            f"{len(machine)} slower in time and not in SM cycles: the machine's, not judged. See to it that nothing "
+            "else lowers the clock, time again"
+        )
     if not compared:
         said.append("nothing was compared")
+    else:
+        said.append(_controls(evidence))
     if evidence.end != COMPLETE:
         why = evidence.end or "the run did not come to its end"
         said.append(f"{why}: {len(compared)} of {evidence.pairs} cases were compared")
@@ -103,13 +118,31 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     died = bool(evidence.dropped) or any(how == DIED for how, _ in evidence.ended.values())
     if evidence.end == INTERRUPTED:
         code = BROKEN_OFF
+    elif evidence.exit == Exit.REFUSED:
+        code = Exit.REFUSED  # whatever it seemed to be, it was not base against head
     elif failed:
         code = Exit.REGRESSED
     else:
+        spoilt = bool(hot or machine or unfit or evidence.exit == Exit.UNFIT)
         lost = not compared or evidence.end != COMPLETE or died or bool(unjudged)
-        code = gate.code(states, unfit=bool(hot or unfit), incomplete=lost, strict=strict)
+        code = gate.code(states, unfit=spoilt, incomplete=lost, strict=strict)
     kind = code if isinstance(code, Exit) else Exit.INCOMPLETE
     return Outcome(verdicts=tuple(verdicts), exit=kind, sentences=tuple(said)), int(code)
+
+
+def _controls(evidence: Evidence) -> str:
+    """What stood for the machine."""
+    suite, canaries = len(evidence.controls - evidence.canaries), len(evidence.canaries)
+    return (
+        f"{suite + canaries} controls: {suite} case{'' if suite == 1 else 's'} with the same kernels on both sides, "
+        f"{canaries} canar{'y' if canaries == 1 else 'ies'}"
+    )
+
+
+def doubted(evidence: Evidence) -> set[str]:
+    """The compared cases of which more checks could tell whether they got less accurate."""
+    base, head = (evidence.records(side) for side in SIDES)
+    return {case for case in evidence.compared if price.doubtful(head[case], base[case])}
 
 
 def _slowed_by_heat(blocks: Sequence[Block]) -> set[str]:

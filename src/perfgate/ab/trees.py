@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import perfgate
+from perfgate import fresh
 from perfgate.contest import Side
 
 __all__ = ["BuildFailed", "Tree", "TreeError", "Trees", "build", "compared_with", "fingerprint", "head", "opened"]
@@ -33,8 +34,6 @@ LOCK = "lock"
 UPSTREAM = ("origin/HEAD", "origin/main", "origin/master")
 UNCOMMITTED = "with uncommitted changes"
 """The end of the words for a head of which not all is in its commit."""
-TAIL = 15
-"""Lines of a failed command's output that are shown."""
 
 
 class TreeError(ValueError):
@@ -65,15 +64,20 @@ class Tree:
     words: str
     dirty: bool = False
 
+    @property
+    def places(self) -> list[Path]:
+        """Where Python finds what is the tree's own."""
+        own = (tree / place for place in ("src", "") for tree in dict.fromkeys((self.start, self.root)))
+        return [place for place in own if place.is_dir()]
+
     def environment(self, harness: Path, head: Tree) -> dict[str, str]:
         """The environment of this side's processes.
 
         Python finds the harness first, then what is the tree's, then what it found before; what lay in the head's tree
         is taken from this one.
         """
-        own = [tree / place for place in ("src", "") for tree in dict.fromkeys((self.start, self.root))]
         before = [Path(entry).absolute() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-        paths = [harness, *(p for p in own if p.is_dir()), *(self.instead(p, head) for p in before)]
+        paths = [harness, *self.places, *(self.instead(p, head) for p in before)]
         return clean() | {
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(map(str, paths))),
             "PYTHONDONTWRITEBYTECODE": "1",  # a tree is not written to
@@ -237,13 +241,7 @@ def build(command: str, trees: Trees, side: Side, log: Path) -> None:
             child.wait()
             raise
     if code:
-        raise BuildFailed(f"--build failed in the {side}'s tree with exit code {code}; its end:\n{tail(log)}")
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log, indented."""
-    lines = log.read_text(errors="replace").rstrip().splitlines() if log.exists() else []
-    return "\n".join(f"    {line}" for line in lines[-TAIL:]) or "    (it said nothing)"
+        raise BuildFailed(f"--build failed in the {side}'s tree with exit code {code}; its end:\n{fresh.tail(log)}")
 
 
 @contextlib.contextmanager

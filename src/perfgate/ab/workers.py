@@ -7,16 +7,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perfgate import fresh
 from perfgate.ab.channel import Channel, Gone
-from perfgate.ab.trees import Trees, tail, undisturbed
+from perfgate.ab.trees import Trees, undisturbed
 from perfgate.contest import Side
 from perfgate.gate import Exit
-from perfgate.recording import plugin_arguments
 
 __all__ = ["Refused", "Worker", "WorkerDied"]
 
@@ -56,16 +55,13 @@ class Worker:
         self.side, self._log, self._harness = side, log, trees.harness
         ours, theirs = socket.socketpair()
         own = ["-p", "no:cacheprovider", f"--perf-worker={theirs.fileno()}"]
-        # -P: the working directory is behind the harness in PYTHONPATH, not before it
-        command = [sys.executable, "-P", "-m", "pytest", *plugin_arguments(), *arguments, *own]
-        with theirs, log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
+        with theirs:
+            self._process = fresh.start(
+                [*arguments, *own],
+                log,
+                python=["-P"],  # the working directory is behind the harness in PYTHONPATH, not before it
                 cwd=trees[side].start,
                 env=trees.environment(side),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -93,7 +89,7 @@ class Worker:
     @property
     def log(self) -> str:
         """The end of what it said."""
-        return tail(self._log)
+        return fresh.tail(self._log)
 
     def send(self, **message: object) -> None:
         """Tell the worker something.

@@ -9,8 +9,9 @@ A suite or another plugin changes what perfgate measures with by the hooks of `H
 reports by `absent(config, name, reason)`, or by the fixture `perf_absent`, and the summary says it once.
 
 Its modules: `options`; `device`, the default answers to the hooks; `fixture`, `gpu_benchmark`; `storage`, what is saved
-and compared; `session`, the hooks around the tests; `again`, fresh processes at their end; `worker`, both for a process
-of `perfgate ab`; `state`, what these share.
+and compared; `session`, the hooks around the tests; `again`, fresh processes at their end; `receipt`, that they came to
+it; `worker`, fixture and hooks of a process of `perfgate ab`, and `imports`, where its code is from; `memory` and
+`state`, what these share.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from perfgate.plugin.device import (
 )
 from perfgate.plugin.fixture import GpuBenchmark, WithoutBenchmark
 from perfgate.plugin.options import pytest_addoption
+from perfgate.plugin.receipt import Receipt
 from perfgate.plugin.session import Session
 from perfgate.plugin.state import run_of
 from perfgate.plugin.storage import Storage
@@ -76,6 +78,8 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register what goes with pytest-benchmark, or its stand-in where that is switched off, or a worker's session."""
+    if (path := config.getoption("perf_receipt")) is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Receipt(path), "perfgate-receipt")
     if (descriptor := config.getoption("perf_worker")) is not None:
         if config.getoption("benchmark_storage", None) is None:
             config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is switched off")

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from perfgate import confirm as fresh
+from perfgate import again
 from perfgate.gate import Outcome
 from perfgate.journal import Contents, JournalError
-from perfgate.plugin.state import let_go, run_of
+from perfgate.plugin.memory import let_go
+from perfgate.plugin.state import run_of
 from perfgate.verdict import Quantity, State
 
-__all__ = ["confirm"]
+__all__ = ["time_again"]
 
 
-def confirm(config: pytest.Config, outcome: Outcome, benchmarks: Mapping[str, Any]) -> bool:
+def time_again(config: pytest.Config, outcome: Outcome, benchmarks: Mapping[str, Any]) -> bool:
     """Add to the cases that would be called slower what fresh processes time of them; False if it was interrupted.
 
     Args:
@@ -24,10 +25,10 @@ def confirm(config: pytest.Config, outcome: Outcome, benchmarks: Mapping[str, An
         outcome: What the run would come to.
         benchmarks: pytest-benchmark's fixture by node id, which has what is saved of a case.
     """
-    run, times = run_of(config), config.getoption("perf_confirm")
+    run, times = run_of(config), config.getoption("perf_again")
     slower = [v.case for v in outcome.verdicts if v.state is State.REGRESSED and v.quantity is Quantity.TIME]
     slower = [case for case in slower if case in run.records]
-    cases = slower[: fresh.MOST]
+    cases = slower[: again.MOST]
     if not (times and cases) or run.lost is not None:
         return True
     if len(slower) > len(cases):
@@ -39,8 +40,8 @@ def confirm(config: pytest.Config, outcome: Outcome, benchmarks: Mapping[str, An
     for i in range(1, times + 1):
         _say(config, f"{_cases(len(cases))} looked slower, timed again in fresh process {i} of {times}")
         try:
-            without = run.confirm(_process(config, cases), cases)
-        except (fresh.Unconfirmed, JournalError) as error:
+            without = run.add(_process(config, cases), cases)
+        except (again.NotTimed, JournalError) as error:
             run.notes.append(f"what looked slower was not timed again: {error}")
             return True
         except KeyboardInterrupt:
@@ -55,11 +56,11 @@ def confirm(config: pytest.Config, outcome: Outcome, benchmarks: Mapping[str, An
 
 def _process(config: pytest.Config, cases: Sequence[str]) -> Contents:
     run, params = run_of(config), config.invocation_params
-    options = fresh.arguments([str(argument) for argument in params.args], config.option.file_or_dir)
-    return fresh.process(
+    options = again.arguments([str(argument) for argument in params.args], config.option.file_or_dir)
+    return again.process(
         [*options, f"--rootdir={config.rootpath}"],
         [f"{config.rootpath}/{run.node(case)}" for case in cases],
-        directory=run.journal_path.absolute().with_suffix(".fresh"),
+        directory=run.journal_path.absolute().with_suffix(".again"),
         cwd=params.dir,
     )
 

@@ -34,9 +34,9 @@ def pytest_perf_clock(config: pytest.Config) -> Clock:
 def pytest_perf_environment(config: pytest.Config) -> Environment:
     """The device that ``--perf-device`` says, with its software."""
     if _device(config) == "cuda":
-        from perfgate import cuda
+        from perfgate import gpu
 
-        return cuda.environment()
+        return gpu.environment()
     try:
         return host({"torch": importlib.metadata.version("torch")})
     except importlib.metadata.PackageNotFoundError:
@@ -47,10 +47,10 @@ def pytest_perf_environment(config: pytest.Config) -> Environment:
 def pytest_perf_ceilings(config: pytest.Config, clock: Clock) -> dict[str, float]:
     """Those of a CUDA device; none are measured on the CPU."""
     if config.stash.get(DEVICE, "cpu") == "cuda":
-        from perfgate import cuda
+        from perfgate import cuda, gpu
 
         if isinstance(clock, cuda.CudaClock):
-            return cuda.ceilings(clock)
+            return gpu.ceilings(clock)
     return {}
 
 
@@ -59,9 +59,9 @@ def pytest_perf_canaries(config: pytest.Config) -> dict[str, tuple[Callable[...,
     """A copy and a matrix product on a CUDA device, on the CPU a copy and a sum; none for another's clock."""
     device = config.stash.get(DEVICE, None)
     if device == "cuda":
-        from perfgate import cuda
+        from perfgate import gpu
 
-        return cuda.canaries()
+        return gpu.canaries()
     if device == "cpu":
         source = bytes(range(256)) * 2**16
         return {"canary/copy": (bytearray, [(source,)]), "canary/sum": (sum, [(range(10**5),)])}
@@ -86,9 +86,9 @@ def _device(config: pytest.Config) -> str:
 def _without_cuda() -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed, and perfgate times a GPU through it"
-    from perfgate import cuda
+    from perfgate import gpu
 
-    return cuda.available()
+    return gpu.available()
 
 
 def _take(config: pytest.Config) -> None:
@@ -96,10 +96,10 @@ def _take(config: pytest.Config) -> None:
 
     They are asked for before this process does anything there: in a container it might not know itself afterwards.
     """
-    from perfgate import cuda
+    from perfgate import gpu
 
-    others = cuda.busy()
+    others = gpu.busy()
     if others and not config.getoption("perf_allow_busy"):
         pytest.exit(f"the GPU is busy: {'; '.join(others)}. Wait, or give --perf-allow-busy", Exit.UNFIT)
     run_of(config).notes.extend(f"timed although {other}" for other in others)
-    cuda.use_one_stream()
+    gpu.use_one_stream()

@@ -1,39 +1,65 @@
-"""The fixture `gpu_benchmark`: what a test calls to time one case."""
+"""The fixture `gpu_benchmark`: what a test calls to time one case, and what it asks for by that."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import pytest
 
 from perfgate import price
 from perfgate.case import Case, Work
 from perfgate.clock import Inputs
-from perfgate.replay import ReplayClock, hand_over
 
-if TYPE_CHECKING:
-    from perfgate.plugin.session import Session
-
-__all__ = ["TIMER", "GpuBenchmark", "WithoutBenchmark", "errors_of"]
+__all__ = ["Asked", "GpuBenchmark", "WithoutBenchmark", "errors_of"]
 
 T = TypeVar("T")
 
-TIMER = pytest.StashKey[ReplayClock]()
-"""A test's timer, which its ``benchmark`` marker gives to pytest-benchmark."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked(Generic[T]):
+    """What a test asks for.
+
+    Attributes:
+        node: The test.
+        case: What is timed.
+        call: Does it.
+        inputs: Its input sets, as a clock takes them.
+        l2: ``"cold"`` or ``"warm"``.
+        check: Gets a result; may return errors. None if nothing checks.
+    """
+
+    node: str
+    case: Case
+    call: Callable[..., T]
+    inputs: Inputs
+    l2: str
+    check: Callable[[T], object] | None
+
+    def once(self) -> T:
+        """Call on the first input set."""
+        return self.call(*(self.inputs(0) if callable(self.inputs) else self.inputs[0]))
+
+
+class Answer(Protocol):
+    """What becomes of what is asked; returns the call's result."""
+
+    def __call__(self, asked: Asked[T], /) -> T:
+        """Time it, or not."""
+        ...
 
 
 class GpuBenchmark:
     """Times one case of one test.
 
     Args:
-        session: The run's hooks.
-        item: The test.
-        benchmark: pytest-benchmark's fixture for the same test.
+        node: The test's id.
+        answer: Does it.
     """
 
-    def __init__(self, session: Session, item: pytest.Item, benchmark: Any) -> None:
-        self._session, self._item, self._benchmark = session, item, benchmark
+    def __init__(self, node: str, answer: Answer) -> None:
+        self._node, self._answer = node, answer
         self._used = False
 
     def __call__(
@@ -66,53 +92,30 @@ class GpuBenchmark:
             TypeError: If `inputs` is neither a sequence of tuples nor a function.
             ValueError: For a name that another test of this run has, no input set, or an unknown `l2`.
         """
-        node = self._item.nodeid
+        node = self._node
         if self._used:
             pytest.fail(f"{node} used gpu_benchmark twice: a test times one case, parametrize it", pytrace=False)
         self._used = True
-        sets = input_sets(inputs, l2)
         case = Case(name=name or node, group=group, reference=reference, work=work)
-
-        def once() -> T:
-            return call(*(sets(0) if callable(sets) else sets[0]))
-
-        if self._benchmark.disabled:
-            result: T = self._benchmark.pedantic(once)
-            if check is not None:
-                errors_of(case, check(result))
-            return result
-        self._session.run.claim(case.name, node)
-        errors = self._session.check(case, check, once()) if check is not None else {}
-        record = price.with_errors(self._session.measure(case, call, sets, l2), errors)
-        if group is not None:
-            self._benchmark.group = group
-        self._benchmark.extra_info["perfgate"] = record.to_json()
-        self._session.run.measure(record, node)
-        return hand_over(self._benchmark, self._item.stash[TIMER], record.processes[0].seconds, once)
+        sets = _input_sets(inputs, l2)
+        return self._answer(Asked(node=node, case=case, call=call, inputs=sets, l2=l2, check=check))
 
 
 class WithoutBenchmark:
     """Stands in where pytest-benchmark is switched off (``-p no:benchmark``): calls run once and are not timed."""
 
     @pytest.fixture
-    def gpu_benchmark(self) -> Callable[..., object]:
+    def gpu_benchmark(self, request: pytest.FixtureRequest) -> GpuBenchmark:
         """Run the call once, untimed."""
+        return GpuBenchmark(request.node.nodeid, untimed)
 
-        def run(
-            call: Callable[..., T],
-            *,
-            inputs: Inputs | None = None,
-            l2: str = "cold",
-            check: Callable[[T], object] | None = None,
-            **case: object,
-        ) -> T:
-            sets = input_sets(inputs, l2)
-            result = call(*(sets(0) if callable(sets) else sets[0]))
-            if check is not None:
-                price.checked(check(result))
-            return result
 
-        return run
+def untimed(asked: Asked[T]) -> T:
+    """Run the call once, and check its result."""
+    result = asked.once()
+    if asked.check is not None:
+        errors_of(asked.case, asked.check(result))
+    return result
 
 
 def errors_of(case: Case, returned: object) -> dict[str, float]:
@@ -124,7 +127,7 @@ def errors_of(case: Case, returned: object) -> dict[str, float]:
     pytest.fail(sentence, pytrace=False)
 
 
-def input_sets(inputs: Inputs | None, l2: str) -> Inputs:
+def _input_sets(inputs: Inputs | None, l2: str) -> Inputs:
     """The input sets as a clock takes them."""
     if l2 not in ("cold", "warm"):
         raise ValueError(f"l2 must be 'cold' or 'warm', got {l2!r}")

@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         f"and cases of which it cannot be said whether they got slower ({Exit.UNRESOLVED:d}).",
     )
     group.addoption(
-        "--perf-confirm",
+        "--perf-again",
         metavar="N",
         type=_count,
         default=2,
@@ -71,7 +71,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Time although another process computes on the GPU: to try things out, its numbers are not to be trusted.",
     )
-    group.addoption("--perf-fresh", action="store_true", help=argparse.SUPPRESS)  # what --perf-confirm starts
+    group.addoption("--perf-fresh", action="store_true", help=argparse.SUPPRESS)  # what --perf-again starts
+    group.addoption("--perf-receipt", metavar="PATH", type=Path, help=argparse.SUPPRESS)  # for `perfgate gate`
     group.addoption("--perf-worker", metavar="FD", type=int, help=argparse.SUPPRESS)  # what `perfgate ab` starts
 
 

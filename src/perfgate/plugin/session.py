@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from perfgate import price
 from perfgate.case import Case
-from perfgate.clock import Clock, Inputs, MeasureError
+from perfgate.clock import Clock, MeasureError
 from perfgate.gate import Exit, Outcome
 from perfgate.journal import JournalError
-from perfgate.plugin import again
-from perfgate.plugin.fixture import TIMER, GpuBenchmark, errors_of
+from perfgate.plugin.again import time_again
+from perfgate.plugin.fixture import Asked, GpuBenchmark, errors_of, untimed
+from perfgate.plugin.memory import first_line, out_of_memory
 from perfgate.plugin.state import disabled, environment_of, idle, processes, run_of
 from perfgate.plugin.storage import Storage
 from perfgate.record import Record
-from perfgate.replay import ReplayClock
+from perfgate.replay import ReplayClock, hand_over
 from perfgate.report import terminal
 from perfgate.verdict import Rule
 
@@ -34,9 +35,11 @@ __all__ = ["Session"]
 T = TypeVar("T")
 Wrapper = Generator[None, T, T]
 
+TIMER = pytest.StashKey[ReplayClock]()
+"""A test's timer, which its ``benchmark`` marker gives to pytest-benchmark."""
 PARALLEL = "perfgate_parallel"
 ALONE = "perf needs the device to itself: run without -n (got -n {}), or with --benchmark-disable"
-VISITS = 3
+TIMES = 3
 """How often a case is timed that looks slower than its baseline; all of it counts."""
 SUMMARISED = {0, 1, 2, 4, 5}
 """Exit codes with which pytest prints its summary."""
@@ -97,35 +100,50 @@ class Session:
             self._refused_parallel = True
             pytest.fail(ALONE.format(processes(self.config)), pytrace=False)
         self._benchmarks[request.node.nodeid] = benchmark
-        return GpuBenchmark(self, request.node, benchmark)
+        if benchmark.disabled:
+            return GpuBenchmark(request.node.nodeid, lambda asked: benchmark.pedantic(lambda: untimed(asked)))
+        timer = request.node.stash[TIMER]
+        return GpuBenchmark(request.node.nodeid, lambda asked: self._time(asked, benchmark, timer))
 
-    def check(self, case: Case, check: Callable[[T], object], result: T) -> dict[str, float]:
+    def _time(self, asked: Asked[T], benchmark: Any, timer: ReplayClock) -> T:
+        """Check and time a case, and hand its durations to pytest-benchmark."""
+        case = asked.case
+        self.run.claim(case.name, asked.node)
+        errors = self._errors(case, asked.check, asked.once()) if asked.check is not None else {}
+        record = price.with_errors(self._measure(asked), errors)
+        if case.group is not None:
+            benchmark.group = case.group
+        benchmark.extra_info["perfgate"] = record.to_json()
+        self.run.measure(record, asked.node)
+        return hand_over(benchmark, timer, record.processes[0].seconds, asked.once)
+
+    def _errors(self, case: Case, check: Callable[[T], object], result: T) -> dict[str, float]:
         """Check a result, and return the errors that the check found.
 
         Without the memory for a check nothing is known of the case, and it is not timed.
         """
         try:
             return errors_of(case, check(result))
-        except _out_of_memory() as error:
-            sentence = f"{case.name} was not timed, for its check ran out of memory ({_first_line(error)}): check less"
+        except out_of_memory() as error:
+            sentence = f"{case.name} was not timed, for its check ran out of memory ({first_line(error)}): check less"
         del result
         gc.collect()
         pytest.skip(sentence)
 
-    def measure(self, case: Case, call: Callable[..., object], inputs: Inputs, l2: str) -> Record:
+    def _measure(self, asked: Asked[T]) -> Record:
         """Time a case; what cannot be timed honestly fails the test with one line."""
-        hook = self.config.hook
+        case, hook = asked.case, self.config.hook
         if self._clock is None:
             self._clock = hook.pytest_perf_clock(config=self.config)
         clock = self._clock
         try:
             if case.work is not None:
                 self.run.measure_ceilings(lambda: self._ceilings(clock))
-            record = Record(case=case, processes=(clock.measure(call, inputs, l2=l2),))
-            for _ in range(VISITS - 1):
+            record = Record(case=case, processes=(clock.measure(asked.call, asked.inputs, l2=asked.l2),))
+            for _ in range(TIMES - 1):
                 if not self.run.suspicious(record, self._rule):
                     break
-                samples = record.processes[0].followed_by(clock.measure(call, inputs, l2=l2))
+                samples = record.processes[0].followed_by(clock.measure(asked.call, asked.inputs, l2=asked.l2))
                 record = Record(case=case, processes=(samples,))
             return record
         except MeasureError as error:
@@ -135,7 +153,7 @@ class Session:
     def _ceilings(self, clock: Clock) -> dict[str, float]:
         try:
             return self.config.hook.pytest_perf_ceilings(config=self.config, clock=clock) or {}
-        except _out_of_memory():
+        except out_of_memory():
             self.run.notes.append("there was too little memory to measure the ceilings")
             return {}
 
@@ -159,10 +177,10 @@ class Session:
         """Running out of memory is a result: the test is skipped with the reason."""
         try:
             return (yield)
-        except _out_of_memory() as error:
+        except out_of_memory() as error:
             if item.nodeid not in self.run.selected or idle(self.config):
                 raise
-            reason = _first_line(error)
+            reason = first_line(error)
         self._keep(item, lambda: self.run.run_out(item.nodeid, reason))
         pytest.skip(f"out of memory: {reason}")
 
@@ -213,7 +231,7 @@ class Session:
             self.run.forget(node)
         if self.run.selected:
             self._storage.guard_saving()
-        self._confirm(session)
+        self._time_again(session)
         try:
             return (yield)
         finally:
@@ -225,12 +243,12 @@ class Session:
             return None
         return self.run.judge(rule=self._rule, strict=self.config.getoption("perf_strict"), gone=self._gone)
 
-    def _confirm(self, session: pytest.Session) -> None:
+    def _time_again(self, session: pytest.Session) -> None:
         """Time what would be called slower again in fresh processes, before anything is saved or called."""
         outcome = self._judge()
         if outcome is not None and self.run.exitstatus in (0, 1):
             self._clock = None  # with the memory that it holds
-            if not again.confirm(self.config, outcome, self._benchmarks):
+            if not time_again(self.config, outcome, self._benchmarks):
                 self.run.exitstatus = session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     def _conclude(self, session: pytest.Session) -> None:
@@ -295,12 +313,3 @@ class Session:
 
 def _timing(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     return [item for item in items if "gpu_benchmark" in getattr(item, "fixturenames", ())]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _out_of_memory() -> tuple[type[BaseException], ...]:
-    """What says that there is no memory: the host's error, and the device's where its clock is in use."""
-    return (MemoryError, *getattr(sys.modules.get("perfgate.cuda"), "OUT_OF_MEMORY", ()))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from perfgate.environment import Environment
 from perfgate.run import Run
 
-__all__ = ["disabled", "environment_of", "idle", "let_go", "processes", "run_of"]
+__all__ = ["disabled", "environment_of", "idle", "processes", "run_of"]
 
 RUN = pytest.StashKey[Run]()
 
@@ -33,13 +31,6 @@ def environment_of(config: pytest.Config) -> Environment:
     if run.environment is None:
         run.environment = config.hook.pytest_perf_environment(config=config)
     return run.environment
-
-
-def let_go() -> None:
-    """Give other processes the memory that this one keeps for later; on the device too, if its clock is in use."""
-    gc.collect()  # errors leave cycles, which would hold memory for long
-    if cuda := sys.modules.get("perfgate.cuda"):
-        cuda.let_go()
 
 
 def disabled(config: pytest.Config) -> bool:

@@ -8,21 +8,22 @@ worker has prepared the same case and is timed between them. Nothing is written:
 from __future__ import annotations
 
 import socket
-import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 import perfgate
 from perfgate import price
 from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED, Channel, Gone
-from perfgate.case import Case, Work
+from perfgate.case import Case
 from perfgate.clock import Clock, Inputs, MeasureError, Prepared
 from perfgate.gate import Exit
-from perfgate.plugin.fixture import errors_of, input_sets
-from perfgate.plugin.state import environment_of, let_go, run_of
+from perfgate.plugin import imports
+from perfgate.plugin.fixture import Asked, GpuBenchmark, errors_of
+from perfgate.plugin.memory import first_line, let_go, out_of_memory
+from perfgate.plugin.state import environment_of, run_of
 from perfgate.record import Record
 
 __all__ = ["Worker"]
@@ -115,8 +116,8 @@ class Worker:
     def _serve(self, items: dict[str, pytest.Item]) -> None:
         while True:
             message = self._channel.receive()
-            if "foreign" in message:
-                self._channel.send(foreign=_loaded_from(Path(message["foreign"])))
+            if "other" in message:
+                self._say_what_was_loaded(message)
                 continue
             node = message["run"]
             self._check, self._case, self._checking, self._ended = message["check"], None, False, (PASSED, "")
@@ -130,45 +131,33 @@ class Worker:
             how, reason = self._ended
             self._channel.send(ended=how, reason=reason, case=self._case, checking=self._checking)
 
+    def _say_what_was_loaded(self, message: Mapping[str, Any]) -> None:
+        root, head, other = (Path(message[name]) for name in ("root", "head", "other"))
+        ours = Path(perfgate.__file__).resolve().parents[1]
+        self._channel.send(
+            foreign=imports.loaded_from(other),
+            astray=imports.astray(root, [Path(place) for place in message["places"]], ours),
+            installed=imports.installed_from(head),
+        )
+
     # Timing
 
     @pytest.fixture
-    def gpu_benchmark(self, request: pytest.FixtureRequest) -> Callable[..., object]:
+    def gpu_benchmark(self, request: pytest.FixtureRequest) -> GpuBenchmark:
         """Prepare one case, and time it when it is asked for; see `perfgate.plugin.GpuBenchmark`."""
-        node, used = request.node.nodeid, False
+        return GpuBenchmark(request.node.nodeid, self._visits)
 
-        def run(
-            call: Callable[..., T],
-            *,
-            inputs: Inputs | None = None,
-            work: Work | None = None,
-            name: str | None = None,
-            group: str | None = None,
-            reference: bool = False,
-            l2: str = "cold",
-            check: Callable[[T], object] | None = None,
-        ) -> T:
-            nonlocal used
-            if used:
-                pytest.fail(f"{node} used gpu_benchmark twice: a test times one case, parametrize it", pytrace=False)
-            used = True
-            sets = input_sets(inputs, l2)
-            case = Case(name=name or node, group=group, reference=reference, work=work)
-            self._case = case.name
-            if (other := self._claims.setdefault(case.name, node)) != node:
-                pytest.fail(f"case {case.name!r} is timed by two tests, {other} and {node}", pytrace=False)
-
-            def once() -> T:
-                return call(*(sets(0) if callable(sets) else sets[0]))
-
-            if check is not None and self._check:
-                self._checking = True
-                self._found[case.name] = errors_of(case, check(once()))
-                self._checking = False
-            self._take_turns(case, call, sets, l2)
-            return once()
-
-        return run
+    def _visits(self, asked: Asked[T]) -> T:
+        case, node = asked.case, asked.node
+        self._case = case.name
+        if (other := self._claims.setdefault(case.name, node)) != node:
+            pytest.fail(f"case {case.name!r} is timed by two tests, {other} and {node}", pytrace=False)
+        if asked.check is not None and self._check:
+            self._checking = True
+            self._found[case.name] = errors_of(case, asked.check(asked.once()))
+            self._checking = False
+        self._take_turns(case, asked.call, asked.inputs, asked.l2)
+        return asked.once()
 
     def _take_turns(self, case: Case, call: Callable[..., object], inputs: Inputs, l2: str) -> None:
         """Prepare a case and time it until it is released."""
@@ -203,10 +192,10 @@ class Worker:
             self._take_turns(Case(name=name), call, inputs, "cold")
         except pytest.exit.Exception:
             raise
-        except _out_of_memory() as error:
-            self._ended = OUT_OF_MEMORY, _first_line(error)
+        except out_of_memory() as error:
+            self._ended = OUT_OF_MEMORY, first_line(error)
         except (Exception, pytest.fail.Exception) as error:
-            self._ended = FAILED, _first_line(error)
+            self._ended = FAILED, first_line(error)
 
     # How a test ended
 
@@ -223,8 +212,8 @@ class Worker:
     def _within_memory(self) -> Wrapper[object]:
         try:
             return (yield)
-        except _out_of_memory() as error:
-            reason = _first_line(error)
+        except out_of_memory() as error:
+            reason = first_line(error)
         self._ended = OUT_OF_MEMORY, reason
         pytest.skip(f"out of memory: {reason}")
 
@@ -235,25 +224,9 @@ class Worker:
         how, _ = self._ended
         error = call.excinfo.value if call.excinfo is not None else None
         if report.failed and how != FAILED:
-            said = _first_line(error) if error is not None else str(report.longrepr).partition("\n")[0]
+            said = first_line(error) if error is not None else str(report.longrepr).partition("\n")[0]
             plain = error is None or isinstance(error, pytest.fail.Exception | AssertionError)
             self._ended = FAILED, said if plain else f"{type(error).__name__}: {said}"
         elif report.skipped and how == PASSED:
-            self._ended = SKIPPED, _first_line(error) if error is not None else "skipped"
+            self._ended = SKIPPED, first_line(error) if error is not None else "skipped"
         return report
-
-
-def _loaded_from(path: Path) -> list[str]:
-    """Files of modules that were loaded from below a path; an environment with packages in it does not count."""
-    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    inside = (Path(file).resolve() for file in files if isinstance(file, str))
-    return sorted({str(f) for f in inside if f.is_relative_to(path) and "site-packages" not in f.parts})
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _out_of_memory() -> tuple[type[BaseException], ...]:
-    """What says that there is no memory: the host's error, and the device's where its clock is in use."""
-    return (MemoryError, *getattr(sys.modules.get("perfgate.cuda"), "OUT_OF_MEMORY", ()))

@@ -20,6 +20,7 @@ from perfgate.report.grid import Axis, Panel, panels
 from perfgate.report.metric import Metric
 from perfgate.report.metric import metric as metric_of
 from perfgate.report.rows import Results
+from perfgate.verdict import Verdict
 
 __all__ = ["LIMIT", "render", "replace_block"]
 
@@ -102,7 +103,7 @@ def _where(results: Results) -> Section:
 
 def _verdicts(results: Results) -> Section:
     table = [
-        f"| {v.what} | {_cell(v.case)} | {units.signed_percent(v.ratio)} | {_escape(v.reason)} |"
+        f"| {v.what} | {_cell(v.case)} | {units.signed_percent(v.ratio)} | {_evidence(v)} |"
         for v in sentences.listed(results)
     ]
     summary = sentences.summary(results.outcome.verdicts if results.outcome else ())
@@ -110,6 +111,10 @@ def _verdicts(results: Results) -> Section:
     if table:
         head += "\n\n| verdict | case | change | evidence |\n|---|---|--:|---|"
     return Section(head=head, lines=table, noun="verdicts")
+
+
+def _evidence(verdict: Verdict) -> str:
+    return "<br>".join(map(_escape, (verdict.reason, *verdict.why)))
 
 
 def _pivot(panel: Panel, axis: Axis, metric: Metric) -> Section:

@@ -156,5 +156,6 @@ def _verdicts(results: Results, paint: Paint) -> Iterator[str]:
                     continue
                 room -= 1
                 yield f"  {verdict.case}" if shared else paint(str(verdict), *markup)
+                yield from (f"    {sentence}" for sentence in verdict.why)
         if unsaid:
             yield f"and {unsaid} more {state}: see the table"

@@ -50,9 +50,9 @@ def from_journal(
         raise TrustError(f"{path} compares {head[:7]} with {base[:7]}: unchanged code is a commit against itself")
     if what != "planted" and str(header["head"]).endswith(UNCOMMITTED):
         raise TrustError(f"{path} is of code that was not committed: unchanged code is a commit against itself")
-    found = contest.judge(evidence.blocks, rule_of(header), evidence.controls)
+    found = contest.judge(evidence.blocks, rule_of(header), evidence.controls, evidence.suspects)
 
-    def judged(blocks: Sequence[Block], controls: object) -> Findings:
+    def judged(blocks: Sequence[Block], controls: object, picked: object) -> Findings:
         return found
 
     verdicts = outcome.conclude(evidence, judged)[0].verdicts

@@ -204,7 +204,7 @@ def _ours(blocks: Sequence[Block], rule: ContestRule, planted: Collection[str]) 
         for block in blocks[rule.screen_blocks :]
         if suspects
     ]
-    verdicts = contest.judge([*screen, *confirm], rule, controls).verdicts
+    verdicts = contest.judge([*screen, *confirm], rule, controls, suspects).verdicts
     share = len(beside) / len(blocks[0].visits) if suspects else 0.0
     taken = rule.screen_blocks + math.ceil(rule.confirm_blocks * share)
     return {v.case for v in verdicts if v.state is State.REGRESSED}, taken

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from perfgate import baseline, confirm, journal
-from perfgate.confirm import Unconfirmed
+from perfgate import again, baseline, journal
+from perfgate.again import NotTimed
 from perfgate.gate import Exit
 
 from .conftest import Suite
@@ -48,7 +48,7 @@ def counted(suite: Suite, name: str = "out.json") -> dict[str, int]:
 
 
 def test_one_unlucky_process_is_no_regression(unlucky: Suite) -> None:
-    result = unlucky.run("--benchmark-compare", "--perf-confirm=2", "--benchmark-json=out.json", UNLUCKY="1", SLOW="b")
+    result = unlucky.run("--benchmark-compare", "--perf-again=2", "--benchmark-json=out.json", UNLUCKY="1", SLOW="b")
     assert result.ret == Exit.OK
     assert processes(unlucky) == 3
     result.stdout.fnmatch_lines(["perfgate: 1 case looked slower, timed again in fresh process 2 of 2*"])
@@ -61,7 +61,7 @@ def test_one_unlucky_process_is_no_regression(unlucky: Suite) -> None:
 
 
 def test_what_is_slower_in_every_process_is_called(unlucky: Suite) -> None:
-    arguments = ["--benchmark-compare", "--perf-confirm=2", "--benchmark-json=out.json"]
+    arguments = ["--benchmark-compare", "--perf-again=2", "--benchmark-json=out.json"]
     result = unlucky.run(*arguments, UNLUCKY="9", SLOW="b c")
     assert result.ret == Exit.REGRESSED
     assert processes(unlucky) == 3
@@ -70,7 +70,7 @@ def test_what_is_slower_in_every_process_is_called(unlucky: Suite) -> None:
     assert sorted(named) == ["speed/b", "speed/c"]
 
 
-@pytest.mark.parametrize(("option", "slow"), [("--perf-confirm=0", "b"), ("--perf-confirm=2", "")])
+@pytest.mark.parametrize(("option", "slow"), [("--perf-again=0", "b"), ("--perf-again=2", "")])
 def test_no_process_is_started_if_none_is_asked_for_or_nothing_is_slower(
     unlucky: Suite, option: str, slow: str
 ) -> None:
@@ -80,8 +80,8 @@ def test_no_process_is_started_if_none_is_asked_for_or_nothing_is_slower(
 
 
 def test_only_the_slowest_are_timed_again_and_that_is_said(unlucky: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confirm, "MOST", 1)
-    result = unlucky.run("--benchmark-compare", "--perf-confirm=1", UNLUCKY="1", SLOW="b c")
+    monkeypatch.setattr(again, "MOST", 1)
+    result = unlucky.run("--benchmark-compare", "--perf-again=1", UNLUCKY="1", SLOW="b c")
     assert result.ret == Exit.REGRESSED
     result.stdout.fnmatch_lines(["note: 2 cases looked slower: the 1 slowest were timed again*"])
 
@@ -89,7 +89,7 @@ def test_only_the_slowest_are_timed_again_and_that_is_said(unlucky: Suite, monke
 def test_a_fresh_process_saves_nothing_though_the_project_saves_every_run(unlucky: Suite) -> None:
     (unlucky.path / "pytest.ini").write_text("[pytest]\naddopts = --benchmark-autosave\n")
     before = set(unlucky.path.glob(".benchmarks/**/*.json"))
-    result = unlucky.run("--benchmark-compare", "--perf-confirm=2", UNLUCKY="9", SLOW="b")
+    result = unlucky.run("--benchmark-compare", "--perf-again=2", UNLUCKY="9", SLOW="b")
     assert result.ret == Exit.REGRESSED
     assert processes(unlucky) == 3
     assert len(set(unlucky.path.glob(".benchmarks/**/*.json")) - before) == 1
@@ -101,19 +101,19 @@ def test_an_interrupt_while_a_fresh_process_times_ends_the_run_as_one(
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(confirm, "process", interrupted)
-    result = unlucky.run("--benchmark-compare", "--perf-confirm=1", UNLUCKY="1", SLOW="b")
+    monkeypatch.setattr(again, "process", interrupted)
+    result = unlucky.run("--benchmark-compare", "--perf-again=1", UNLUCKY="1", SLOW="b")
     assert result.ret == pytest.ExitCode.INTERRUPTED
 
 
 def test_a_fresh_process_that_fails_excuses_nothing(unlucky: Suite) -> None:
     with (unlucky.path / "conftest.py").open("a") as conftest:
         conftest.write("\n\ndef pytest_sessionstart():\n    assert int(pathlib.Path('count').read_text()) == 1\n")
-    result = unlucky.run("--benchmark-compare", "--perf-confirm=2", UNLUCKY="1", SLOW="b")
+    result = unlucky.run("--benchmark-compare", "--perf-again=2", UNLUCKY="1", SLOW="b")
     assert result.ret == Exit.REGRESSED
     assert processes(unlucky) == 2
     result.stdout.fnmatch_lines(["note: what looked slower was not timed again: * timed nothing (*): see *"])
-    (log,) = unlucky.path.glob(".perfgate/*.fresh/fresh.log")
+    (log,) = unlucky.path.glob(".perfgate/*.again/again.log")
     assert "AssertionError" in log.read_text()
 
 
@@ -122,7 +122,7 @@ def test_a_fresh_process_on_another_device_or_by_another_method_counts_for_nothi
     (unlucky.path / "conftest.py").write_text(
         source.replace('device=os.environ.get("DEVICE", "Fake GPU")', 'device="Fake GPU" + "2" * (config.n > 1)')
     )
-    arguments = ["--benchmark-compare", "--perf-confirm=1", "--benchmark-json=out.json"]
+    arguments = ["--benchmark-compare", "--perf-again=1", "--benchmark-json=out.json"]
     result = unlucky.run(*arguments, UNLUCKY="1", SLOW="b")
     assert result.ret == Exit.REGRESSED
     assert counted(unlucky)["speed/b"] == 1
@@ -146,15 +146,15 @@ def test_a_fresh_process_on_another_device_or_by_another_method_counts_for_nothi
 def test_a_fresh_process_has_the_options_but_not_the_paths_and_not_the_files(
     given: str, paths: Sequence[str], kept: str
 ) -> None:
-    assert confirm.arguments(given.split(), paths) == kept.split()
+    assert again.arguments(given.split(), paths) == kept.split()
 
 
 def test_a_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confirm, "PATIENCE", 0.2)
-    monkeypatch.setattr(confirm, "PATIENCE_A_CASE", 0.0)
+    monkeypatch.setattr(again, "PATIENCE", 0.2)
+    monkeypatch.setattr(again, "PATIENCE_A_CASE", 0.0)
     script = tmp_path / "sleeper"
     script.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    with pytest.raises(Unconfirmed, match=r"did not end within 0 s: see .*fresh\.log"):
-        confirm.process([], ["test_it"], directory=tmp_path / "fresh", cwd=tmp_path)
+    with pytest.raises(NotTimed, match=r"did not end within 0 s: see .*again\.log"):
+        again.process([], ["test_it"], directory=tmp_path / "fresh", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""A second opinion: what looks slower is timed again in a fresh process before it is called.
+"""A second opinion: what looks slower than its baseline is timed again in a fresh process before it is called.
 
 Where memory came to lie and how clocks settled is drawn once a process, so that timing again in the same one cannot
 tell a slower kernel from an unlucky process. Nothing here imports pytest: it is run.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from perfgate import journal
+from perfgate import fresh, journal
 from perfgate.journal import Contents, JournalError
 
-__all__ = ["MOST", "Unconfirmed", "arguments", "process"]
+__all__ = ["MOST", "NotTimed", "arguments", "process"]
 
 MOST = 12
 """Cases that are timed again. Where more look slower it is hardly by chance, and each takes seconds a process."""
@@ -40,7 +39,7 @@ DROPPED_ALONE = ("--benchmark-autosave", "--benchmark-compare", "-x", "--exitfir
 MAY_HAVE_VALUE = ("--benchmark-compare", "--benchmark-histogram")
 
 
-class Unconfirmed(Exception):
+class NotTimed(Exception):
     """A fresh process gave nothing to judge by; the message says why."""
 
 
@@ -81,23 +80,25 @@ def process(options: Sequence[str], nodes: Sequence[str], *, directory: Path, cw
         cwd: Where the run was started.
 
     Raises:
-        Unconfirmed: If it did not end in time, or left no journal.
+        NotTimed: If it did not end in time, or left no journal.
     """
-    path, log = directory / "fresh.jsonl", directory / "fresh.log"
-    ours = ["--benchmark-only", f"--perf-journal={path}", "--perf-confirm=0", "--perf-allow-busy", "--perf-fresh"]
-    command = [sys.executable, "-m", "pytest", *options, *ours, *nodes]
+    path, log = directory / "again.jsonl", directory / "again.log"
+    ours = ["--benchmark-only", f"--perf-journal={path}", "--perf-again=0", "--perf-allow-busy", "--perf-fresh"]
     patience = PATIENCE + PATIENCE_A_CASE * len(nodes)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        with log.open("wb") as output:
-            subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=cwd, timeout=patience, check=False
-            )
+        for left in (path, log):
+            left.unlink(missing_ok=True)
+        with fresh.start([*options, *ours, *nodes], log, cwd=cwd) as child:
+            try:
+                child.wait(patience)
+            except BaseException:
+                child.kill()
+                raise
         contents = journal.read(path)
     except subprocess.TimeoutExpired:
-        raise Unconfirmed(f"a fresh process did not end within {patience:.0f} s: see {log}") from None
+        raise NotTimed(f"a fresh process did not end within {patience:.0f} s: see {log}") from None
     except (OSError, JournalError) as error:
-        raise Unconfirmed(f"a fresh process timed nothing ({error}): see {log}") from error
+        raise NotTimed(f"a fresh process timed nothing ({error}): see {log}") from error
     shutil.rmtree(directory, ignore_errors=True)
     return contents

@@ -1,0 +1,50 @@
+"""Whether a pytest process came to its end: its exit code counts if it left a receipt that says the same.
+
+What calls `os._exit(0)` in a test, or in an exit handler after a red run, leaves a process that looks green, and nobody
+in it to say otherwise. Whoever started it can: no receipt, no success. Nothing here imports pytest: it is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from perfgate.fresh import plugin_arguments
+from perfgate.gate import Exit
+
+__all__ = ["run"]
+
+
+def run(arguments: Sequence[str]) -> tuple[int, str | None]:
+    """Run pytest on this terminal; return its exit code, and what must be said if that cannot be believed.
+
+    Args:
+        arguments: pytest's.
+    """
+    with tempfile.TemporaryDirectory(prefix="perfgate-") as directory:
+        receipt = Path(directory) / "receipt.json"
+        command = [sys.executable, "-m", "pytest", *plugin_arguments(), f"--perf-receipt={receipt}", *arguments]
+        with subprocess.Popen(command) as child:
+            code = _wait(child)
+        said = json.loads(receipt.read_text()) if receipt.exists() else None
+    if code < 0:
+        return Exit.INCOMPLETE, f"pytest was killed by signal {-code}: what it had finished is in its journal"
+    if code != Exit.OK or said == code:
+        return code, None
+    if said is None:
+        why = (
+            "pytest ended with exit code 0 before it came to its end, for something called os._exit: nothing was judged"
+        )
+        return Exit.INCOMPLETE, f"{why}; what it had finished is in its journal"
+    return said, f"pytest came to exit code {said} and ended with 0: something called os._exit at its exit"
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):  # the terminal interrupts the child too, which then ends by itself
+            return child.wait()

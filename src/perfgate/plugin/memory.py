@@ -1,0 +1,25 @@
+"""Memory that ran out: what says so, the reason in a line, and how a session gives back what it keeps for later."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+__all__ = ["first_line", "let_go", "out_of_memory"]
+
+
+def out_of_memory() -> tuple[type[BaseException], ...]:
+    """What says that there is no memory: the host's error, and the device's where its clock is in use."""
+    return (MemoryError, *getattr(sys.modules.get("perfgate.gpu"), "OUT_OF_MEMORY", ()))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def let_go() -> None:
+    """Give other processes the memory that this one keeps for later; on the device too, if its clock is in use."""
+    gc.collect()  # errors leave cycles, which would hold memory for long
+    if gpu := sys.modules.get("perfgate.gpu"):
+        gpu.let_go()

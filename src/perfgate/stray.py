@@ -1,0 +1,82 @@
+"""Work of a call that the current stream does not wait for: it would not be timed, and nobody would notice.
+
+    current stream   | call ... call | end of what is timed
+    another stream             |--------------------|        `after` the end the device is still at work
+
+A call may use streams of its own if they wait for the current one before their work and the current one waits for them
+after it. Where they do not, some of it shows in the errors of a capture (`of_capture`), and the rest when calls run as
+they are (`of_call`), once for each case before anything is timed. What is shorter than a launch is not seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+__all__ = ["of_call", "of_capture"]
+
+SLACK, SHARE = 50e-6, 0.01
+"""Seconds, and share of the calls' time, that the device may take to be found idle after them; the larger counts."""
+ENOUGH, MOST = 1e-3, 50
+"""Seconds of work that are looked at, and calls at most: work elsewhere adds up if it takes longer than its launch."""
+TRIES = 5
+"""How often, before the host's own delays are ruled out."""
+UNJOINED = "capturing stream has unjoined work"
+UNCAPTURED = "dependency created on uncaptured work in another stream"
+REMEDY = (
+    "let the other stream wait for the current one before its work, and the current one for it after "
+    "(torch.cuda.Stream.wait_stream)"
+)
+
+
+def of_call(call: Callable[[], object], seconds: float) -> str | None:
+    """What is wrong with a call that leaves work behind on another stream; None if it leaves none.
+
+    Args:
+        call: What is to be timed.
+        seconds: Roughly what it takes.
+    """
+    calls = max(1, min(MOST, round(ENOUGH / seconds)))
+    within = after = 0.0
+    for _ in range(TRIES):
+        within, after = _timed(call, calls)
+        if after <= max(SLACK, SHARE * within):
+            return None
+    return (
+        f"the call leaves work behind on another stream: {calls} calls took {within * 1e6:.0f} us, and the device was "
+        f"at work for {after * 1e6:.0f} us after them, which would not be timed; {REMEDY}"
+    )
+
+
+def of_capture(error: BaseException) -> str | None:
+    """The same of a call whose capture failed so; None if it failed for something else."""
+    for said in map(str, _chain(error)):
+        if UNJOINED in said:
+            return f"the call leaves work behind on another stream, which would not be timed; {REMEDY}"
+        if UNCAPTURED in said:
+            return f"the call waits for work on another stream that began before it and is not timed; {REMEDY}"
+    return None
+
+
+def _timed(call: Callable[[], object], calls: int) -> tuple[float, float]:
+    """Seconds of these calls on the current stream, and for how long the device was at work after that."""
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    done = time.perf_counter()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3, time.perf_counter() - done
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came of: the end of a capture that failed fails too, and says less."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__

@@ -1,0 +1,217 @@
+"""What docs/trust.md is made of, collected on a machine with a GPU: ``python -m tests.collect STEP --occasion NAME``.
+
+    timers     the kernels of `tests.perfgate.cupti` by perfgate's clock, by CUPTI and, where it is, by NVBench
+    planted    true sizes measured apart, then `perfgate ab` of a commit against itself, with the head's cases slowed
+    drift      `perfgate ab` of a commit against itself, and another process that loads the GPU from a block on
+
+Each adds a run to the committed data (``--data``), with its origin. ``nox -s calibrate`` writes the page of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from perfgate.environment import Environment
+from perfgate.fresh import plugin_arguments
+from perfgate.gate import Exit
+from perfgate.trust import data
+from perfgate.trust.collect import from_journal
+from perfgate.trust.data import Origin, Planted, Timing
+
+ROOT = Path(__file__).resolve().parents[1]
+PROCESSES = 3
+"""Processes of each timer, whose medians are kept."""
+Ask = Callable[..., Any]
+ENDED = (Exit.OK, Exit.REGRESSED, Exit.UNFIT, Exit.UNRESOLVED)
+"""How a comparison may end that came to its end."""
+
+
+def ask(module: str, *arguments: str, given: object = None) -> Any:
+    """What a module of the tests prints as JSON, run in a process that has done nothing else."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, input=json.dumps(given), cwd=ROOT, env=_paths(), stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def timers(occasion: str, ask: Ask = ask, *, say: Callable[[str], object] = print) -> Timing:
+    """The same kernels by each timer that is here, each in processes of its own."""
+    started = datetime.now(UTC).isoformat()
+    ours = [ask("tests.perfgate.cupti", "clock") for _ in range(PROCESSES)]
+    found = {"perfgate": ours, "CUPTI": [ask("tests.perfgate.cupti", "profiler", given=one) for one in ours]}
+    if absent := ask("tests.perfgate.nvbench", "absent"):
+        say(f"without NVBench: {absent}")
+    else:
+        found["NVBench"] = [ask("tests.perfgate.nvbench", "time") for _ in range(PROCESSES)]
+    environment = Environment.from_json(ask("tests.perfgate.cupti", "environment"))
+    seconds = {
+        kernel: {
+            timer: statistics.median(one[kernel]["seconds"] for one in processes)
+            for timer, processes in found.items()
+            if all(kernel in one for one in processes)
+        }
+        for kernel in ours[0]
+    }
+    return Timing(
+        origin=Origin(date=started, occasion=occasion, commit=_commit(), environment=environment), seconds=seconds
+    )
+
+
+def planted(occasion: str, shares: Sequence[str], suite: str, arguments: Sequence[str]) -> data.Contest:
+    """A run with slowdowns planted in the head, whose true sizes were measured before in a process of their own.
+
+    Raises:
+        RuntimeError: If a process fails, or nothing was planted.
+    """
+    plant = ["-p", "tests.planted", *(f"--planted={share}" for share in shares)]
+    sizes = _folder() / f"planted-{os.getpid()}.jsonl"
+    command = [sys.executable, "-m", "pytest", *plugin_arguments(), *plant, f"--planted-measure={sizes}", *arguments]
+    subprocess.run(command, cwd=ROOT, env=_paths(), check=True)
+    true = [json.loads(line) for line in sizes.read_text().splitlines()] if sizes.exists() else []
+    sizes.unlink(missing_ok=True)
+    asked = {one["case"]: Planted(asked=one["asked"], true=one["true"]) for one in true if one["true"] > 0}
+    if not asked:
+        raise RuntimeError(f"{', '.join(shares)} slowed no case: they find cases by their names")
+    journal, seconds = _compare([*arguments, *plant, f"--planted-in={ROOT}"])
+    return from_journal(journal, what="planted", occasion=occasion, suite=suite, planted=asked, seconds=seconds)
+
+
+def drift(occasion: str, block: int, suite: str, arguments: Sequence[str]) -> data.Contest:
+    """A run of unchanged code in which another process loads the GPU from a block on."""
+    words = f"another process multiplies matrices from block {block} on"
+    journal, seconds = _compare([*arguments, "--perf-allow-busy"], lambda journal: _loaded(journal, block))
+    return from_journal(journal, what="drift", occasion=occasion, suite=suite, disturbance=words, seconds=seconds)
+
+
+def load() -> None:
+    """Multiply matrices until somebody ends this process; on the CPU where there is no GPU."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(4096, 4096, device=device) for _ in range(2))
+    while True:
+        for _ in range(50):
+            a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+
+@contextmanager
+def _undisturbed(journal: Path) -> Iterator[Callable[[], object]]:
+    yield lambda: None
+
+
+@contextmanager
+def _loaded(journal: Path, block: int) -> Iterator[Callable[[], object]]:
+    """Gives what is to be called now and then: once the journal has that block, another process loads the GPU."""
+    stranger: list[subprocess.Popen[bytes]] = []
+
+    def look() -> None:
+        if not stranger and journal.exists() and f'{{"block":{block - 1},' in journal.read_text():
+            stranger.append(subprocess.Popen([sys.executable, "-m", "tests.collect", "load"], cwd=ROOT, env=_paths()))
+
+    try:
+        yield look
+    finally:
+        for child in stranger:
+            child.kill()
+            child.wait()
+
+
+def _compare(
+    arguments: Sequence[str], meanwhile: Callable[[Path], Any] = _undisturbed
+) -> tuple[Path, dict[str, float]]:
+    """Run a commit against itself; return the journal, and the seconds of the screen and of all.
+
+    Raises:
+        RuntimeError: If it did not come to its end.
+    """
+    before = set(_folder().glob("ab-*.jsonl"))
+    start, screened = time.monotonic(), 0.0
+    command = [sys.executable, "-m", "perfgate", "ab", "--base=HEAD", "--", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, env=_paths()) as child:
+        journal = _new(before, child)
+        with meanwhile(journal) as look:
+            while child.poll() is None:
+                look()
+                if not screened and journal.exists() and '"suspects"' in journal.read_text():
+                    screened = time.monotonic() - start
+                time.sleep(0.2)
+    if child.returncode not in ENDED:
+        raise RuntimeError(f"{' '.join(command)} ended with exit code {child.returncode}")
+    whole = time.monotonic() - start
+    return journal, {"screen": screened or whole, "whole": whole}
+
+
+def _new(before: set[Path], child: subprocess.Popen[bytes]) -> Path:
+    """The journal that this process begins."""
+    while True:
+        if new := set(_folder().glob("ab-*.jsonl")) - before:
+            return new.pop()
+        if child.poll() is not None:
+            raise RuntimeError(f"perfgate ab ended with exit code {child.returncode} before it had timed anything")
+        time.sleep(0.05)
+
+
+def _folder() -> Path:
+    folder = ROOT / ".perfgate"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _paths() -> Mapping[str, str]:
+    paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Do a step."""
+    parser = argparse.ArgumentParser(prog="python -m tests.collect", description=__doc__, allow_abbrev=False)
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("load", help="what drift disturbs by")
+    for name in ("timers", "planted", "drift"):
+        step = steps.add_parser(name, allow_abbrev=False)
+        step.add_argument("--occasion", required=True, metavar="NAME", help="which start of which machine it is")
+        step.add_argument("--data", type=Path, default=ROOT / "docs" / "trust.jsonl", metavar="FILE")
+        if name == "timers":
+            continue
+        step.add_argument("--suite", default="default", metavar="NAME", help="which cases run (default: %(default)s)")
+        if name == "planted":
+            step.add_argument("--planted", action="append", required=True, metavar="REGEX:PERCENT")
+        else:
+            step.add_argument("--block", type=int, default=2, help="from which on (default: %(default)s)")
+        step.add_argument("arguments", nargs="*", help="pytest's, after --; default: perf")
+    options = parser.parse_args(argv)
+    if options.step == "load":
+        load()
+        return
+    entry: data.Entry
+    if options.step == "timers":
+        entry = timers(options.occasion)
+    elif options.step == "planted":
+        entry = planted(options.occasion, options.planted, options.suite, options.arguments or ["perf"])
+    else:
+        entry = drift(options.occasion, options.block, options.suite, options.arguments or ["perf"])
+    data.append(options.data, entry)
+    print(f"{options.data}: a run of {entry.what} was added")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

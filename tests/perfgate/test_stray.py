@@ -1,0 +1,105 @@
+"""Work on another stream that nobody waits for; on a real device it is looked for in test_cuda."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from perfgate import stray
+
+
+class Device:
+    """The current stream and another one; the host waits for the one, or for both."""
+
+    def __init__(self) -> None:
+        self.now = self.current = self.other = 0.0
+        self.hiccups: list[float] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def synchronize(self) -> None:
+        self.now = max(self.now, self.current, self.other) + 5e-6 + (self.hiccups.pop() if self.hiccups else 0.0)
+
+    def launch(self, seconds: float, elsewhere: float) -> None:
+        self.now += 4e-6
+        self.current = max(self.now, self.current) + seconds
+        if elsewhere:
+            self.other = max(self.now, self.other) + elsewhere
+
+    def event(self, enable_timing: bool) -> Event:
+        assert enable_timing
+        return Event(self)
+
+
+class Event:
+    def __init__(self, device: Device) -> None:
+        self.device, self.at = device, 0.0
+
+    def record(self) -> None:
+        self.at = max(self.device.now, self.device.current)
+
+    def synchronize(self) -> None:
+        self.device.now = max(self.device.now, self.at)
+
+    def elapsed_time(self, end: Event) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    device = Device()
+    cuda = types.SimpleNamespace(synchronize=device.synchronize, Event=device.event)
+    monkeypatch.setattr(stray, "torch", types.SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(stray, "time", device)
+    return device
+
+
+@pytest.mark.parametrize("seconds", [2e-6, 1e-4, 1e-2])
+def test_a_call_on_its_own_stream_leaves_nothing(device: Device, seconds: float) -> None:
+    assert stray.of_call(lambda: device.launch(seconds, 0.0), seconds) is None
+
+
+@pytest.mark.parametrize(("seconds", "elsewhere"), [(2e-6, 2e-5), (1e-4, 2e-4), (1e-2, 1.02e-2)])
+def test_work_on_another_stream_is_found_and_named(device: Device, seconds: float, elsewhere: float) -> None:
+    found = stray.of_call(lambda: device.launch(seconds, elsewhere), seconds)
+    assert found is not None
+    assert found.startswith("the call leaves work behind on another stream: ")
+    assert "wait_stream" in found
+
+
+def test_work_on_another_stream_that_ends_before_the_current_one_is_not_told(device: Device) -> None:
+    """It need not be waited for to be timed: the time is that of the current stream."""
+    assert stray.of_call(lambda: device.launch(1e-3, 5e-4), 1e-3) is None
+
+
+def test_a_share_too_small_to_matter_is_not_told(device: Device) -> None:
+    assert stray.of_call(lambda: device.launch(1e-2, 1.008e-2), 1e-2) is None
+
+
+def test_a_host_that_comes_late_is_no_work(device: Device) -> None:
+    device.hiccups = [0.0, 0.0, 0.0, 3e-3, 0.0, 3e-3, 0.0]  # in two tries: the last of the list comes first
+    assert stray.of_call(lambda: device.launch(1e-4, 0.0), 1e-4) is None
+    assert len(device.hiccups) < 4  # it was late
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ("CUDA error: capturing stream has unjoined work", "leaves work behind on another stream"),
+        ("CUDA error: dependency created on uncaptured work in another stream", "waits for work on another stream"),
+        ("CUDA error: operation not permitted when stream is capturing", None),
+    ],
+)
+def test_a_capture_that_failed_for_another_stream_says_so(said: str, wrong: str | None) -> None:
+    """Its first error is followed by one of the capture's end, which says less."""
+    try:
+        try:
+            raise RuntimeError(said)
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        found = stray.of_capture(error)
+    assert (found is None) == (wrong is None)
+    assert wrong is None or wrong in str(found)
