@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attnkit import nvrtc
 from attnkit.variants import variant
 from perf.problems import SUITES, lineups
 from perfgate import Clock
+from perfgate.binaries import register
 from perfgate.plugin import absent
+
+# what attnkit compiles itself is known to perfgate by what it is, not taken for a library's
+nvrtc.WATCHERS.append(register)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

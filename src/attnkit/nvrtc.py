@@ -13,17 +13,32 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["SOURCES", "CompileError", "Cubin", "Kernel", "LaunchError", "absent", "architecture", "compile", "cubin"]
+__all__ = [
+    "SOURCES",
+    "WATCHERS",
+    "CompileError",
+    "Cubin",
+    "Kernel",
+    "LaunchError",
+    "absent",
+    "architecture",
+    "compile",
+    "cubin",
+]
 
 SOURCES = Path(__file__).with_name("cuda")
 """The folder of this package's .cu files; what they include is looked for there."""
+
+WATCHERS: list[Callable[[int, bytes], object]] = []
+"""Called with each kernel that is loaded: the driver's ``CUfunction`` as an integer, and the cubin that it comes from.
+So whoever times kernels can tell two revisions of one apart."""
 
 UNASKED_SHARED = 48 * 1024
 """Bytes of shared memory that a kernel may use without having asked for more."""
@@ -99,16 +114,13 @@ class Kernel:
     """One kernel of a module, ready to be launched on the device it was loaded for.
 
     Args:
-        handle: The driver's ``CUkernel``.
+        function: The driver's ``CUfunction``.
         device: Where it runs.
-        module: Keeps the code loaded.
+        library: Keeps the code loaded.
     """
 
-    def __init__(self, handle: Any, device: torch.device, module: Any) -> None:
-        from cuda.bindings import driver
-
-        self._handle, self._device, self._module = handle, device, module
-        self._function = driver.CUfunction(int(handle))
+    def __init__(self, function: Any, device: torch.device, library: Any) -> None:
+        self._function, self._device, self._library = function, device, library
         self._asked = UNASKED_SHARED
 
     def __call__(
@@ -142,8 +154,7 @@ class Kernel:
 
         if shared > self._asked:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            number = _checked(driver.cuDeviceGet(self._device.index or 0), driver)
-            _checked(driver.cuKernelSetAttribute(attribute, shared, self._handle, number), driver)
+            _checked(driver.cuFuncSetAttribute(self._function, attribute, shared), driver)
             self._asked = shared
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
@@ -196,7 +207,10 @@ def _load(source: Path, kernels: tuple[str, ...], options: tuple[str, ...], inde
         found = {}
         for name in kernels:
             handle = _checked(driver.cuLibraryGetKernel(library, name.encode()), driver)
-            found[name] = Kernel(handle, device, library)
+            function = _checked(driver.cuKernelGetFunction(handle), driver)
+            found[name] = Kernel(function, device, library)
+            for watcher in WATCHERS:
+                watcher(int(function), code)
     return found
 
 

@@ -134,15 +134,19 @@ inline void run_block(int threads, int block, int grid, int shared_bytes, std::f
     f.context.uc_link = nullptr;
     makecontext(&f.context, start_fiber, 0);
   }
-  std::vector<int> order(threads);
-  for (int i = 0; i < threads; ++i) order[i] = i;
+  const int warps = (threads + 31) / 32;
+  std::vector<int> order(warps), asleep(warps, 0);
+  for (int i = 0; i < warps; ++i) order[i] = i;
   for (int left = threads; left > 0;) {
     bool moved = false;
-    // warps in any order; a warp may be held back for a while
-    std::vector<int> warps((threads + 31) / 32);
-    for (size_t i = 0; i < warps.size(); ++i) warps[i] = i;
-    std::shuffle(warps.begin(), warps.end(), host::random);
-    for (int warp : warps) {
+    // warps in any order, and now and then one that is left far behind
+    std::shuffle(order.begin(), order.end(), host::random);
+    if (host::random() % 16 == 0) asleep[order[0]] = host::random() % 256;
+    for (int warp : order) {
+      if (asleep[warp] > 0) {
+        --asleep[warp];
+        continue;
+      }
       for (int i = 32 * warp; i < min(threads, 32 * warp + 32); ++i) {
         Fiber& f = fibers[i];
         if (f.done || (f.ready && !f.ready())) continue;
@@ -153,7 +157,6 @@ inline void run_block(int threads, int block, int grid, int shared_bytes, std::f
         moved = true;
         left -= f.done;
       }
-      if (host::random() % 4 == 0) break;
     }
     if (!copies.empty() && (!moved || host::random() % 2)) {
       const size_t pick = host::random() % copies.size();
@@ -163,6 +166,7 @@ inline void run_block(int threads, int block, int grid, int shared_bytes, std::f
       moved = true;
     }
     if (!moved) {
+      std::fill(asleep.begin(), asleep.end(), 0);
       bool stuck = true;
       for (Fiber& f : fibers) stuck = stuck && (f.done || (f.ready && !f.ready()));
       if (stuck) fail("deadlock: every thread waits");

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 import shutil
 import subprocess
@@ -16,22 +15,24 @@ import torch
 from attnkit.nvrtc import SOURCES
 from attnkit.products.matvec_tiles import Config, Weights, launch_shape
 
+BUILT = tempfile.TemporaryDirectory(prefix="attnkit-on-host-")
 HEADER = Path(__file__).with_name("cuda_on_host.h")
 MAIN = """
 #include <string>
-// argv: seed, threads, grid, shared, n, k, m, weight stride, x stride, phase, slots; then files: weight x scale bias out
+// argv: seed, threads, grid, shared, and the kernel's numbers in order; then files: weight x scale bias out
 static std::vector<char> contents(const char* path) {
   std::vector<char> bytes;
   FILE* file = fopen(path, "rb");
   char buffer[65536];
-  for (size_t n; file && (n = fread(buffer, 1, sizeof buffer, file)) > 0;) bytes.insert(bytes.end(), buffer, buffer + n);
+  for (size_t n; file && (n = fread(buffer, 1, sizeof buffer, file)) > 0;)
+    bytes.insert(bytes.end(), buffer, buffer + n);
   if (file) fclose(file);
   return bytes;
 }
 int main(int argc, char** argv) {
-  int v[12];
-  for (int i = 1; i <= 11; ++i) v[i] = atoi(argv[i]);
-  auto weight = contents(argv[12]), x = contents(argv[13]), scale = contents(argv[14]), bias = contents(argv[15]);
+  int v[14];
+  for (int i = 1; i <= 13; ++i) v[i] = atoi(argv[i]);
+  auto weight = contents(argv[14]), x = contents(argv[15]), scale = contents(argv[16]), bias = contents(argv[17]);
   std::vector<half_bits> out((size_t)v[5] * v[7], 0x7fff);
   host::random.seed(v[1]);
   char* aligned = (char*)aligned_alloc(64, (weight.size() + 63) / 64 * 64);
@@ -41,9 +42,10 @@ int main(int argc, char** argv) {
   for (int block = 0; block < v[3]; ++block)
     run_block(v[2], block, v[3], v[4], [&] {
       matvec(aligned, (half_bits*)x.data(), scale.empty() ? nullptr : (float*)scale.data(),
-             bias.empty() ? nullptr : (half_bits*)bias.data(), out.data(), v[5], v[6], v[7], v[8], v[9], v[10], v[11]);
+             bias.empty() ? nullptr : (half_bits*)bias.data(), out.data(), v[5], v[6], v[7], v[8], v[9], v[10], v[11],
+             v[12], v[13]);
     });
-  FILE* file = fopen(argv[16], "wb");
+  FILE* file = fopen(argv[18], "wb");
   fwrite(out.data(), 2, out.size(), file);
   return fclose(file);
 }
@@ -65,16 +67,12 @@ def text(source: str) -> str:
 def program(source: str, options: tuple[str, ...]) -> Path:
     """The executable."""
     code = f'#include "{HEADER}"\n{text(source)}\n{MAIN}'
-    name = hashlib.sha256("".join([code, HEADER.read_text(), *options]).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"attnkit-on-host-{name}"
-    if not (folder / "kernel").exists():
-        folder.mkdir(exist_ok=True)
-        (folder / "kernel.cpp").write_text(code)
-        command = ["g++", "-std=c++20", "-O1", "-w", *options, str(folder / "kernel.cpp"), "-o", str(folder / "built")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(done.stderr[:3000])
-        (folder / "built").rename(folder / "kernel")
+    folder = Path(tempfile.mkdtemp(dir=BUILT.name))
+    (folder / "kernel.cpp").write_text(code)
+    command = ["g++", "-std=c++20", "-O1", "-w", *options, str(folder / "kernel.cpp"), "-o", str(folder / "kernel")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[:3000])
     return folder / "kernel"
 
 
@@ -98,8 +96,8 @@ def matvec(
             files.append(f"{folder}/{name}")
             Path(files[-1]).write_bytes(b"" if tensor is None else _bytes(tensor))
         numbers: Sequence[int] = (
-            seed, config.threads, shape.grid, shape.shared, n, k, m, weight.stride(0), x.stride(0), shape.phase,
-            shape.slots,
+            seed, config.threads, shape.grid, shape.shared, n, k, m, weight.stride(0), x.stride(0),
+            n // shape.grid, n % shape.grid, shape.phase, shape.slots,
         )  # fmt: skip
         command = [str(built), *map(str, numbers), *files, f"{folder}/out"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -110,4 +108,6 @@ def matvec(
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    """What lies from its first element to its last, gaps between rows included."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((extent,), (1,)).view(torch.uint8).numpy().tobytes()

@@ -60,30 +60,41 @@ __device__ inline void multiply_step(Sums& sums, const uint4& w, const uint4* x)
 #endif
 }
 
-// x [m, k] into shared memory, rows of `stride` elements, zero from k on; with int8 weights in the order of `widened`.
+// x [m, k] into shared memory, rows of `width` elements, zero from k on, `stride` apart; with int8 weights in the order of
+// `widened`. Several loads are on their way at a time: nothing can be multiplied before they are there.
 template <int THREADS>
-__device__ inline void stage_x(half_bits* staged, const half_bits* x, long long x_stride, int m, int k, int stride) {
-  for (int row = 0; row < m; ++row) {
-    #pragma unroll 4
-    for (int i = 8 * threadIdx.x; i < stride; i += 8 * THREADS) {
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (i < k) v = *(const uint4*)(x + row * x_stride + i);
+__device__ inline void stage_x(half_bits* staged, const half_bits* x, long long x_stride, int m, int k, int width, int stride) {
+  constexpr int AT_ONCE = THREADS < 512 ? 4 : 2;
+  const unsigned vectors = width / 8;
+  for (unsigned first = threadIdx.x; first < m * vectors; first += AT_ONCE * THREADS) {
+    uint4 v[AT_ONCE];
+    #pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) {
+      const unsigned at = first + j * THREADS, row = at / vectors, i = 8 * (at - row * vectors);
+      v[j] = make_uint4(0, 0, 0, 0);
+      if (row < m && i < k) v[j] = *(const uint4*)(x + row * x_stride + i);
+    }
+    #pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) {
+      const unsigned at = first + j * THREADS, row = at / vectors, i = 8 * (at - row * vectors);
 #if INT8
-      v = make_uint4(__byte_perm(v.x, v.y, 0x5410), __byte_perm(v.x, v.y, 0x7632),
-                     __byte_perm(v.z, v.w, 0x5410), __byte_perm(v.z, v.w, 0x7632));
+      v[j] = make_uint4(__byte_perm(v[j].x, v[j].y, 0x5410), __byte_perm(v[j].x, v[j].y, 0x7632),
+                        __byte_perm(v[j].z, v[j].w, 0x5410), __byte_perm(v[j].z, v[j].w, 0x7632));
 #endif
-      *(uint4*)(staged + row * stride + i) = v;
+      if (row < m) *(uint4*)(staged + row * stride + i) = v[j];
     }
   }
 }
 
-// A block's rows: all n of them, shared out over the blocks as evenly as can be.
+// A block's rows: consecutive ones, of which it has `even`, and the first `odd` blocks one more.
 struct Rows { int first, count; };
 
-__device__ inline Rows rows_of_block(int n) {
-  const int first = (int)((long long)n * blockIdx.x / gridDim.x);
-  return {first, (int)((long long)n * (blockIdx.x + 1) / gridDim.x) - first};
+__device__ inline Rows rows_of_block(int even, int odd) {
+  const int block = blockIdx.x;
+  return {block * even + min(block, odd), even + (block < odd)};
 }
+
+__device__ inline int slot_of(int tile, int slots) { return tile < slots ? tile : tile % slots; }
 
 // The sums of one tile that the warps found: [slot][warp][x row][weight row] in shared memory.
 __device__ inline float* sums_of(float* partial, int slot, int warp, int row, int m) {
@@ -104,7 +115,7 @@ __device__ inline void finish(float* partial, int slots, int begin, int end, Row
     float sum = 0.f;
     #pragma unroll
     for (int warp = 0; warp < WARPS; ++warp) {
-      float* part = sums_of(partial, tile % slots, warp, row, m) + r;
+      float* part = sums_of(partial, slot_of(tile, slots), warp, row, m) + r;
       sum += *part;
       *part = 0.f;
     }

@@ -25,9 +25,9 @@ struct Turn {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 matvec(const char* weight, const half_bits* x, const float* scale, const half_bits* bias, half_bits* out,
-       int n, int k, int m, int weight_stride, int x_stride, int phase, int slots) {
+       int n, int k, int m, int weight_stride, int x_stride, int even, int odd, int phase, int slots) {
   extern __shared__ __align__(128) char shared[];
-  const int parts = (k + PIECE_K - 1) / PIECE_K, stride = parts * PIECE_K + X_PAD;
+  const int parts = (k + PIECE_K - 1) / PIECE_K, width = parts * PIECE_K, stride = width + X_PAD;
   char* ring = shared;
   barrier* full = (barrier*)(ring + STAGES * TILE * STAGE_PITCH);
   barrier* empty = full + STAGES;
@@ -35,7 +35,7 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   float* partial = (float*)(staged + m * stride);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const Rows rows = rows_of_block(n);
+  const Rows rows = rows_of_block(even, odd);
   const int tiles = (rows.count + TILE - 1) / TILE;
 
   let_next_kernel_begin();
@@ -68,7 +68,7 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   if (warp == WARPS) while (issued < min(STAGES, total)) issue();
 
   wait_for_previous_kernel();
-  stage_x<THREADS>(staged, x, x_stride, m, k, stride);
+  stage_x<THREADS>(staged, x, x_stride, m, k, width, stride);
   __syncthreads();
 
   if (warp == WARPS) {
@@ -98,7 +98,7 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
         if (lane == 0) barrier_arrive(empty + turn.stage);
         turn.advance();
       }
-      keep(partial, tile % slots, warp, m, sums);
+      keep(partial, slot_of(tile, slots), warp, m, sums);
     }
     sync_multiplying();
     finish<32 * WARPS>(partial, slots, begin, end, rows, out, scale, bias, m, n);

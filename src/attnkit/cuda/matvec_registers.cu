@@ -21,14 +21,14 @@ struct Cursor {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 matvec(const char* weight, const half_bits* x, const float* scale, const half_bits* bias, half_bits* out,
-       int n, int k, int m, int weight_stride, int x_stride, int phase, int slots) {
+       int n, int k, int m, int weight_stride, int x_stride, int even, int odd, int phase, int slots) {
   extern __shared__ __align__(16) char shared[];
-  const int pieces = (k + PIECE_K - 1) / PIECE_K, stride = pieces * PIECE_K + X_PAD;
+  const int pieces = (k + PIECE_K - 1) / PIECE_K, width = pieces * PIECE_K, stride = width + X_PAD;
   half_bits* staged = (half_bits*)shared;
   float* partial = (float*)(staged + m * stride);
 
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const Rows rows = rows_of_block(n);
+  const Rows rows = rows_of_block(even, odd);
   const int tiles = (rows.count + TILE - 1) / TILE;
   const char* mine = weight + (long long)(rows.first + g) * weight_stride * WEIGHT_BYTES + t * LANE_BYTES;
   const long long tile_bytes = (long long)TILE * weight_stride * WEIGHT_BYTES;
@@ -56,14 +56,14 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
 
   for (int i = threadIdx.x; i < slots * WARPS * m * TILE; i += THREADS) partial[i] = 0.f;
   wait_for_previous_kernel();
-  stage_x<THREADS>(staged, x, x_stride, m, k, stride);
+  stage_x<THREADS>(staged, x, x_stride, m, k, width, stride);
   __syncthreads();
 
   const half_bits* staged_mine = staged + min(g, m - 1) * stride + t * LANE_K;
   Sums sums;
   int tile = use.tile;
   auto leave_tile = [&] {
-    if (tile < tiles) keep(partial, tile % slots, warp, m, sums);  // past the last one there are none but zeros
+    if (tile < tiles) keep(partial, slot_of(tile, slots), warp, m, sums);  // past the last one there are none but zeros
     sums = Sums();
     tile = use.tile;
   };

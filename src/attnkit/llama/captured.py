@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from attnkit.graph import Backend, CudaBackend
 from attnkit.llama.decoder import Decoder, check_room
 
 __all__ = ["Captured"]
@@ -22,42 +23,41 @@ class Capturable(Decoder, Protocol):
 class Captured:
     """A decoder whose step replays a graph; its attributes are those of `Decoder`."""
 
-    def __init__(self, decoder: Capturable) -> None:
+    def __init__(self, decoder: Capturable, backend: Backend | None = None) -> None:
         """Capture a step, after one that compiles and allocates whatever it needs.
 
-        The capture is made on the current stream where it can be: a stream of its own would be another that the device
-        has to look after.
+        Args:
+            decoder: Nothing has been read by it yet.
+            backend: What captures; CUDA's if None.
+
+        Raises:
+            CaptureError: If a step cannot be captured.
         """
-        self.decoder = decoder
+        self._decoder = decoder
         self.batch, self.capacity = decoder.batch, decoder.capacity
         self.logits, self.tokens = decoder.logits, decoder.tokens
         decoder.enqueue()
-        torch.cuda.synchronize(decoder.logits.device)
-        current = torch.cuda.current_stream(decoder.logits.device)
-        own = current if current != torch.cuda.default_stream(decoder.logits.device) else None
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=own):
-            decoder.enqueue()
+        self._replay, _ = (backend or CudaBackend()).capture(decoder.enqueue)
 
     @property
     def length(self) -> int:
         """Tokens in the cache."""
-        return self.decoder.length
+        return self._decoder.length
 
     @length.setter
     def length(self, length: int) -> None:
-        self.decoder.length = length
+        self._decoder.length = length
 
     def prefill(self, prompt: torch.Tensor) -> None:
         """Read ``prompt [batch, s]`` from an empty cache; leave its logits, and the first token chosen from them."""
-        self.decoder.prefill(prompt)
+        self._decoder.prefill(prompt)
 
     def rewind(self, length: int) -> None:
         """Forget what was read after the first `length` tokens; the next step reads the token after them again."""
-        self.decoder.rewind(length)
+        self._decoder.rewind(length)
 
     def step(self) -> None:
         """Read the newest token; leave its logits, and the next token chosen from them."""
         check_room(self)
         self.length += 1
-        self.graph.replay()
+        self._replay()

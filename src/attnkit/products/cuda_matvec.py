@@ -10,9 +10,10 @@ import functools
 import torch
 
 from attnkit import nvrtc
-from attnkit.products.matvec_tiles import MAX_ROWS, MAX_SHARED, Config, Weights, choose, launch_shape
+from attnkit.product import Product
+from attnkit.products.matvec_tiles import MAX_ROWS, Config, Weights, choose, launch_shape
 
-__all__ = ["matvec", "rejects"]
+__all__ = ["PRODUCT", "matvec", "rejects"]
 
 ALIGNMENT = 16
 
@@ -46,7 +47,8 @@ def matvec(
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     kernel(
         shape.grid, config.threads,
-        weight, x, scale, bias, out, n, k, m, weight.stride(0), x.stride(0), shape.phase, shape.slots,
+        weight, x, scale, bias, out, n, k, m, weight.stride(0), x.stride(0), n // shape.grid, n % shape.grid,
+        shape.phase, shape.slots,
         shared=shape.shared, overlap=config.overlap,
     )  # fmt: skip
     return out
@@ -60,15 +62,16 @@ def rejects(
     config: Config | None = None,
 ) -> str | None:
     """Why these tensors cannot be multiplied by this kernel, or None."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return "has no backward: call it under torch.no_grad() or torch.inference_mode()"
     if x.device.type != "cuda":
         return f"runs on a CUDA device, got {x.device.type}"
     if reason := nvrtc.absent():
         return reason
-    major, minor = torch.cuda.get_device_capability(x.device)
-    if major < 9:
-        return f"needs compute capability 9.0 or later, got {major}.{minor}"
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f"x must be float16 or bfloat16, got {x.dtype}"
+    if weight.dtype not in (x.dtype, torch.int8):
+        return f"weight must be int8 or of x's dtype, got {weight.dtype} and {x.dtype}"
     m, k = x.shape
     if not 1 <= m <= MAX_ROWS:
         return f"x must have 1 to {MAX_ROWS} rows, got {m}"
@@ -83,9 +86,15 @@ def rejects(
             return f"{name} must be contiguous"
     weights: Weights = "int8" if weight.dtype == torch.int8 else "half"
     n = weight.shape[0]
-    shared = launch_shape(config or choose(weights, n, k), weights, m, n, k, multiprocessors(x.device)).shared
-    if shared > MAX_SHARED:
-        return f"{m} rows of k={k} need {shared} bytes of shared memory, a block has {MAX_SHARED}"
+    config = config or choose(weights, n, k)
+    major, minor = torch.cuda.get_device_capability(x.device)
+    least = 9 if config.design == "bulk" or config.overlap else 8
+    if major < least:
+        return f"needs compute capability {least}.0 or later, got {major}.{minor}"
+    shared = launch_shape(config, weights, m, n, k, multiprocessors(x.device)).shared
+    room = shared_memory(x.device)
+    if shared > room:
+        return f"{m} rows of k={k} need {shared} bytes of shared memory, a block has {room}"
     return None
 
 
@@ -93,3 +102,13 @@ def rejects(
 def multiprocessors(device: torch.device) -> int:
     """How many the device has."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes a block can have on the device."""
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined] # there, but not in the stubs
+
+
+PRODUCT = Product("cuda_matvec", "one to eight rows at the speed of memory, CUDA C++", matvec, rejects)

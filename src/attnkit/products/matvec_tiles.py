@@ -1,7 +1,7 @@
 """Which form of the CUDA matrix-vector kernels is used for which weights, and what a form needs.
 
-A form is looked up, never searched for at run time: ``TABLE`` is what ``python -m perf.tune_matvec`` measured on an H200.
-A call that wants another one passes it.
+A form is looked up, never searched for at run time: ``TABLE`` is what ``python -m perf.tune_matvec`` measured on an
+H200. A call that wants another one passes it.
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from attnkit.llama import BATCHED, LADDER, Config, Model, Rung, Sampling, Weights, build, generate, rung
+from attnkit.llama.captured import Captured
 from attnkit.llama.ladder import MATMUL, fastest_prefill
 from attnkit.variants import variant
 
@@ -70,6 +72,28 @@ def test_sampled_text_repeats_and_depends_on_the_seed(entry: Rung) -> None:
 
     assert written(1) == written(1)
     assert written(1) != written(2)
+
+
+class Recorder:
+    """Captures by keeping the call, which a replay makes again."""
+
+    def capture(self, call: Callable[[], object]) -> tuple[Callable[[], None], object]:
+        return lambda: (call(), None)[1], None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the graphs are real")
+def test_a_captured_decoder_writes_what_it_would_without_a_graph() -> None:
+    here(UNGRAPHED, 2, torch.float32)
+    model = Model(Weights.random(CONFIG, dtype=torch.float32, seed=1))
+    plain, inner = (build(UNGRAPHED, model, batch=2, capacity=32) for _ in range(2))
+    captured = Captured(inner, Recorder())  # type: ignore[arg-type]
+    prompt = torch.arange(8).view(2, 4)
+    assert torch.equal(generate(captured, prompt, 10), generate(plain, prompt, 10))
+    captured.rewind(6)
+    for _ in range(3):
+        captured.step()
+    assert captured.length == 9
+    assert torch.equal(captured.tokens, plain.tokens)
 
 
 def test_names_are_each_their_own_and_find_their_rung() -> None:
