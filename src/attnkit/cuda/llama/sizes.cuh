@@ -34,6 +34,7 @@ static_assert(HIDDEN % 16 == 0 && INTERMEDIATE % 16 == 0 && (HQ * D) % 16 == 0, 
 static_assert(VOCAB % 2 == 0, "rows come in pairs");
 static_assert(D == 16 || D == 32 || D == 64 || D == 128 || D == 256, "lanes share a key evenly");
 static_assert(CHUNK % (VECTOR * LANES) == 0, "a chunk is read by whole warps");
+static_assert(VOCAB < 1 << 22 && INTERMEDIATE < 1 << 22, "pairs times blocks are 32 bits");
 static_assert(BATCH <= LANES, "a lane a sequence finishes a sum");
 
 struct Model {
@@ -68,7 +69,8 @@ struct Share { int first, last; };
 
 // This block's pairs: those of all blocks differ by one at most.
 __device__ inline Share share_of(int pairs) {
-  return {(int)((long long)blockIdx.x * pairs / gridDim.x), (int)((long long)(blockIdx.x + 1) * pairs / gridDim.x)};
+  const unsigned block = blockIdx.x, blocks = gridDim.x;
+  return {(int)(block * pairs / blocks), (int)((block + 1) * pairs / blocks)};
 }
 
 // Shared memory of a block, from its start on.

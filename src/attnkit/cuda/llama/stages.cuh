@@ -124,21 +124,33 @@ __device__ inline void stage_attention(const Model& model, const Shared& shared)
 
 // ---- what becomes of a pair's sums: lane b has those of sequence b ----
 
-// Multiply this block's pairs of a matrix. `before` reads what is needed beside the sums while they are made.
+// Multiply this block's pairs of a matrix. `before` reads what is needed beside the sums: a pair ahead, for it takes as long
+// as a product.
 template <int KIND, class Before, class After>
 __device__ inline void multiply(const Model& model, const Shared& shared, Stream& stream, int layer, Before before, After after) {
   const Share share = share_of(PAIRS[KIND]);
   const int lane = lane_id();
-  for (int pair = share.first + warp_id(); pair < share.last; pair += WARPS) {
-    const auto known = before(pair, lane);
-    float2 scale = make_float2(1.f, 1.f);
-    if (INT8) scale = ((const float2*)model.scales[KIND])[layer * PAIRS[KIND] + pair];
+  const float2* scales = (const float2*)model.scales[KIND] + layer * PAIRS[KIND];
+  int pair = share.first + warp_id();
+  if (pair >= share.last) return;
+  auto known = before(pair, lane);
+  float2 scale = make_float2(1.f, 1.f);
+  if (INT8) scale = scales[pair];
+  for (; pair < share.last; pair += WARPS) {
+    auto known_next = known;
+    float2 scale_next = scale;
+    if (pair + WARPS < share.last) {
+      known_next = before(pair + WARPS, lane);
+      if (INT8) scale_next = scales[pair + WARPS];
+    }
     float sums[BATCH][2];
     stream.multiply<WIDTH[KIND]>(shared.x, sums);
     float first = 0.f, second = 0.f;
     for (int b = 0; b < BATCH; ++b)
       if (lane == b) { first = sums[b][0] * scale.x; second = sums[b][1] * scale.y; }
     if (lane < BATCH) after(pair, lane, known, first, second);
+    known = known_next;
+    scale = scale_next;
   }
 }
 
@@ -207,8 +219,8 @@ struct Split {
     split = item % SPLITS;
     head = item / SPLITS % HKV;
     b = item / SPLITS / HKV;
-    first = (int)((long long)length * split / SPLITS);
-    last = (int)((long long)length * (split + 1) / SPLITS);
+    first = length * split / SPLITS;
+    last = length * (split + 1) / SPLITS;
     reader = lane_id() % READERS;
     mine = warp_id() * KEYS + lane_id() / READERS;
     k_cache = (const uint4*)(model.k_cache + cache_of(layer, b) + head * D) + reader;
