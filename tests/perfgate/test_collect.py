@@ -1,0 +1,222 @@
+"""What is collected for the page on trust: each timer's word from processes of its own, and what is planted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfgate.trust import data, page
+from tests import collect, planted
+from tests.perfgate import nvbench
+from tests.perfgate.cupti import KERNELS
+from tests.perfgate.simulate import H200
+
+
+class Machine:
+    """Answers as the modules would on a GPU; each process is a little slower than the one before."""
+
+    def __init__(self, absent: str | None = None) -> None:
+        self.absent, self.asked = absent, list[tuple[str, ...]]()
+
+    def __call__(self, module: str, *arguments: str, given: Any = None) -> Any:
+        self.asked.append((module.rpartition(".")[2], *arguments))
+        if arguments == ("environment",):
+            return H200.to_json()
+        if arguments == ("absent",):
+            return self.absent
+        times = {"clock": 1.0, "profiler": 1.1, "time": 1.5}
+        turn = self.asked.count(self.asked[-1])
+        if arguments == ("profiler",):
+            assert given["short"]["sets"] == 32
+        return {name: {"seconds": s * times[arguments[0]] * turn, "sets": 32} for name, s in KERNEL_SECONDS.items()}
+
+
+KERNEL_SECONDS = {"short": 5e-6, "long": 2e-3}
+
+
+def test_the_medians_of_three_processes_of_each_timer_are_kept() -> None:
+    machine = Machine()
+    timing = collect.timers("first", machine, say=pytest.fail)
+    assert timing.seconds["short"] == pytest.approx({"perfgate": 1e-5, "CUPTI": 1.1e-5, "NVBench": 1.5e-5})
+    assert timing.seconds["long"] == pytest.approx({"perfgate": 4e-3, "CUPTI": 4.4e-3, "NVBench": 6e-3})
+    assert timing.origin.environment == H200
+    assert [machine.asked.count(("cupti", step)) for step in ("clock", "profiler")] == [3, 3]
+
+
+def test_without_nvbench_the_others_are_kept_and_it_is_said() -> None:
+    said: list[str] = []
+    timing = collect.timers("first", Machine("cuda-bench cannot be used: pip install it"), say=said.append)
+    assert set(timing.seconds["short"]) == {"perfgate", "CUPTI"}
+    assert said == ["without NVBench: cuda-bench cannot be used: pip install it"]
+
+
+def test_a_run_of_the_timers_is_added_to_the_data_and_its_table_is_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "timers", lambda occasion: TIMERS(occasion, Machine()))
+    kept = tmp_path / "trust.jsonl"
+    collect.main(["timers", "--occasion=first", f"--data={kept}"])
+    (entry,) = data.read(kept)
+    assert entry.origin.occasion == "first"
+    text = page.render([entry])
+    assert "| kernel | perfgate, us | CUPTI, us | perfgate against CUPTI | NVBench, us |" in text
+    assert "| short | 10.00 | 11.00 | -9.09% | 15.00 | -33.33% |" in text
+
+
+TIMERS = collect.timers
+
+
+def test_a_process_that_fails_ends_the_collection() -> None:
+    with pytest.raises(RuntimeError, match=r"tests\.perfgate\.cupti nothing ended with exit code 1"):
+        collect.ask("tests.perfgate.cupti", "nothing")
+
+
+def test_nvbench_is_told_of_each_kernel_and_its_medians_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[Any] = []
+
+    def register(function: Any) -> Any:
+        named = types.SimpleNamespace()
+        named.set_name = lambda name: registered.append(name)
+        return named
+
+    def run(argv: list[str]) -> None:
+        path = Path(argv[argv.index("--jsonbin") + 1])
+        path.write_text(json.dumps({name: {"Device=0": 1e-6 * i} for i, name in enumerate(registered, 1)}))
+
+    class Result:
+        @classmethod
+        def from_json(cls, path: Path) -> Any:
+            return types.SimpleNamespace(centers=lambda of: json.loads(path.read_text()))
+
+    bench = types.ModuleType("cuda.bench")
+    bench.register, bench.run_all_benchmarks = register, run  # type: ignore[attr-defined]
+    results = types.ModuleType("cuda.bench.results")
+    results.BenchmarkResult = Result  # type: ignore[attr-defined]
+    cuda = types.ModuleType("cuda")
+    cuda.bench = bench  # type: ignore[attr-defined]
+    for module in (cuda, bench, results):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert nvbench.absent() is None
+    found = nvbench.by_nvbench()
+    assert list(found) == list(KERNELS)
+    assert found["softmax 8192x4096"]["seconds"] == pytest.approx(1e-6 * (1 + list(KERNELS).index("softmax 8192x4096")))
+
+
+def test_where_nvbench_is_not_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bench", None)
+    said = nvbench.absent()
+    assert said is not None
+    assert "pip install 'cuda-bench" in said
+
+
+@pytest.mark.parametrize(("microseconds", "every"), [(1000.0, 1), (100.0, 1), (60.0, 2), (5.0, 4)])
+def test_of_a_short_call_not_every_one_is_followed_by_planted_work(
+    monkeypatch: pytest.MonkeyPatch, microseconds: float, every: int
+) -> None:
+    """All of it together is the share that was asked for."""
+    waited: list[float] = []
+    monkeypatch.setattr(planted, "seconds", lambda call: microseconds * 1e-6)
+    monkeypatch.setattr(planted, "waiting", lambda duration: lambda: waited.append(duration))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    slow = planted.slowed(lambda x: x + 1, 0.02)
+    assert [slow(i) for i in range(8)] == list(range(1, 9))
+    assert len(waited) == 8 / every
+    assert sum(waited) == pytest.approx(8 * 0.02 * microseconds * 1e-6)
+
+
+def test_only_what_is_asked_for_is_slowed_and_only_in_the_tree_that_is_named(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(planted.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'src'}")
+    monkeypatch.setattr(planted, "slowed", lambda call, share: lambda *args: ("slow", share, call(*args)))
+    pytester.makeconftest(
+        """
+        import pytest
+        from perfgate import FakeClock
+
+        def pytest_perf_clock(config):
+            return FakeClock(1e-3)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("case", ["one", "other"])
+        def test_it(gpu_benchmark, case):
+            print(f"\\nsaid {case}", gpu_benchmark(lambda: "plain", name=f"case/{case}"))
+        """
+    )
+    arguments = [
+        *collect.plugin_arguments(),
+        "-p",
+        "tests.planted",
+        "-s",
+        "--planted=/one:5",
+        "-p",
+        "no:hypothesispytest",
+    ]
+
+    def said(*more: str) -> list[str]:
+        result = pytester.runpytest_inprocess(*arguments, "--benchmark-disable", *more)
+        return [line.removeprefix("said ") for line in result.outlines if line.startswith("said ")]
+
+    assert said() == ["one ('slow', 0.05, 'plain')", "other plain"]
+    assert said(f"--planted-in={root}") == ["one ('slow', 0.05, 'plain')", "other plain"]
+    assert said(f"--planted-in={pytester.path}") == ["one plain", "other plain"]
+
+
+def test_true_sizes_are_measured_apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the suite's own clock, whose call takes 1 ms and what is planted."""
+    root = Path(planted.__file__).parents[1]
+    monkeypatch.setattr(planted, "slowed", lambda call, share: lambda: (1 + 1.1 * share) * call())
+    pytester.makeconftest(
+        """
+        from perfgate import FakeClock
+
+        def pytest_perf_clock(config):
+            return FakeClock(seconds=lambda result: result, noise=0.0)
+        """
+    )
+    pytester.makepyfile("def test_it(gpu_benchmark):\n    gpu_benchmark(lambda: 1e-3, name='case/one')")
+    file = pytester.path / "sizes.jsonl"
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'src'}")
+    result = pytester.runpytest_inprocess(
+        *collect.plugin_arguments(), "-p", "tests.planted", "--planted=/one:5", f"--planted-measure={file}"
+    )
+    result.assert_outcomes(skipped=1)
+    (line,) = file.read_text().splitlines()
+    assert json.loads(line) == {"case": "case/one", "asked": 0.05, "true": pytest.approx(0.055, abs=2e-3)}
+
+
+def test_another_process_loads_the_machine_from_the_block_on_and_ends_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options: Any) -> Any:
+        assert command[1:] == ["-m", "tests.collect", "load"]
+        started.append(popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    journal = tmp_path / "ab.jsonl"
+    with collect._loaded(journal, 2) as look:
+        look()
+        journal.write_text('{"block":0,"stage":1}\n')
+        look()
+        assert not started
+        journal.write_text('{"block":0,"stage":1}\n{"block":1,"stage":1}\n')
+        look()
+        look()
+        (child,) = started
+        assert child.poll() is None
+    assert child.poll() is not None
