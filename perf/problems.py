@@ -12,7 +12,7 @@ from typing import Literal
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variants import TABLE
 
-__all__ = ["SUITES", "Lineup", "Suite", "lineups", "decoding"]
+__all__ = ["SUITES", "Lineup", "Suite", "decoding", "lineups"]
 
 Suite = Literal["default", "full"]
 SUITES: tuple[Suite, ...] = ("default", "full")

@@ -79,7 +79,7 @@ def test_weights_that_lack_something_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must be \[32, 64\] for this config, got \[64, 64\]"):
         Weights.from_state(CONFIG, state | {"model.layers.1.self_attn.k_proj.weight": torch.zeros(64, 64)})
     del state["model.layers.0.mlp.up_proj.weight"]
-    with pytest.raises(ValueError, match="must have 'model.layers.0.mlp.up_proj.weight'"):
+    with pytest.raises(ValueError, match=r"must have 'model\.layers\.0\.mlp\.up_proj\.weight'"):
         Weights.from_state(CONFIG, state)
 
 
