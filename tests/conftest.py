@@ -31,10 +31,14 @@ pytest_plugins = ["pytester"]
 
 USE_A_GPU = (
     "test_cuda",
+    "test_cuda_matvec",
+    "test_graph",
     "test_kernels",
     "test_laws",
     "test_parity",
+    "test_products",
     "test_triton_flash",
+    "test_triton_splitkv",
     "test_triton_unfused",
     "test_tune",
 )
