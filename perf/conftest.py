@@ -39,11 +39,12 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test every lineup of its module's pass, a case for each variant that is here."""
+    """Give a test every lineup of its module's pass, or of its own list, a case for each variant that is here."""
     if "lineup" not in metafunc.fixturenames:
         return
     cases = []
-    for lineup in lineups(metafunc.module.PASS, metafunc.config.getoption("perf_suite"), kind(metafunc.config)):
+    listed = getattr(metafunc.module, "LINEUPS", lineups)
+    for lineup in listed(metafunc.module.PASS, metafunc.config.getoption("perf_suite"), kind(metafunc.config)):
         for name in lineup.variants:
             if reason := variant(name).absent():
                 absent(metafunc.config, name, reason)
