@@ -43,8 +43,8 @@ class Product:
         summary: What it is, in one line.
         multiply: The call. It is made for what `rejects` does not reject.
         rejects: Why these operands cannot be multiplied in this way, or None.
-        explains: By how much out ``[m, n]`` may be off for what this way rounds beside its sums and its result, x itself
-            for example; None if there is nothing.
+        explains: By how much out ``[m, n]`` may be off for what is rounded beside sums and result, x itself for
+            example; None if there is nothing.
     """
 
     name: str
