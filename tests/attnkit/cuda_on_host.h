@@ -217,7 +217,7 @@ inline void __syncthreads() { host::meet(0, blockDim.x); }
 template <int number, int threads>
 inline void sync_group() { host::meet(number, threads); }
 
-inline void multiply_tile(float (&sums)[4], word a0, word a1, word a2, word a3, word b0, word b1) {
+inline void multiply_pair(float (&sums)[4], word a0, word a1, word a2, word a3, word b0, word b1) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const word mine[6] = {a0, a1, a2, a3, b0, b1};
   memcpy(host::exchange[warp][lane], mine, sizeof mine);

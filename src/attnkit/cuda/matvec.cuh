@@ -53,13 +53,13 @@ __device__ inline void multiply_step(Sums& sums, const Step& w, const uint4* x) 
   const uint4 x0 = x[0], &u = w.upper, &l = w.lower;
 #if INT8
   const uint4 x1 = x[1];
-  multiply_tile(sums.a, widened(u.x), widened(l.x), widened(u.x >> 8), widened(l.x >> 8), x0.x, x0.y);
-  multiply_tile(sums.b, widened(u.y), widened(l.y), widened(u.y >> 8), widened(l.y >> 8), x0.z, x0.w);
-  multiply_tile(sums.a, widened(u.z), widened(l.z), widened(u.z >> 8), widened(l.z >> 8), x1.x, x1.y);
-  multiply_tile(sums.b, widened(u.w), widened(l.w), widened(u.w >> 8), widened(l.w >> 8), x1.z, x1.w);
+  multiply_pair(sums.a, widened(u.x), widened(l.x), widened(u.x >> 8), widened(l.x >> 8), x0.x, x0.y);
+  multiply_pair(sums.b, widened(u.y), widened(l.y), widened(u.y >> 8), widened(l.y >> 8), x0.z, x0.w);
+  multiply_pair(sums.a, widened(u.z), widened(l.z), widened(u.z >> 8), widened(l.z >> 8), x1.x, x1.y);
+  multiply_pair(sums.b, widened(u.w), widened(l.w), widened(u.w >> 8), widened(l.w >> 8), x1.z, x1.w);
 #else
-  multiply_tile(sums.a, u.x, l.x, u.y, l.y, x0.x, x0.y);
-  multiply_tile(sums.b, u.z, l.z, u.w, l.w, x0.z, x0.w);
+  multiply_pair(sums.a, u.x, l.x, u.y, l.y, x0.x, x0.y);
+  multiply_pair(sums.b, u.z, l.z, u.w, l.w, x0.z, x0.w);
 #endif
 }
 
