@@ -40,9 +40,9 @@ __device__ inline word minus(word a, word b) {
   return out;
 }
 
-// Two groups of 8 rows at once: sums of a warp, [16, 8] float32, plus A [16, 16] B [16, 8] in 16 bits. Lane 4 g + t has A (g, 2 t), (g, 2 t + 1) in a0,
-// the same of row g + 8 in a1, and of columns 2 t + 8, 2 t + 9 in a2 and a3; B (2 t, g), (2 t + 1, g) in b0 and
-// (2 t + 8, g), (2 t + 9, g) in b1; and of the sums (g, 2 t), (g, 2 t + 1) and the same of row g + 8.
+// Two groups of 8 rows at once: sums of a warp, [16, 8] float32, plus A [16, 16] B [16, 8] in 16 bits. Lane 4 g + t has
+// A (g, 2 t), (g, 2 t + 1) in a0, the same of row g + 8 in a1, and of columns 2 t + 8, 2 t + 9 in a2 and a3; B (2 t, g),
+// (2 t + 1, g) in b0 and (2 t + 8, g), (2 t + 9, g) in b1; and of the sums (g, 2 t), (g, 2 t + 1) and the same of row g + 8.
 __device__ inline void multiply_pair(float (&sums)[4], word a0, word a1, word a2, word a3, word b0, word b1) {
 #if BF16
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
