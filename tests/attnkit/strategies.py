@@ -6,10 +6,13 @@ On a GPU they may be longer than several tiles of any kernel.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import strategies as st
 
-from attnkit.problem import DTYPES, LAYOUTS, MASKS, Problem
+from attnkit.mask import PLAIN, Boolean, Documents, Mask, Prefix, Window
+from attnkit.problem import DTYPES, LAYOUTS, Problem
 
 __all__ = ["problems"]
 
@@ -17,6 +20,31 @@ LONGEST = 600 if torch.cuda.is_available() else 96
 LARGEST_D = 256 if torch.cuda.is_available() else 128
 EDGES = tuple(s for s in (1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 96, 127, 128, 129, 257, 512) if s <= LONGEST)
 HEAD_DIMS = tuple(d for d in (16, 24, 32, 40, 64, 72, 96, 128, 192, 256) if d <= LARGEST_D)
+
+
+MODIFIERS: tuple[dict[str, object], ...] = (
+    # the smaller softcap is small beside the scores, and bends them
+    {"softcap": 2.0},
+    {"softcap": 30.0},
+    {"alibi": True},
+    {"sink": True},
+    {"softcap": 2.0, "alibi": True, "sink": True},
+)
+
+
+@st.composite
+def masks(draw: st.DrawFn, sq: int, skv: int) -> Mask:
+    """Draw a mask for these sizes: most often full or causal, for few variants take the others."""
+    plain: st.SearchStrategy[Mask] = st.sampled_from(PLAIN + ("full", "causal") * 2)
+    reach = st.integers(0, max(sq, skv) + 1)
+    windows = st.builds(Window, reach, st.none() | reach) | st.builds(Window, st.none(), reach.map(lambda n: n + 1))
+    others = [windows, st.builds(Prefix, st.integers(1, skv)), st.builds(Boolean, st.sampled_from((0.5, 0.05, 1.0)))]
+    if sq == skv:
+        cuts = draw(st.sets(st.integers(1, sq - 1), max_size=4)) if sq > 1 else set()
+        edges = [0, *sorted(cuts), sq]
+        lengths = tuple(end - begin for begin, end in itertools.pairwise(edges))
+        others.append(st.builds(Documents, st.just(lengths), st.booleans()))
+    return draw(st.one_of(plain, plain, plain, st.one_of(others)))
 
 
 @st.composite
@@ -37,10 +65,11 @@ def problems(draw: st.DrawFn) -> Problem:
         d=d,
         dv=dv,
         dtype=draw(st.sampled_from(DTYPES)),
-        mask=draw(st.sampled_from(MASKS)),
+        mask=draw(masks(sq, skv)),
         # negative: the smallest product has the largest weight
         scale=draw(st.sampled_from((None, None, None, 1.0, 0.05, -0.2))),
         layout=layout,
         # large: a few keys have all the weight, and scores have errors that exp makes larger
         magnitude=draw(st.sampled_from((1.0, 1.0, 0.25, 4.0))),
+        **draw(st.sampled_from(({},) * 10 + MODIFIERS)),
     )

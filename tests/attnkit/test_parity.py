@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from attnkit.mask import Boolean, Documents, Prefix, Window
 from attnkit.parity import parity
 from attnkit.problem import PASSES, Pass, Problem
 from attnkit.variant import Variant
@@ -23,6 +24,12 @@ FIXED = [
     Problem(b=1, hq=2, sq=130, skv=45, d=32, dtype="fp32", mask="causal", layout="bhsd", magnitude=4.0),
     Problem(b=2, hq=3, hkv=1, sq=64, d=64, dtype="fp16", layout="packed", scale=0.2),
     Problem(b=2, hq=2, sq=1, skv=65, d=16, dtype="bf16", layout="broadcast"),
+    Problem(b=1, hq=2, sq=130, skv=45, d=16, dtype="fp32", mask=Window(20, 3), alibi=True),
+    Problem(b=1, hq=2, sq=70, d=16, dtype="fp16", mask=Documents((30, 1, 39)), softcap=2.0),
+    Problem(b=1, hq=2, sq=40, skv=70, d=16, dtype="fp16", mask=Boolean(0.3), sink=True),
+    Problem(b=1, hq=2, sq=40, skv=70, d=16, dtype="bf16", mask=Boolean(0.1)),
+    Problem(b=1, hq=2, hkv=1, sq=40, skv=70, d=16, dtype="bf16", mask=Prefix(50)),
+    Problem(b=1, hq=2, sq=70, skv=40, d=16, dtype="bf16", mask="causal-top-left"),
 ]
 
 
