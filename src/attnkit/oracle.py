@@ -52,14 +52,14 @@ class Rows(NamedTuple):
     Attributes:
         weights: P [b, hkv, group, rows, skv]; 0 in a row that sees no key.
         lse: Log-sum-exp [b, hkv, group, rows], the sink in it; -inf in a row that sees neither key nor sink.
-        sink: Weight of the sink [b, hkv, group, rows]; None where there is none.
+        sink: Weight of the sink [b, hkv, group, rows]; 0 where there is none.
         bend: Derivative of a capped score by the score, in shape of P; None where there is no softcap.
         bias: What ALiBi takes off, not negative, [hkv, group, rows, skv]; None where there is none.
     """
 
     weights: torch.Tensor
     lse: torch.Tensor
-    sink: torch.Tensor | None
+    sink: torch.Tensor
     bend: torch.Tensor | None
     bias: torch.Tensor | None
 
@@ -211,7 +211,7 @@ def softmax(b_q: torch.Tensor, k: torch.Tensor, rows: slice, sq: int, options: O
     i = torch.arange(rows.start, rows.stop, device=k.device)[:, None]
     j = torch.arange(skv, device=k.device)[None, :]
     scores = b_q @ k.mT * default_scale(b_q, options["scale"])
-    bend = bias = sink = None
+    bend = bias = None
     if "softcap" in options:
         capped = (scores / options["softcap"]).tanh()
         scores, bend = capped * options["softcap"], 1 - capped.square()
@@ -220,6 +220,7 @@ def softmax(b_q: torch.Tensor, k: torch.Tensor, rows: slice, sq: int, options: O
         scores = scores - bias
     scores = torch.where(live(options["mask"], i, j, sq, skv), scores, -math.inf)
     lse = scores.logsumexp(-1)
+    sink = torch.zeros_like(lse)
     if "sink" in options:
         logit = by_head(options["sink"], b_q)[..., None]
         lse = torch.logaddexp(lse, logit)

@@ -59,12 +59,10 @@ def live(mask: Mask, sq: int, skv: int, device: torch.device) -> Callable[..., t
             return lambda b, h, i, j: j <= i + shift
         case "causal-top-left":
             return lambda b, h, i, j: j <= i
-        case Window(None, right):
-            return lambda b, h, i, j: j <= i + (shift + right)
-        case Window(left, None):
-            return lambda b, h, i, j: j >= i + (shift - left)
         case Window(left, right):
-            return lambda b, h, i, j: (j >= i + (shift - left)) & (j <= i + (shift + right))
+            # a bound that is not there is one that no key reaches
+            before, behind = (sq + skv if side is None else side for side in (left, right))
+            return lambda b, h, i, j: (j >= i + (shift - before)) & (j <= i + (shift + behind))
         case Prefix(length):
             return lambda b, h, i, j: (j < length) | (j <= i + shift)
         case Documents(lengths, causal):

@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from attnkit.mask import dense
-from attnkit.problem import Boolean, Mask, Pass, Problem, Window
+from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import FEATURES, Feature, Variant, features
 
 __all__ = ["VARIANTS"]
@@ -50,6 +50,7 @@ UNMODIFIED: dict[Feature, str] = {
     "softcap": "torch's SDPA has no function of a score",
     "sink": "torch's SDPA has no logit beside those of keys",
 }
+NO_KEY = "queries may see no key, which this backend is not known to answer with 0"
 # where the causal mask alone is in the kernel: what is not aligned differently is lacking
 CAUSAL_ALONE: dict[Feature, str] = {
     feature: "torch gives this backend no mask but the causal one"
@@ -124,8 +125,8 @@ def rejects(backend: SDPBackend, problem: Problem, device: torch.device, pass_: 
     if backend is EFFICIENT and features(problem):
         if problem.layout == "broadcast" and problem.skv % 32 == 1:
             return f"wrong with a mask and keys of stride 0 for skv % 32 = 1 (pytorch#191937), got skv={problem.skv}"
-        if isinstance(problem.mask, Boolean) or (problem.sq > problem.skv and isinstance(problem.mask, Window)):
-            return f"queries may see no key, which this backend is not known to answer with 0, got {problem.name}"
+        if problem.sq > problem.skv and problem.mask != "causal-top-left":
+            return f"{NO_KEY}, got sq={problem.sq} and skv={problem.skv}"
     if backend is FLASH and problem.d % 8:
         return f"d must be a multiple of 8 (torch would copy q, k and v to pad them), got {problem.d}"
     if backend is CUDNN:
@@ -157,7 +158,7 @@ def torch_rejects(backend: SDPBackend, problem: Problem, device: torch.device, p
 
 def of(name: str, backend: SDPBackend, summary: str) -> Variant:
     """Return the variant of one backend."""
-    lacks = UNMODIFIED if backend in (MATH, EFFICIENT) else UNMODIFIED | CAUSAL_ALONE
+    lacks = UNMODIFIED | {MATH: {}, EFFICIENT: {"boolean": NO_KEY}}.get(backend, CAUSAL_ALONE)
     call, limits = functools.partial(attention, backend), functools.partial(rejects, backend)
     return Variant(name, summary, call, limits, lacks=lacks)
 
