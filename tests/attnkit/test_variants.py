@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import attnkit
+from attnkit.mask import Window
 from attnkit.problem import Problem
 from attnkit.variant import Variant
 from attnkit.variants import TABLE, flash_attn, triton_flash, triton_unfused, variant
@@ -50,6 +52,17 @@ def test_a_summary_is_one_line(way: Variant) -> None:
 def test_a_name_that_is_unknown_is_answered_with_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"no variant is called 'flash': take one of naive, sdpa_math, .*flash_attn"):
         variant("flash")
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [{"mask": "causal-top-left"}, {"mask": Window(3, 0)}, {"softcap": 2.0}, {"alibi": True}, {"sink": True}],
+    ids=str,
+)
+def test_a_variant_that_says_nothing_of_masks_and_modifiers_is_given_none(asks: dict[str, Any]) -> None:
+    silent = Variant("silent", "says nothing", variant("naive").attention, lambda *_: None)
+    assert silent.rejects(Problem(b=1, hq=1, sq=8, d=16, mask="causal"), CPU, "fwd") is None
+    assert "not built into this variant" in (silent.rejects(Problem(b=1, hq=1, sq=8, d=16, **asks), CPU, "fwd") or "")
 
 
 @pytest.mark.parametrize(
