@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnkit import mask
-from attnkit.mask import Boolean, Documents, Mask, Prefix, Window, dense
+from attnkit.mask import PLAIN, Boolean, Documents, Mask, Prefix, Window, dense, live_keys, live_pairs
 from attnkit.problem import DTYPES, LAYOUTS, PADDING, Problem
 from tests.attnkit.by_hand import seen
 from tests.attnkit.strategies import problems
@@ -29,6 +30,29 @@ def pairs(problem: Problem) -> int:
 @given(problem=problems())
 def test_live_pairs_are_those_that_one_counts(problem: Problem) -> None:
     assert problem.live_pairs == pairs(problem)
+
+
+def small_masks(sq: int, skv: int) -> Iterator[Mask]:
+    """Every mask there is of these sizes, but few boolean ones."""
+    yield from PLAIN
+    reach = (None, *range(max(sq, skv) + 2))
+    yield from (Window(left, right) for left in reach for right in reach if left is not None or right)
+    yield from map(Prefix, range(1, skv + 1))
+    yield from (Boolean(density) for density in (0.0, 0.3, 1.0))
+    if sq == skv:
+        cuts = (cut for n in range(sq) for cut in itertools.combinations(range(1, sq), n))
+        lengths = (tuple(end - begin for begin, end in itertools.pairwise((0, *cut, sq))) for cut in cuts)
+        yield from (Documents(parts, causal) for parts in lengths for causal in (True, False))
+
+
+@pytest.mark.parametrize("skv", range(1, 6))
+@pytest.mark.parametrize("sq", range(1, 6))
+def test_every_mask_of_a_few_queries_and_keys_is_what_one_counts(sq: int, skv: int) -> None:
+    for one in small_masks(sq, skv):
+        rows = seen(Problem(b=1, hq=1, sq=sq, skv=skv, d=8, mask=one))
+        assert dense(one, sq, skv, "cpu").tolist() == rows, one
+        assert live_pairs(one, sq, skv) == sum(map(sum, rows)), one
+        assert live_keys(one, sq, skv) == sum(map(any, zip(*rows, strict=True))), one
 
 
 @given(problem=problems())
