@@ -158,7 +158,8 @@ def torch_rejects(backend: SDPBackend, problem: Problem, device: torch.device, p
 
 def of(name: str, backend: SDPBackend, summary: str) -> Variant:
     """Return the variant of one backend."""
-    lacks = UNMODIFIED | {MATH: {}, EFFICIENT: {"boolean": NO_KEY}}.get(backend, CAUSAL_ALONE)
+    masks: dict[SDPBackend, dict[Feature, str]] = {MATH: {}, EFFICIENT: {"boolean": NO_KEY}}
+    lacks = UNMODIFIED | masks.get(backend, CAUSAL_ALONE)
     call, limits = functools.partial(attention, backend), functools.partial(rejects, backend)
     return Variant(name, summary, call, limits, lacks=lacks)
 
