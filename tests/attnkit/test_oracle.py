@@ -174,6 +174,19 @@ def test_a_computation_in_float32_stays_within_what_it_leaves_open(problem: Prob
         assert ((x - right).abs() <= bound + torch.finfo(torch.float32).tiny).all()
 
 
+def test_what_a_softcap_makes_flat_inherits_nothing_and_what_it_leaves_alone_the_same() -> None:
+    q, k, v, dout = Problem(b=1, hq=2, sq=5, d=4, dtype="bf16").inputs("cpu")
+    without = oracle.inherited(q, k, v, dout, mask="full", scale=None)
+    for found, error in zip(
+        oracle.inherited(q, k, v, dout, mask="full", scale=None, softcap=1e6), without, strict=True
+    ):
+        torch.testing.assert_close(found, error)
+    for found, error in zip(
+        oracle.inherited(q, k, v, dout, mask="full", scale=None, softcap=1e-3), without, strict=True
+    ):
+        assert float(found.max()) < 0.01 * float(error.max())
+
+
 def test_a_query_without_a_live_key_leaves_nothing_open() -> None:
     q, k, v, dout = in_float64(Problem(b=1, hq=2, sq=6, skv=2, d=4, mask="causal"))
     out, dq, _, _ = oracle.uncertainty(q, k, v, dout, mask="causal", scale=None)

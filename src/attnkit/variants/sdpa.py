@@ -33,7 +33,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from attnkit.mask import dense
 from attnkit.problem import Mask, Pass, Problem
-from attnkit.variant import FEATURES, Feature, Variant, features
+from attnkit.variant import Feature, Variant, features
 
 __all__ = ["VARIANTS"]
 
@@ -51,11 +51,13 @@ UNMODIFIED: dict[Feature, str] = {
     "sink": "torch's SDPA has no logit beside those of keys",
 }
 NO_KEY = "queries may see no key, which this backend is not known to answer with 0"
-# where the causal mask alone is in the kernel: what is not aligned differently is lacking
-CAUSAL_ALONE: dict[Feature, str] = {
-    feature: "torch gives this backend no mask but the causal one"
-    for feature in FEATURES
-    if feature != "causal-top-left"
+IN_MEMORY: tuple[Feature, ...] = ("window", "prefix", "documents", "boolean", "alibi")
+LACKS: dict[SDPBackend, dict[Feature, str]] = {
+    MATH: UNMODIFIED,
+    EFFICIENT: UNMODIFIED | {"boolean": NO_KEY},
+    FLASH: UNMODIFIED | dict.fromkeys(IN_MEMORY, "on CUDA torch gives this backend neither mask nor bias from memory"),
+    CUDNN: UNMODIFIED
+    | dict.fromkeys(IN_MEMORY, "its backward with a mask in memory gives NaN on Hopper (pytorch#196678)"),
 }
 CUDNN_BACKWARD_DIMS = ((192, 128), (256, 256))  # beyond 128, the pairs of d and dv that its backward takes on Hopper
 
@@ -158,10 +160,8 @@ def torch_rejects(backend: SDPBackend, problem: Problem, device: torch.device, p
 
 def of(name: str, backend: SDPBackend, summary: str) -> Variant:
     """Return the variant of one backend."""
-    masks: dict[SDPBackend, dict[Feature, str]] = {MATH: {}, EFFICIENT: {"boolean": NO_KEY}}
-    lacks = UNMODIFIED | masks.get(backend, CAUSAL_ALONE)
     call, limits = functools.partial(attention, backend), functools.partial(rejects, backend)
-    return Variant(name, summary, call, limits, lacks=lacks)
+    return Variant(name, summary, call, limits, lacks=LACKS[backend])
 
 
 VARIANTS: tuple[Variant, ...] = (
