@@ -174,6 +174,14 @@ def test_a_computation_in_float32_stays_within_what_it_leaves_open(problem: Prob
         assert ((x - right).abs() <= bound + torch.finfo(torch.float32).tiny).all()
 
 
+def test_what_float32_leaves_open_grows_with_what_distance_costs() -> None:
+    q, k, v, dout = (torch.zeros(1, s, 1, 4) for s in (1, 40, 40, 1))
+    options = Problem(b=1, hq=1, sq=1, skv=40, d=4, alibi=True).options("cpu") | {"alibi": torch.ones(1)}
+    with_bias = oracle.uncertainty(q, k, v + 1, dout, **options).out
+    without = oracle.uncertainty(q, k, v + 1, dout, mask="full", scale=None).out
+    assert float((with_bias / without).min()) > 5
+
+
 def test_what_a_softcap_makes_flat_inherits_nothing_and_what_it_leaves_alone_the_same() -> None:
     q, k, v, dout = Problem(b=1, hq=2, sq=5, d=4, dtype="bf16").inputs("cpu")
     without = oracle.inherited(q, k, v, dout, mask="full", scale=None)
