@@ -27,7 +27,7 @@ PROBLEMS = [
     Problem(b=1, hq=2, sq=6, skv=8, d=3, mask=Prefix(4)),
     Problem(b=1, hq=2, sq=6, d=3, mask=Documents((1, 3, 2))),
     Problem(b=1, hq=2, sq=6, d=3, mask=Documents((4, 2), causal=False)),
-    Problem(b=2, hq=1, sq=6, skv=5, d=3, mask=Boolean(0.4)),
+    Problem(b=2, hq=1, sq=5, skv=6, d=3, mask=Boolean(0.2)),
     Problem(b=1, hq=4, hkv=2, sq=5, d=3, dv=2, mask="causal", softcap=1.5, magnitude=2.0),
     Problem(b=2, hq=3, hkv=1, sq=4, skv=7, d=3, alibi=True, sink=True),
     Problem(b=1, hq=2, sq=6, skv=3, d=3, mask="causal", softcap=0.5, alibi=True, sink=True),

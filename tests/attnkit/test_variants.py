@@ -92,6 +92,13 @@ def test_what_needs_a_gpu_says_so(name: str) -> None:
     assert variant(name).rejects(Problem(b=1, hq=1, sq=8, d=16), CPU, "fwd") == "runs on a CUDA device, got cpu"
 
 
+def test_a_backend_with_the_causal_mask_alone_takes_the_top_left_one_where_they_are_one() -> None:
+    rejects = variant("sdpa_flash").rejects
+    assert rejects(Problem(b=1, hq=1, sq=8, d=16, mask="causal-top-left"), CPU, "fwd") is None
+    said = rejects(Problem(b=1, hq=1, sq=8, skv=9, d=16, mask="causal-top-left"), CPU, "fwd")
+    assert "ours for sq = skv alone, got sq=8 and skv=9" in (said or "")
+
+
 @pytest.mark.parametrize("scale", [-0.5, 0.0])
 def test_sdpa_flash_rejects_a_scale_that_would_turn_its_mask_around(scale: float) -> None:
     rejects = variant("sdpa_flash").rejects
