@@ -1,8 +1,8 @@
 """Our kernels compiled ahead of time, for GPUs that are not there: every kernel and tuning as a list of builds.
 
-A family of kernels is a module here with a function ``builds()``, and an entry in ``FAMILIES``. A build has a name, the
-number of an architecture, and ``compile()``; that makes a binary, and needs neither a GPU nor a driver, but a process in
-which TRITON_INTERPRET is not set: Triton's interpreter and its compiler cannot share one.
+A family of kernels is a module here with a function ``builds(arch)``, and an entry in ``FAMILIES``. A build has a name,
+the number of an architecture, and ``compile()``; that makes a binary, and needs neither a GPU nor a driver, but a process
+in which TRITON_INTERPRET is not set: Triton's interpreter and its compiler cannot share one.
 """
 
 from __future__ import annotations
