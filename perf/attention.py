@@ -19,8 +19,17 @@ __all__ = ["TITLE", "time_attention"]
 TITLE: dict[Pass, str] = {"fwd": "forward", "bwd": "backward", "fwd+bwd": "forward+backward"}
 
 
-def time_attention(gpu_benchmark: GpuBenchmark, lineup: Lineup, name: str, pass_: Pass, device: torch.device) -> None:
+def time_attention(
+    gpu_benchmark: GpuBenchmark,
+    lineup: Lineup,
+    name: str,
+    pass_: Pass,
+    device: torch.device,
+    title: str | None = None,
+) -> None:
     """Time a pass; skip what the variant states it cannot do, fail what it gets wrong.
+
+    The case's name begins with `title`, or with the pass's own.
 
     Backward alone is timed with the forward's results among its inputs, so they count neither for time nor for memory.
     """
@@ -49,6 +58,7 @@ def time_attention(gpu_benchmark: GpuBenchmark, lineup: Lineup, name: str, pass_
             pytest.fail(f"{name} is wrong at {problem.name}: {'; '.join(found.failures)}", pytrace=False)
         return found.errors
 
+    title = title or TITLE[pass_]
     calls = {"fwd": forward, "bwd": backward, "fwd+bwd": both}
     gpu_benchmark(
         calls[pass_],
@@ -59,8 +69,8 @@ def time_attention(gpu_benchmark: GpuBenchmark, lineup: Lineup, name: str, pass_
             tokens=problem.tokens,
             dtype=problem.dtype,
         ),
-        name=f"{TITLE[pass_]}/{name}/{problem.name}",
-        group=f"{TITLE[pass_]}/{problem.name}",
+        name=f"{title}/{name}/{problem.name}",
+        group=f"{title}/{problem.name}",
         reference=name == lineup.reference,
         check=check,
     )

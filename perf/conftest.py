@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attnkit import nvrtc
 from attnkit.variants import variant
 from perf.problems import SUITES, lineups
 from perfgate import Clock
+from perfgate.binaries import register
 from perfgate.plugin import absent
+
+# what attnkit compiles itself is known to perfgate by what it is, not taken for a library's
+nvrtc.WATCHERS.append(register)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,11 +39,12 @@ def device(pytestconfig: pytest.Config) -> torch.device:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test every lineup of its module's pass, a case for each variant that is here."""
+    """Give a test every lineup of its module's pass, or of its own list, a case for each variant that is here."""
     if "lineup" not in metafunc.fixturenames:
         return
     cases = []
-    for lineup in lineups(metafunc.module.PASS, metafunc.config.getoption("perf_suite"), kind(metafunc.config)):
+    listed = getattr(metafunc.module, "LINEUPS", lineups)
+    for lineup in listed(metafunc.module.PASS, metafunc.config.getoption("perf_suite"), kind(metafunc.config)):
         for name in lineup.variants:
             if reason := variant(name).absent():
                 absent(metafunc.config, name, reason)

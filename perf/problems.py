@@ -12,14 +12,16 @@ from typing import Literal
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variants import TABLE
 
-__all__ = ["SUITES", "Lineup", "Suite", "lineups"]
+__all__ = ["SUITES", "Lineup", "Suite", "decoding", "lineups"]
 
 Suite = Literal["default", "full"]
 SUITES: tuple[Suite, ...] = ("default", "full")
 
-EVERY = tuple(variant.name for variant in TABLE)
+TIMED_ELSEWHERE = ("triton_fa1", "triton_splitkv")  # in decoding
+EVERY = tuple(variant.name for variant in TABLE if variant.name not in TIMED_ELSEWHERE)
 FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", "flash_attn")
 AGAINST_NAIVE = ("naive", "sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn")
+DECODERS = ("naive", "sdpa_flash", "sdpa_cudnn", "flash_attn", "triton_flash", "triton_splitkv")
 ON_CPU = ("naive", "sdpa_math", "sdpa_flash", "flex")
 
 
@@ -95,3 +97,30 @@ def _on_cpu(pass_: Pass) -> Iterator[Lineup]:
         yield Lineup(
             problem=Problem(b=1, hq=4, sq=s, d=64, dtype="fp32", mask="causal"), variants=ON_CPU, reference="naive"
         )
+
+
+def decoding(pass_: Pass, suite: Suite, device: str) -> list[Lineup]:
+    """Return what is timed of attention on a cache: one query a sequence, and up to eight."""
+    if device == "cpu":
+        problem = Problem(b=1, hq=4, hkv=2, sq=1, skv=1024, d=64, dtype="fp32", mask="causal")
+        return [Lineup(problem=problem, variants=("naive", "sdpa_flash"), reference="naive")]
+
+    # One sequence, where latency is all (TileOPs' Qwen3-30B-A3B, Llama-3-8B, Llama-2-7B), and batches, where bytes are.
+    # batch, key heads of 32, keys
+    sizes = [(1, hkv, skv) for hkv in (4, 8, 32) for skv in (1024, 4096)]
+    sizes += [(32, 8, 4096), (32, 32, 4096), (64, 8, 8192)]
+    if suite == "full":
+        every = [(b, hkv, skv) for b in (1, 4, 16, 32, 64, 128) for hkv in (4, 8, 32) for skv in (1024, 4096, 16384)]
+        # 16 GiB of cache at most, for the clock keeps several
+        sizes += [size for size in every if size not in sizes and size[0] * size[1] * size[2] <= 2**25]
+    rows = [(b, hkv, 1, skv) for b, hkv, skv in sizes]
+    # several queries at once: what speculative decoding verifies
+    rows += [(1, 8, sq, 4096) for sq in ((2, 4, 8) if suite == "full" else (4,))]
+    return [
+        Lineup(
+            problem=Problem(b=b, hq=32, hkv=hkv, sq=sq, skv=skv, d=128, mask="causal"),
+            variants=DECODERS,
+            reference="sdpa_flash",
+        )
+        for b, hkv, sq, skv in rows
+    ]

@@ -31,15 +31,20 @@ pytest_plugins = ["pytester"]
 
 USE_A_GPU = (
     "test_cuda",
+    "test_cuda_matvec",
+    "test_graph",
     "test_kernels",
     "test_laws",
     "test_parity",
+    "test_products",
     "test_triton_flash",
+    "test_triton_splitkv",
     "test_triton_unfused",
     "test_tune",
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that use a GPU keep out of each other's way: under xdist (--dist=loadgroup) one process runs them all."""
     if torch.cuda.is_available() and config.pluginmanager.hasplugin("xdist"):

@@ -264,7 +264,8 @@ def _results(path: Path, against: baseline.Baseline | None, accepted: Sequence[a
     outcome = None
     if against is not None:
         notes += baseline.check_comparable(against, found.environment)
-        outcome = decide(found.records, against, out_of_memory=found.out_of_memory, accepted=accepted)
+        rule = baseline.rule_for(against, found.environment)
+        outcome = decide(found.records, against, out_of_memory=found.out_of_memory, accepted=accepted, rule=rule)
         if outcome.exit == Exit.OK and not complete:
             outcome = replace(outcome, exit=Exit.INCOMPLETE)
     return Results.of(

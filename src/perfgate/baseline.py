@@ -189,6 +189,13 @@ def check_comparable(baseline: Baseline, environment: Environment) -> list[str]:
     return environment.differences(baseline.environment)
 
 
+def rule_for(baseline: Baseline | None, environment: Environment | None, rule: Rule | None = None) -> Rule:
+    """The rule by which what was measured here is held against a baseline: one device does not differ from itself."""
+    rule = rule or Rule()
+    same = baseline is not None and environment is not None and environment.same_device(baseline.environment)
+    return replace(rule, device=0.0) if same else rule
+
+
 def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Put the processes of one suite into one document.
 
@@ -278,7 +285,7 @@ def spread(records: Iterable[Record], *, allowed: float = ALLOWED, rule: Rule | 
         rule: The rule by which verdicts will be made.
     """
     records = list(records)
-    rule = replace(rule or Rule(), floor_seconds=0.0)
+    rule = replace(rule or Rule(), floor_seconds=0.0, device=0.0)
     noise = Noise.of(records)
     said = []
     for record in records:

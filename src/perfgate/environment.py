@@ -39,10 +39,16 @@ class Environment:
             parts.append("torch" + ".".join(torch.split("+")[0].split(".")[:2]))
         return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-")
 
+    def same_device(self, other: Environment) -> bool:
+        """Whether both are one and the same device, and not only of one kind; a device that has no id never is."""
+        return self.facts.get("uuid") is not None and self.facts.get("uuid") == other.facts.get("uuid")
+
     def differences(self, other: Environment) -> list[str]:
         """What differs without forbidding a comparison, e.g. ``driver 580.1 here, 570.2 in the baseline``."""
         names = sorted(set(self.versions) | set(other.versions))
-        return [
+        another = None not in (self.facts.get("uuid"), other.facts.get("uuid")) and not self.same_device(other)
+        said = [f"another {self.device} than the baseline's: of short calls only larger slowdowns are called"]
+        return said * another + [
             f"{name} {self.versions.get(name, 'absent')} here, {other.versions.get(name, 'absent')} in the baseline"
             for name in names
             if self.versions.get(name) != other.versions.get(name)

@@ -71,7 +71,9 @@ def _timed(call: Callable[[], object], calls: int) -> tuple[float, float]:
     end.synchronize()
     done = time.perf_counter()
     torch.cuda.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3, time.perf_counter() - done
+    idle = time.perf_counter()
+    torch.cuda.synchronize()  # what it takes to find an idle device idle
+    return float(begin.elapsed_time(end)) / 1e3, (idle - done) - (time.perf_counter() - idle)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -26,6 +26,8 @@ NAMES = [
     "triton_unfused",
     "triton_flash",
     "flash_attn",
+    "triton_fa1",
+    "triton_splitkv",
 ]
 CPU = torch.device("cpu")
 

@@ -34,6 +34,7 @@ CONFTEST = """
         return Environment(
             device=os.environ.get("DEVICE", "Fake GPU"),
             versions={"torch": "2.11.0", "driver": os.environ.get("DRIVER", "580.1")},
+            facts={"uuid": os.environ["UUID"]} if "UUID" in os.environ else {},
         )
 
     def pytest_perf_ceilings(config, clock):
@@ -60,7 +61,7 @@ SPEED = """
         gpu_benchmark(lambda: seconds, name=f"speed/{case}", group="speed", reference=case == "a", work=Work(bytes=1e9))
 """
 
-ENVIRONMENT = ("PROCESS", "DEVICE", "DRIVER", "NODE", "SLOW")
+ENVIRONMENT = ("PROCESS", "DEVICE", "DRIVER", "NODE", "SLOW", "UUID")
 
 
 OPENS_JSON_AT_THE_START = tuple(map(int, pytest_benchmark.__version__.split(".")[:2])) < (5, 3)

@@ -17,10 +17,21 @@ from typing import Any
 import pytest
 
 from perfgate import baseline
-from perfgate.baseline import BaselineError, check_comparable, from_document, merge, read, spread, write
+from perfgate.baseline import (
+    Baseline,
+    BaselineError,
+    check_comparable,
+    from_document,
+    merge,
+    read,
+    rule_for,
+    spread,
+    write,
+)
 from perfgate.case import Case
 from perfgate.clock import Method
 from perfgate.record import Record
+from perfgate.verdict import Rule
 from tests.perfgate.simulate import H200, Suite, document, record, samples
 
 ROOT = Path(__file__).parents[2]
@@ -373,3 +384,10 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(small_disk: Path) -> None
         write(large, small_disk, "suite")
     assert list(small_disk.iterdir()) == [kept]
     assert list(read(kept).records) == ["a"]
+
+
+def test_only_the_device_that_a_baseline_is_of_is_spared_what_devices_differ_by() -> None:
+    here, other, rule = H200, replace(H200, facts={"uuid": "GPU-2"}), Rule(floor=0.03)
+    of_here = Baseline(environment=here, records={})
+    assert rule_for(of_here, here, rule) == replace(rule, device=0.0)
+    assert [rule_for(of, at, rule) for of, at in ((of_here, other), (None, here), (of_here, None))] == [rule] * 3

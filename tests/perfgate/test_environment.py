@@ -38,7 +38,17 @@ def test_differences_below_the_key_are_said_in_both_directions() -> None:
         "driver 580.1 here, 570.2 in the baseline",
         "triton absent here, 3.6.0 in the baseline",
     ]
-    assert H200.differences(replace(H200, facts={"uuid": "GPU-2"})) == []
+
+
+def test_another_device_of_the_kind_is_said_where_both_are_known() -> None:
+    one, two, unknown = (replace(H200, facts=facts) for facts in ({"uuid": "GPU-1"}, {"uuid": "GPU-2"}, {}))
+    assert one.same_device(one)
+    assert not one.same_device(two)
+    assert not unknown.same_device(unknown)
+    assert one.differences(two) == [
+        "another NVIDIA H200 than the baseline's: of short calls only larger slowdowns are called"
+    ]
+    assert one.differences(one) == one.differences(unknown) == unknown.differences(one) == []
 
 
 def test_an_environment_survives_json() -> None:

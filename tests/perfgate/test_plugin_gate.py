@@ -55,6 +55,26 @@ def test_a_regression_says_what_changed_in_its_kernels(suite: Suite) -> None:
     result.stdout.fnmatch_lines(["speed/b regressed: new/old in *", "    flash: code changed, registers 128 -> 168"])
 
 
+SHORT = """
+    import os
+
+    def test_short(gpu_benchmark):
+        seconds = 5.2e-6 * (1.06 if "SLOW" in os.environ else 1)
+        gpu_benchmark(lambda: seconds, name="short", group="short")
+"""
+
+
+def test_a_short_call_may_be_slower_on_another_device_of_the_kind(suite: Suite) -> None:
+    suite.write(test_speed=SHORT)
+    for i in range(3):
+        assert suite.run(f"--benchmark-json={i}.json", PROCESS=f"{0.001 * i}", UUID="GPU-1").ret == Exit.OK
+    suite.file(baseline.merge([suite.document(f"{i}.json") for i in range(3)]))
+    assert suite.run("--benchmark-compare", SLOW="all", UUID="GPU-1").ret == Exit.REGRESSED
+    result = suite.run("--benchmark-compare", SLOW="all", UUID="GPU-2")
+    assert result.ret == Exit.OK
+    result.stdout.fnmatch_lines(["*another * than the baseline's: of short calls only larger slowdowns are called"])
+
+
 @pytest.mark.parametrize("option", ["--no-summary", "-q", "-qq", "--tb=no", "--benchmark-quiet"])
 def test_the_exit_code_does_not_hang_on_what_is_printed(suite: Suite, filed: Path, option: str) -> None:
     result = suite.run("--benchmark-compare", option, SLOW="b")

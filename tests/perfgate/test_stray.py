@@ -15,12 +15,13 @@ class Device:
     def __init__(self) -> None:
         self.now = self.current = self.other = 0.0
         self.hiccups: list[float] = []
+        self.asking = 5e-6
 
     def perf_counter(self) -> float:
         return self.now
 
     def synchronize(self) -> None:
-        self.now = max(self.now, self.current, self.other) + 5e-6 + (self.hiccups.pop() if self.hiccups else 0.0)
+        self.now = max(self.now, self.current, self.other) + self.asking + (self.hiccups.pop() if self.hiccups else 0.0)
 
     def launch(self, seconds: float, elsewhere: float) -> None:
         self.now += 4e-6
@@ -72,6 +73,12 @@ def test_work_on_another_stream_is_found_and_named(device: Device, seconds: floa
 def test_work_on_another_stream_that_ends_before_the_current_one_is_not_told(device: Device) -> None:
     """It need not be waited for to be timed: the time is that of the current stream."""
     assert stray.of_call(lambda: device.launch(1e-3, 5e-4), 1e-3) is None
+
+
+def test_a_host_that_takes_long_to_find_the_device_idle_finds_no_work(device: Device) -> None:
+    device.asking = 80e-6
+    assert stray.of_call(lambda: device.launch(1e-3, 0.0), 1e-3) is None
+    assert stray.of_call(lambda: device.launch(1e-3, 1.2e-3), 1e-3) is not None
 
 
 def test_a_share_too_small_to_matter_is_not_told(device: Device) -> None:

@@ -19,7 +19,8 @@ from perfgate.verdict import Noise, Rule, State, Verdict, judge, visible
 from tests.perfgate.simulate import Suite, record
 
 QUIET = Noise(prior=Prior(0.002**2, 6.0))
-SAME_SESSION = Rule(session=0.0)
+SAME_DEVICE = Rule(device=0.0)
+SAME_SESSION = Rule(session=0.0, device=0.0)
 MIRROR = {State.REGRESSED: State.IMPROVED, State.IMPROVED: State.REGRESSED}
 
 medians = st.lists(st.floats(0.9e-3, 1.1e-3), min_size=1, max_size=6)
@@ -36,7 +37,7 @@ def test_a_record_never_differs_from_itself(ms: list[float], width: float) -> No
 
 @given(medians, medians, widths, widths)
 def test_swapping_old_and_new_mirrors(a: list[float], b: list[float], wa: float, wb: float) -> None:
-    rule = Rule(floor_seconds=0.0)
+    rule = Rule(floor_seconds=0.0, device=0.0)
     one, two = record("x", a, half_width=wa), record("x", b, half_width=wb)
     there, back = judge(one, two, rule, QUIET), judge(two, one, rule, QUIET)
     assert back.state is MIRROR.get(there.state, there.state)
@@ -48,7 +49,7 @@ def test_swapping_old_and_new_mirrors(a: list[float], b: list[float], wa: float,
 @given(medians, medians, st.floats(1e-3, 1e3))
 def test_the_unit_does_not_matter(a: list[float], b: list[float], unit: float) -> None:
     rule = Rule()
-    scaled = replace(rule, floor_seconds=rule.floor_seconds * unit)
+    scaled = replace(rule, floor_seconds=rule.floor_seconds * unit, device=rule.device * unit)
     here = judge(record("x", a), record("x", b), rule, QUIET)
     there = judge(record("x", [m * unit for m in a]), record("x", [m * unit for m in b]), scaled, QUIET)
     assert there.ratio == pytest.approx(here.ratio)
@@ -181,7 +182,17 @@ def test_a_tiny_kernel_has_the_floor_of_its_clock() -> None:
     assert verdict(1.0375e-3, *STEADY).state is State.REGRESSED
 
 
-@pytest.mark.parametrize("name", ["floor", "floor_seconds", "session"])
+def test_a_tiny_kernel_may_be_slower_on_another_device_of_the_kind() -> None:
+    """Each is seen on the device that the baseline is of; on another only what devices do not differ by."""
+    old = record("x", [5.2e-6 * m / 1e-3 for m in STEADY])
+    slower, much_slower = record("x", [5.51e-6]), record("x", [6.2e-6])
+    assert [judge(new, old, SAME_DEVICE, QUIET).state for new in (slower, much_slower)] == [State.REGRESSED] * 2
+    elsewhere = [judge(new, old, Rule(), QUIET) for new in (slower, much_slower)]
+    assert [v.state for v in elsewhere] == [State.UNCHANGED, State.REGRESSED]
+    assert elsewhere[0].floor == pytest.approx(3 * math.hypot(0.0125, 0.12 / 5.2), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["floor", "floor_seconds", "session", "device"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.01])
 def test_a_number_that_switches_the_gate_off_is_an_error(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from attnkit.ahead.build import Binary
@@ -14,7 +14,14 @@ ALIGNMENT = 16
 
 
 def compile_kernel(
-    kernel: Any, arch: int, types: Mapping[str, str], constants: Mapping[str, object], **options: int
+    kernel: Any,
+    arch: int,
+    types: Mapping[str, str],
+    constants: Mapping[str, object],
+    *,
+    aligned: Collection[str] = (),
+    unaligned: Collection[str] = (),
+    **options: int,
 ) -> Binary:
     """Compile a kernel for an architecture.
 
@@ -23,8 +30,10 @@ def compile_kernel(
         arch: The architecture's number, such as 90.
         types: Of the arguments that are no constants, in Triton's words, such as ``*bf16`` or
             ``tensordesc<bf16[1,1,64,128]>``. What is not here is a 32-bit integer, and a float32 if it is a scale.
-            Pointers and strides (``s_...``) are multiples of `ALIGNMENT`.
+            Pointers, strides (``s_...``) and ``rows`` are multiples of `ALIGNMENT`.
         constants: By name; what the kernel does not take is left out.
+        aligned: Sizes that are multiples of `ALIGNMENT` too.
+        unaligned: Strides that are not.
         options: The compiler's own: ``num_warps``, ``num_stages``, ``maxnreg``.
 
     Raises:
@@ -41,12 +50,13 @@ def compile_kernel(
         name: "constexpr" if name in constants else types.get(name, "fp32" if name.startswith("scale") else "i32")
         for name in names
     }
-    aligned = [n for n in names if signature[n].startswith("*") or n.startswith("s_") or n == "rows"]
+    multiples = {n for n in names if signature[n].startswith("*") or n.startswith("s_") or n == "rows"}
+    multiples = (multiples | set(aligned)) - set(unaligned)
     source = ASTSource(
         kernel,
         signature,
         {(names.index(name),): value for name, value in constants.items() if name in names},
-        {(names.index(name),): [["tt.divisibility", ALIGNMENT]] for name in aligned},
+        {(names.index(name),): [["tt.divisibility", ALIGNMENT]] for name in names if name in multiples},
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     metadata = compiled.metadata

@@ -49,16 +49,9 @@ def builds(arch: int) -> Iterator[Build]:
 
 
 def binary(
-    arch: int,
-    kernel: Kernel,
-    dtype: str,
-    d: int,
-    causal: bool,
-    even: bool,
-    config: Config,
-    want: Want = "",
+    arch: int, kernel: Kernel, dtype: str, d: int, causal: bool, even: bool, config: Config, want: Want = "",
     **options: int,
-) -> Binary:
+) -> Binary:  # fmt: skip
     """Compile forward, dkdv or dq; `options` come before those of the configuration."""
     from attnkit.variants import triton_flash_backward as backward
     from attnkit.variants import triton_flash_forward as forward

@@ -4,7 +4,7 @@ Importing this needs torch alone. A variant whose package is missing is in the t
 """
 
 from attnkit.variant import Variant
-from attnkit.variants import flash_attn, flex, naive, sdpa, triton_flash, triton_unfused
+from attnkit.variants import flash_attn, flex, naive, sdpa, triton_fa1, triton_flash, triton_splitkv, triton_unfused
 
 __all__ = ["TABLE", "variant"]
 
@@ -15,6 +15,8 @@ TABLE: tuple[Variant, ...] = (
     triton_unfused.VARIANT,
     triton_flash.VARIANT,
     flash_attn.VARIANT,
+    triton_fa1.VARIANT,
+    triton_splitkv.VARIANT,
 )
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from perfgate import price
+from perfgate.baseline import rule_for
 from perfgate.case import Case
 from perfgate.clock import Clock, MeasureError
 from perfgate.gate import Exit, Outcome
@@ -159,7 +160,8 @@ class Session:
 
     @property
     def _rule(self) -> Rule:
-        return Rule(floor=self.config.getoption("perf_floor") / 100)
+        rule = Rule(floor=self.config.getoption("perf_floor") / 100)
+        return rule_for(self.run.baseline, self.run.environment, rule)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Wrapper[object]:

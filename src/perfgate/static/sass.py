@@ -11,8 +11,8 @@ shuffles. What an instruction waits for is not in its name, so asynchronous prod
     Hopper       HGMMA ... gsb0 closes a group of products    WARPGROUP.DEPBAR gsb0, n   waits for all but n groups
     Blackwell    UTC*MMA ... UTCBAR closes a group            SYNCS.PHASECHK             waits for one, the oldest
 
-SYNCS.PHASECHK waits for copies too. A Blackwell kernel that also has those seems to wait for products more often than it
-does, in baseline and run alike.
+SYNCS.PHASECHK waits for copies too. A Blackwell kernel that also has those seems to wait for products more often than
+it does, in baseline and run alike.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ KINDS = (EXPONENTIAL, WAIT, PHASE, *LOCAL, *COPIES, "BAR", "USETMAXREG")
 ORDERED = (EXPONENTIAL, WAIT, PHASE, *LOCAL, *COPIES, "BAR")
 
 HEADING = re.compile(r"^\s*Function : (\S+)$")
-RESOURCES = re.compile(r"^ *Function ([^\s:]+):\n +REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", re.MULTILINE)
+RESOURCES = re.compile(r"^ *Function ([^\s:]+):\n +REG:(\d+) STACK:(\d+) SHARED:(\d+)", re.MULTILINE)
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;")
 TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
 
@@ -141,7 +141,7 @@ def parse(listing: str) -> dict[str, Function]:
     Raises:
         ValueError: If a function has no resource usage, or none is there at all.
     """
-    usage = {name: tuple(map(int, numbers)) for name, *numbers in RESOURCES.findall(listing)}
+    usage = {name: (int(reg), int(stack), int(shared)) for name, reg, stack, shared in RESOURCES.findall(listing)}
     bodies: dict[str, list[Instruction]] = {}
     body: list[Instruction] = []
     for line in listing.splitlines():
@@ -153,7 +153,7 @@ def parse(listing: str) -> dict[str, Function]:
     if not bodies or bodies.keys() - usage.keys():
         got = f"functions {sorted(bodies)} and resources of {sorted(usage)}"
         raise ValueError(f"expected what `cuobjdump -sass -res-usage` prints, got {got}")
-    return {name: Function(*usage[name][:3], tuple(body)) for name, body in bodies.items()}
+    return {name: Function(*usage[name], tuple(body)) for name, body in bodies.items()}
 
 
 def count(instructions: Sequence[Instruction]) -> dict[str, int]:

@@ -1,0 +1,197 @@
+"""How others decode a Llama, as decoders that the ladder is timed beside.
+
+compiled        a decoder as gpt-fast writes it: static cache, fused projections, torch.compile with CUDA graphs
+transformers    LlamaForCausalLM with a static cache, its forward compiled likewise
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from attnkit.llama import Decoder, Weights, rotation
+from attnkit.llama.decoder import check_prompt, check_rewind, check_room
+from attnkit.llama.plain import rmsnorm
+
+__all__ = ["PEERS", "Compiled", "Peer", "Transformers"]
+
+COMPILE = {"mode": "reduce-overhead", "fullgraph": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A way to decode that is not ours.
+
+    Attributes:
+        build: Makes a decoder for weights, a batch and a capacity.
+        absent: Why it cannot decode these weights here, or None.
+    """
+
+    build: Callable[[Weights, int, int], Decoder]
+    absent: Callable[[Weights], str | None]
+
+
+class Stepwise:
+    """What both peers share: tokens and positions on the device, and `forward` to logits."""
+
+    def __init__(self, weights: Weights, batch: int, capacity: int) -> None:
+        self.batch, self.capacity, self.length = batch, capacity, 0
+        device = weights.device
+        self.logits = torch.zeros((batch, weights.config.vocab), dtype=torch.float32, device=device)
+        self.tokens = torch.zeros((batch, capacity + 1), dtype=torch.int64, device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """``tokens [b, s]`` at ``positions [s]`` to the last one's logits ``[b, vocab]``."""
+        raise NotImplementedError
+
+    def prompt(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The prompt ``[b, s]`` to its last token's logits."""
+        return self.forward(tokens, torch.arange(tokens.shape[1], device=tokens.device))
+
+    @torch.no_grad()
+    def prefill(self, prompt: torch.Tensor) -> None:
+        """Read a prompt."""
+        check_prompt(self, prompt)
+        self.length = prompt.shape[1]
+        self.tokens[:, : self.length] = prompt
+        self.position.fill_(self.length)
+        self._choose(self.prompt(prompt))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Read the newest token."""
+        check_room(self)
+        self.length += 1
+        logits = self.forward(self.tokens.index_select(1, self.position), self.position)
+        self.position += 1
+        self._choose(logits)
+
+    def rewind(self, length: int) -> None:
+        """Go back."""
+        check_rewind(self, length)
+        self.length = length
+        self.position.fill_(length)
+
+    def _choose(self, logits: torch.Tensor) -> None:
+        self.logits.copy_(logits)
+        self.tokens.index_copy_(1, self.position, self.logits.argmax(-1, keepdim=True))
+
+
+class Compiled(Stepwise):
+    """The way of gpt-fast: one function over tensors of fixed shapes, which inductor fuses and replays as a graph."""
+
+    def __init__(self, weights: Weights, batch: int, capacity: int, compile: bool = True) -> None:
+        super().__init__(weights, batch, capacity)
+        config = weights.config
+        self.config, self.weights = config, weights
+        self.qkv = [torch.cat((layer.q, layer.k, layer.v)) for layer in weights.layers]
+        self.gate_up = [torch.cat((layer.gate, layer.up)) for layer in weights.layers]
+        shape = (config.layers, batch, config.hkv, capacity, config.d)
+        self.k_cache = torch.zeros(shape, dtype=weights.dtype, device=weights.device)
+        self.v_cache = torch.zeros_like(self.k_cache)
+        self.turns = rotation.table(config, capacity, weights.device)
+        self.keys = torch.arange(capacity, device=weights.device)
+        self._eager = self._compute
+        self._compute_one = torch.compile(self._compute, **COMPILE) if compile else self._compute
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """A step is compiled, a prompt is not."""
+        return (self._compute_one if tokens.shape[1] == 1 else self._eager)(tokens, positions)
+
+    def _compute(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        config, weights = self.config, self.weights
+        heads = (config.hq, config.hkv, config.hkv)
+        turns = self.turns[positions]
+        seen = self.keys[None, :] <= positions[:, None]  # [s, capacity]
+        x = weights.embedding[tokens]
+        for i, layer in enumerate(weights.layers):
+            n = rmsnorm(x, layer.attention_norm, config.epsilon)
+            parts = linear(n, self.qkv[i]).split([h * config.d for h in heads], dim=-1)
+            q, k, v = (part.unflatten(-1, (-1, config.d)) for part in parts)
+            q, k = rotation.rotate(q, turns), rotation.rotate(k, turns)
+            self.k_cache[i].index_copy_(2, positions, k.transpose(1, 2))
+            self.v_cache[i].index_copy_(2, positions, v.transpose(1, 2))
+            a = scaled_dot_product_attention(
+                q.transpose(1, 2), self.k_cache[i], self.v_cache[i], attn_mask=seen, enable_gqa=config.group > 1
+            )
+            x = x + linear(a.transpose(1, 2).flatten(2), layer.out)
+            n = rmsnorm(x, layer.mlp_norm, config.epsilon)
+            gate, up = linear(n, self.gate_up[i]).chunk(2, dim=-1)
+            x = x + linear(silu(gate) * up, layer.down)
+        return linear(rmsnorm(x[:, -1], weights.norm, config.epsilon), weights.head)
+
+
+class Transformers(Stepwise):
+    """LlamaForCausalLM on the same weights, with a static cache."""
+
+    def __init__(self, weights: Weights, batch: int, capacity: int, compile: bool = True) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+        super().__init__(weights, batch, capacity)
+        config = weights.config
+        theirs = LlamaConfig(
+            hidden_size=config.hidden,
+            intermediate_size=config.intermediate,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.hq,
+            num_key_value_heads=config.hkv,
+            head_dim=config.d,
+            vocab_size=config.vocab,
+            max_position_embeddings=config.positions,
+            rms_norm_eps=config.epsilon,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        with torch.device("meta"):
+            model = LlamaForCausalLM(theirs).to(weights.dtype)
+        model.load_state_dict(weights.state(), assign=True)
+        # its table of rotations is no weight, and was made on no device
+        model.model.rotary_emb = type(model.model.rotary_emb)(theirs).to(weights.device)
+        self.model = model.eval()
+        self.cache = StaticCache(config=theirs, max_cache_len=capacity)
+        self._step: Any = torch.compile(self.model.forward, **COMPILE) if compile else self.model.forward
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """A step is compiled, a prompt is not."""
+        call = self._step if tokens.shape[1] == 1 else self.model.forward
+        rows = positions[None].expand(self.batch, -1)
+        out = call(input_ids=tokens, position_ids=rows, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1]
+
+    def prompt(self, tokens: torch.Tensor) -> torch.Tensor:
+        """With an empty cache."""
+        self.cache.reset()
+        return super().prompt(tokens)
+
+    def rewind(self, length: int) -> None:
+        """Go back; the cache counts for itself."""
+        super().rewind(length)
+        for layer in self.cache.layers:
+            layer.cumulative_length.fill_(length)
+
+
+def _needs_cuda(weights: Weights) -> str | None:
+    """Say that compilation is for a GPU: on a CPU it takes longer than all that is timed there."""
+    return None if weights.device.type == "cuda" else f"is compiled for a CUDA device, got {weights.device.type}"
+
+
+def _needs_transformers(weights: Weights) -> str | None:
+    if importlib.util.find_spec("transformers") is None:
+        return "the package transformers is not installed: pip install transformers"
+    if weights.config.rope_scaling is not None:
+        return "is set up for unscaled rotations"
+    return _needs_cuda(weights)
+
+
+PEERS = {
+    "compiled": Peer(Compiled, _needs_cuda),
+    "transformers": Peer(Transformers, _needs_transformers),
+}

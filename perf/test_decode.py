@@ -1,0 +1,63 @@
+"""Attention of the newest queries on a cache: of every variant, and of split keys on a cache in pages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnkit.parity import parity
+from attnkit.problem import Pass, Problem
+from attnkit.variants import triton_splitkv
+from perf.attention import time_attention
+from perf.problems import Lineup, decoding
+from perfgate import Work
+from perfgate.plugin import GpuBenchmark
+
+PASS: Pass = "fwd"
+LINEUPS = decoding
+PAGE = 16
+
+PAGED = [Problem(b=b, hq=32, hkv=8, sq=1, skv=4096, d=128, mask="causal") for b in (1, 32)]
+
+
+def test_decode(gpu_benchmark: GpuBenchmark, lineup: Lineup, variant_name: str, device: torch.device) -> None:
+    time_attention(gpu_benchmark, lineup, variant_name, PASS, device, title="decode")
+
+
+@pytest.mark.parametrize("problem", PAGED, ids=lambda problem: problem.name)
+def test_decode_in_pages(gpu_benchmark: GpuBenchmark, problem: Problem, device: torch.device) -> None:
+    way = triton_splitkv.VARIANT
+    if device.type != "cuda":
+        pytest.skip("times a kernel, which needs a CUDA device")
+    if reason := way.why_not(problem, device, PASS):
+        pytest.skip(f"{way.name} cannot: {reason}")
+    lengths = torch.full((problem.b,), problem.skv, dtype=torch.int32, device=device)
+
+    def inputs(i: int) -> tuple[torch.Tensor, ...]:
+        q, k, v, _ = problem.inputs(device, seed=i)
+        pages = problem.b * problem.skv // PAGE
+        order = torch.randperm(pages, generator=torch.Generator().manual_seed(i)).to(device)
+        shuffled = [t.reshape(pages, PAGE, problem.hkv, -1)[order] for t in (k, v)]
+        return q, *shuffled, order.argsort().int().view(problem.b, -1)
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return triton_splitkv.attend(q, k, v, lengths, table=table)
+
+    def check(out: torch.Tensor) -> dict[str, float]:
+        found = parity(way, problem, device, PASS)
+        if not found.ok:
+            pytest.fail(f"{way.name} is wrong at {problem.name}: {'; '.join(found.failures)}", pytrace=False)
+        q, k, v, _ = problem.inputs(device, seed=0)
+        # the same keys in the same order: the same sums
+        if not torch.equal(out, triton_splitkv.attend(q, k, v, lengths)):
+            pytest.fail(f"{way.name} in pages differs from itself at {problem.name}", pytrace=False)
+        return found.errors
+
+    gpu_benchmark(
+        call,
+        inputs=inputs,
+        work=Work(flops=problem.flops(PASS), bytes=problem.bytes(PASS), tokens=problem.tokens, dtype=problem.dtype),
+        name=f"decode/{way.name}_paged/{problem.name}",
+        group=f"decode/{problem.name}",
+        check=check,
+    )

@@ -1,0 +1,176 @@
+"""The Llama ladder: how long a few tokens take, text to host, on every rung and with peers.
+
+A case decodes STEPS tokens from a context and reads them on the host, as a server does that streams text. What launches
+cost is in it: the host waits once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from attnkit.llama import BATCHED, LADDER, LLAMA_2_7B, Config, Decoder, Model, Weights, build, rung
+from perf.peers import PEERS
+from perfgate import Work
+from perfgate.plugin import GpuBenchmark
+
+STEPS = 32
+MODELS = {
+    "llama-2-7b": LLAMA_2_7B,
+    "tiny": Config(hidden=256, intermediate=688, layers=2, hq=4, vocab=512, positions=2048),
+}
+NAMES = (*(entry.name for entry in LADDER), *PEERS)
+AT_MANY = ("matmul", BATCHED.name, *PEERS)
+"""What decodes more sequences than the fused kernels take."""
+
+
+class Size(NamedTuple):
+    """A model's name, sequences, and tokens in the cache when the clock starts."""
+
+    model: str
+    batch: int
+    context: int
+
+    def __str__(self) -> str:
+        return f"{self.model}-b{self.batch}-c{self.context}"
+
+    @property
+    def capacity(self) -> int:
+        """Of a cache that has room for a case."""
+        return self.context + STEPS
+
+    def prompt(self, device: torch.device) -> torch.Tensor:
+        """Tokens that fill the context, the same each time: ``[batch, context]``."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, MODELS[self.model].vocab, (self.batch, self.context), generator=generator).to(device)
+
+
+def cases(suite: str, device: str) -> list[tuple[Size, str]]:
+    """Every way to decode at every size."""
+    if device == "cpu":
+        return [(Size("tiny", 1, 128), name) for name in NAMES]
+    if suite == "default":  # a model of 7 billion takes seconds a case
+        return [(Size("llama-2-7b", 1, 256), name) for name in NAMES]
+    few = [Size("llama-2-7b", *size) for size in ((1, 128), (1, 256), (1, 2048), (1, 4000), (2, 512), (4, 256))]
+    many = [Size("llama-2-7b", batch, 256) for batch in (16, 64)]
+    return [(size, name) for size in few for name in NAMES] + [(size, name) for size in many for name in AT_MANY]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    config = metafunc.config
+    cpu = config.getoption("perf_device") == "cpu" or not torch.cuda.is_available()
+    chosen = cases(config.getoption("perf_suite"), "cpu" if cpu else "cuda")
+    metafunc.parametrize(("size", "way"), chosen, ids=[f"{name}-{size}" for size, name in chosen])
+
+
+@pytest.fixture(scope="module")
+def models(device: torch.device) -> Callable[[str], Model]:
+    """Models by name, one at a time on the device."""
+    kept: dict[str, Model] = {}
+
+    def get(name: str) -> Model:
+        if name not in kept:
+            kept.clear()
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+            kept[name] = Model(Weights.random(MODELS[name], device, dtype))
+        return kept[name]
+
+    return get
+
+
+class Truth:
+    """The logits that a rung should have: float32's, of the weights it has; and how far from them it may be.
+
+    The first rung's distance in the weights' own dtype is the measure. Others round as often but elsewhere, and the
+    fused kernels less often.
+    """
+
+    def __init__(self) -> None:
+        self._logits: dict[tuple[Size, bool], torch.Tensor] = {}
+        self._distance: dict[Size, float] = {}
+
+    def logits(self, model: Model, size: Size, int8: bool = False) -> torch.Tensor:
+        """Those after the prompt; float32 weights are made once for each size, and let go of again."""
+        if (size, int8) not in self._logits:
+            weights = model.weights
+            if weights.dtype != torch.float32:
+                weights = (model.int8 if int8 else model.packed).unpacked(torch.float32)
+            decoder = build(rung("matmul"), Model(weights), batch=size.batch, capacity=size.capacity)
+            self._logits[size, int8] = after_prompt(decoder, size)
+        return self._logits[size, int8]
+
+    def allowed(self, model: Model, size: Size) -> float:
+        """How far logits may be from the truth, as a part of its norm."""
+        if size not in self._distance:
+            first = build(rung("matmul"), model, batch=size.batch, capacity=size.capacity)
+            self._distance[size] = distance(after_prompt(first, size), self.logits(model, size))
+        return 1.5 * self._distance[size] + 1e-5
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    return Truth()
+
+
+def after_prompt(decoder: Decoder, size: Size) -> torch.Tensor:
+    """The logits of one step after the prompt, on a token that is given: rungs may choose others among near equals."""
+    prompt = size.prompt(decoder.logits.device)
+    decoder.prefill(prompt)
+    decoder.tokens[:, size.context] = prompt[:, 0]
+    decoder.step()
+    return decoder.logits.clone()
+
+
+def distance(found: torch.Tensor, true: torch.Tensor) -> float:
+    return float((found - true).norm() / true.norm())
+
+
+def test_decoding(
+    gpu_benchmark: GpuBenchmark, size: Size, way: str, models: Callable[[str], Model], truth: Truth
+) -> None:
+    model = models(size.model)
+    weights, config = model.weights, model.weights.config
+    int8 = way not in PEERS and rung(way).int8
+    if way in PEERS:
+        reason = PEERS[way].absent(weights)
+    else:
+        reason = rung(way).why_not(config, size.batch, weights.device, weights.dtype)
+    if reason:
+        pytest.skip(f"{way} cannot: {reason}")
+    # before the decoder is there: the truth needs room
+    true, allowed = truth.logits(model, size, int8), truth.allowed(model, size)
+    if way in PEERS:
+        decoder = PEERS[way].build(weights, size.batch, size.capacity)
+    else:
+        decoder = build(rung(way), model, batch=size.batch, capacity=size.capacity)
+    error = distance(after_prompt(decoder, size), true)
+
+    def decode() -> torch.Tensor:
+        decoder.rewind(size.context)
+        for _ in range(STEPS):
+            decoder.step()
+        return decoder.tokens[:, size.context + 1 :].cpu()
+
+    def check(_: torch.Tensor) -> dict[str, float]:
+        if not error <= allowed:
+            pytest.fail(f"{way} is wrong at {size}: logits differ by {error:.3g}, allowed {allowed:.3g}", pytrace=False)
+        return {"logits": error}
+
+    element = weights.dtype.itemsize
+    mean_context = size.context + (STEPS + 1) / 2
+    gpu_benchmark(
+        decode,
+        work=Work(
+            flops=2 * config.streamed * size.batch * STEPS,
+            bytes=STEPS * config.bytes_per_token(mean_context, size.batch, 1 if int8 else element, element),
+            tokens=size.batch * STEPS,
+            dtype="bf16" if element == 2 else "fp32",
+        ),
+        name=f"llama/{way}/{size}",
+        group=f"llama/{size}",
+        reference=way == "matmul",
+        check=check,
+    )

@@ -1,0 +1,107 @@
+// Matrix-vector product whose loads wait in shared memory.
+//
+// One warp does nothing but ask the copy engine (cp.async.bulk, Hopper and later) for a block's rows, 8 at a time and
+// PIECE_K elements of each, into a ring of STAGES; the others multiply what has arrived, each a share of every stage.
+// What is in flight costs no registers, and the ring is full long before x is there.
+//
+// Macros beside those of matvec.cuh: STAGES, and SPAN steps of each row in a stage.
+#include "matvec.cuh"
+
+constexpr int THREADS = 32 * WARPS + 32;
+constexpr int STAGE_ROW = PIECE_K * WEIGHT_BYTES;
+constexpr int STAGE_PITCH = STAGE_ROW + STEP_BYTES;  // no two rows of a tile in the same banks
+
+// All warps but the one that loads, which is ahead of them or gone.
+__device__ inline void sync_multiplying() { sync_group<1, 32 * WARPS>(); }
+
+// Which stage of the ring, and how often it has been used.
+struct Turn {
+  int stage = 0, parity = 0;
+
+  __device__ void advance() {
+    if (++stage == STAGES) { stage = 0; parity ^= 1; }
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+matvec(const char* weight, const half_bits* x, const float* scale, const half_bits* bias, half_bits* out,
+       int n, int k, int m, int weight_stride, int x_stride, int even, int odd, int phase, int slots) {
+  extern __shared__ __align__(128) char shared[];
+  const int parts = (k + PIECE_K - 1) / PIECE_K, width = parts * PIECE_K, stride = width + X_PAD;
+  char* ring = shared;
+  barrier* full = (barrier*)(ring + STAGES * TILE * STAGE_PITCH);
+  barrier* empty = full + STAGES;
+  half_bits* staged = (half_bits*)(full + 2 * STAGES);
+  float* partial = (float*)(staged + m * stride);
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const Rows rows = rows_of_block(even, odd);
+  const int tiles = (rows.count + TILE - 1) / TILE;
+
+  let_next_kernel_begin();
+  if (threadIdx.x == 32 * WARPS) {
+    for (int i = 0; i < STAGES; ++i) {
+      barrier_init(full + i, 1);
+      barrier_init(empty + i, WARPS);
+    }
+    barrier_init_done();
+  }
+  __syncwarp();
+
+  Turn turn;
+  int issued = 0;
+  const int total = tiles * parts;
+  auto issue = [&] {
+    const int tile = issued / parts, part = issued % parts, there = min(rows.count - tile * TILE, TILE);
+    const int bytes = min(k - part * PIECE_K, PIECE_K) * WEIGHT_BYTES;
+    if (lane == 0) barrier_arrive_expecting(full + turn.stage, there * bytes);
+    __syncwarp();
+    if (lane < there) {
+      const long long row = rows.first + tile * TILE + lane;
+      copy_bulk(ring + (turn.stage * TILE + lane) * STAGE_PITCH,
+                weight + row * weight_stride * WEIGHT_BYTES + (long long)part * STAGE_ROW, bytes, full + turn.stage);
+    }
+    turn.advance();
+    ++issued;
+  };
+  // the ring is empty at first: it can be filled before any other warp is there
+  if (warp == WARPS) while (issued < min(STAGES, total)) issue();
+
+  wait_for_previous_kernel();
+  stage_x<THREADS>(staged, x, x_stride, m, k, width, stride);
+  __syncthreads();
+
+  if (warp == WARPS) {
+    while (issued < total) {
+      barrier_wait(empty + turn.stage, turn.parity ^ 1);
+      issue();
+    }
+    return;
+  }
+
+  const half_bits* staged_mine = staged + min(g, m - 1) * stride + t * LANE_K;
+  for (int begin = 0; begin < tiles; begin += phase) {
+    const int end = min(begin + phase, tiles);
+    for (int tile = begin; tile < end; ++tile) {
+      Sums sums;
+      for (int part = 0; part < parts; ++part) {
+        barrier_wait(full + turn.stage, turn.parity);
+        const char* mine = ring + (turn.stage * TILE + g) * STAGE_PITCH + t * LANE_BYTES;
+        const int left = k - part * PIECE_K - t * LANE_K;
+        #pragma unroll 4
+        for (int s = warp; s < SPAN; s += WARPS) {
+          uint4 w = make_uint4(0, 0, 0, 0);
+          if (s * STEP_K < left) w = *(const uint4*)(mine + s * STEP_BYTES);
+          multiply_step(sums, w, (const uint4*)(staged_mine + part * PIECE_K + s * STEP_K));
+        }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(empty + turn.stage);
+        turn.advance();
+      }
+      keep(partial, slot_of(tile, slots), warp, m, sums);
+    }
+    sync_multiplying();
+    finish<32 * WARPS>(partial, slots, begin, end, rows, out, scale, bias, m, n);
+    if (end < tiles) sync_multiplying();
+  }
+}

@@ -1,0 +1,144 @@
+"""Linear layers whose weights are int8 and whose activations are not.
+
+    scale_n = max_k |w_nk| / 127        q_nk = round(w_nk / scale_n)        out = (x qᵀ) · scale + bias
+
+One scale for each output channel, symmetric about zero, so that it can be applied to the finished sum: the product
+itself is x with small integers, which 16-bit floats hold exactly (vector-wise quantisation of weights as in LLM.int8(),
+Dettmers et al., 2022, with the activations left alone). A weight is off by half a scale at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from attnkit.products import choose
+
+__all__ = ["Int8Linear", "dequantize", "quantize", "quantize_"]
+
+LARGEST = 127
+
+
+def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise weight ``[n, k]``: int8 ``[n, k]`` and scale ``[n]`` in float32.
+
+    A channel of zeros stays one. The scale is at least the smallest normal float32.
+
+    Raises:
+        ValueError: If weight is not a floating-point matrix, or holds what is not finite.
+    """
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError(f"expected a floating-point weight [n, k], got {weight.dtype} {list(weight.shape)}")
+    exact = weight.detach().float()
+    if not exact.isfinite().all():
+        rows = (~exact.isfinite()).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"weight must be finite to be quantised, got inf or nan in {len(rows)} rows, first {rows[0]}")
+    largest = exact.abs().amax(1) if weight.shape[1] else exact.new_zeros(weight.shape[0])
+    scale = (largest / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+    return (exact / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
+
+
+def dequantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The inverse of `quantize` but for rounding: int8 ``[n, k]`` and scale ``[n]`` to float32 ``[n, k]``."""
+    return weight.float() * scale[:, None]
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights: x ``[..., k]`` to out ``[..., n]`` in x's dtype. For inference.
+
+    Casting the module leaves weight and scale as they are. Where x needs a gradient the product is torch's own.
+
+    Args:
+        weight: ``[n, k]`` in int8.
+        scale: ``[n]`` in float32.
+        bias: ``[n]``, or None.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        if weight.dtype != torch.int8 or weight.ndim != 2:
+            raise ValueError(f"expected an int8 weight [n, k], got {weight.dtype} {list(weight.shape)}: see quantize")
+        if scale.dtype != torch.float32 or scale.shape != weight.shape[:1]:
+            raise ValueError(
+                f"expected a float32 scale [{len(weight)}], one a row of weight, got {scale.dtype} {list(scale.shape)}"
+            )
+        if bias is not None and bias.shape != scale.shape:
+            raise ValueError(f"expected a bias {list(scale.shape)}, got {list(bias.shape)}: one a row of weight")
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self.out_features, self.in_features = weight.shape
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Int8Linear:
+        """Quantise a linear layer; the layer stays as it is.
+
+        Raises:
+            ValueError: If its weight holds what is not finite.
+        """
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        return cls(*quantize(linear.weight), bias).train(linear.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply.
+
+        Raises:
+            ValueError: If x is not ``[..., k]``.
+        """
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"expected x [..., {self.in_features}], got {list(x.shape)}")
+        rows = x.reshape(-1, self.in_features)
+        out = choose(rows, self.weight, self.scale, self.bias).multiply(rows, self.weight, self.scale, self.bias)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Sizes, as nn.Linear shows them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Int8Linear:
+        # a cast of the module to 16 bits is meant for activations: the scales stay exact
+        scale = self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        if self.scale.dtype != torch.float32:
+            self.scale = scale.to(self.scale.device)
+        return self
+
+
+def quantize_(model: nn.Module, keep: Callable[[str, nn.Linear], bool] = lambda name, linear: False) -> list[str]:
+    """Replace every nn.Linear inside a model by an Int8Linear, in place; subclasses of nn.Linear are left alone.
+
+    A layer that is in the model twice is one layer afterwards too. What shares its weight with a layer keeps it.
+
+    Args:
+        model: What holds the layers.
+        keep: Says of a layer, by its name and itself, that it is to stay as it is.
+
+    Returns:
+        The names of the layers that were replaced.
+
+    Raises:
+        ValueError: If the model is itself a linear layer, or a weight is not finite; nothing is replaced then.
+    """
+    if type(model) is nn.Linear:
+        raise ValueError("a linear layer cannot be replaced in itself: take Int8Linear.from_linear(layer)")
+    found: dict[str, nn.Linear] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if type(module) is nn.Linear and not keep(name, module):
+            found[name] = module
+    made: dict[nn.Linear, Int8Linear] = {}
+    for name, linear in found.items():
+        if linear not in made:
+            try:
+                made[linear] = Int8Linear.from_linear(linear)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    for name, linear in found.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, made[linear])
+    return list(found)

@@ -1,0 +1,50 @@
+"""A product: one way to multiply a few rows by the weight of a linear layer, and what it can and cannot do.
+
+    out [m, n] = x [m, k] · weightᵀ [k, n] · scale [n] + bias [n]
+
+The weight is of x's dtype and has no scale, or int8 with one scale for each of its rows (an output channel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+__all__ = ["Multiply", "Product", "Rejects"]
+
+
+class Multiply(Protocol):
+    """The call of every product: x [m, k], weight [n, k], scale [n] in float32, bias [n] to out [m, n] in x's dtype."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Multiply."""
+        ...
+
+
+Rejects = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One way to multiply.
+
+    Attributes:
+        name: Stable; it is part of the name of every case that times it.
+        summary: What it is, in one line.
+        multiply: The call. It is made for what `rejects` does not reject.
+        rejects: Why these operands cannot be multiplied in this way, or None.
+    """
+
+    name: str
+    summary: str
+    multiply: Multiply
+    rejects: Rejects

@@ -1,0 +1,114 @@
+"""Products of one to eight rows in CUDA C++: x ``[m, k]`` times weight ``[n, k]`` transposed, at the speed of memory.
+
+The kernels are cuda/matvec_registers.cu and cuda/matvec_bulk.cu; matvec_tiles.py says which form of them is used where.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from attnkit import nvrtc
+from attnkit.product import Product
+from attnkit.products.matvec_tiles import MAX_ROWS, Config, Weights, choose, launch_shape
+
+__all__ = ["PRODUCT", "matvec", "rejects"]
+
+ALIGNMENT = 16
+
+
+def matvec(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    config: Config | None = None,
+) -> torch.Tensor:
+    """Multiply: x ``[m, k]`` in 16 bits, weight ``[n, k]`` in x's dtype or int8 with scale ``[n]`` to out ``[m, n]``.
+
+    Sums are in float32. With a ``config`` whose ``overlap`` is set, weight, scale and bias must not be written by the
+    kernel that runs before this one on the stream.
+
+    Raises:
+        ValueError: If `rejects` rejects it.
+    """
+    if reason := rejects(x, weight, scale, bias, config):
+        raise ValueError(f"cuda_matvec cannot: {reason}")
+    m, k = x.shape
+    n = weight.shape[0]
+    weights: Weights = "int8" if weight.dtype == torch.int8 else "half"
+    config = config or choose(weights, n, k)
+    shape = launch_shape(config, weights, m, n, k, multiprocessors(x.device))
+    kernel = nvrtc.compile(
+        nvrtc.SOURCES / config.source, ("matvec",), config.options(x.dtype, weights), x.device
+    )["matvec"]  # fmt: skip
+    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    kernel(
+        shape.grid, config.threads,
+        weight, x, scale, bias, out, n, k, m, weight.stride(0), x.stride(0), n // shape.grid, n % shape.grid,
+        shape.phase, shape.slots,
+        shared=shape.shared, overlap=config.overlap,
+    )  # fmt: skip
+    return out
+
+
+def rejects(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    config: Config | None = None,
+) -> str | None:
+    """Why these tensors cannot be multiplied by this kernel, or None."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return "has no backward: call it under torch.no_grad() or torch.inference_mode()"
+    if x.device.type != "cuda":
+        return f"runs on a CUDA device, got {x.device.type}"
+    if reason := nvrtc.absent():
+        return reason
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return f"x must be float16 or bfloat16, got {x.dtype}"
+    if weight.dtype not in (x.dtype, torch.int8):
+        return f"weight must be int8 or of x's dtype, got {weight.dtype} and {x.dtype}"
+    m, k = x.shape
+    if not 1 <= m <= MAX_ROWS:
+        return f"x must have 1 to {MAX_ROWS} rows, got {m}"
+    unit = ALIGNMENT // weight.element_size()
+    if k % unit:
+        return f"k must be a multiple of {unit}, got {k}"
+    for name, t in (("x", x), ("weight", weight)):
+        if t.stride(1) != 1 or t.stride(0) * t.element_size() % ALIGNMENT or t.data_ptr() % ALIGNMENT:
+            return f"rows of {name} must be contiguous and begin at multiples of {ALIGNMENT} bytes"
+    for name, vector in (("scale", scale), ("bias", bias)):
+        if vector is not None and vector.stride(0) != 1:
+            return f"{name} must be contiguous"
+    weights: Weights = "int8" if weight.dtype == torch.int8 else "half"
+    n = weight.shape[0]
+    config = config or choose(weights, n, k)
+    major, minor = torch.cuda.get_device_capability(x.device)
+    least = 9 if config.design == "bulk" or config.overlap else 8
+    if major < least:
+        return f"needs compute capability {least}.0 or later, got {major}.{minor}"
+    shared = launch_shape(config, weights, m, n, k, multiprocessors(x.device)).shared
+    room = shared_memory(x.device)
+    if shared > room:
+        return f"{m} rows of k={k} need {shared} bytes of shared memory, a block has {room}"
+    return None
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes a block can have on the device."""
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined] # there, but not in the stubs
+
+
+PRODUCT = Product("cuda_matvec", "one to eight rows at the speed of memory, CUDA C++", matvec, rejects)

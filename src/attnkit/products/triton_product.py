@@ -1,0 +1,107 @@
+"""x ``[m, k]`` times weight ``[n, k]`` transposed in Triton, with 16-bit or int8 weights, for one row or for thousands.
+
+A program owns a tile [BM, BN] of out and walks along k. int8 weights are loaded as bytes and become 16-bit floats in
+registers, exactly, so that half of the traffic is saved and the tensor cores see what they know; the scale of an output
+channel is common to its whole sum and is applied once, to the float32 sum.
+
+For a few rows a program has few columns of out and much of k at a time, because then all that counts is how much of the
+weight is on its way; the matrix-vector kernels in CUDA C++ are nearer to the speed of memory there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attnkit.product import Product
+
+__all__ = ["PRODUCT", "Tiles", "multiply", "rejects", "tiles"]
+
+FEW = 16
+"""Rows of x that fit the smallest tile of the tensor cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """One compiled form of the kernel.
+
+    Attributes:
+        block_m: Rows of x a tile.
+        block_n: Rows of weight a tile.
+        block_k: Elements of either at a time.
+        warps: Warps a program.
+        stages: Tiles in flight.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+def tiles(m: int, weight: torch.dtype) -> Tiles:
+    """The form for so many rows of x."""
+    if m <= FEW:
+        return Tiles(FEW, 16, 512 if weight == torch.int8 else 256, 4, 4)
+    return Tiles(64, 128, 64, 4, 4) if m <= 64 else Tiles(128, 128, 64, 8, 3)
+
+
+def multiply(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    form: Tiles | None = None,
+) -> torch.Tensor:
+    """Multiply: x ``[m, k]`` in 16 bits, weight ``[n, k]`` to out ``[m, n]``; sums are in float32.
+
+    Raises:
+        ValueError: If `rejects` rejects it.
+    """
+    if reason := rejects(x, weight, scale, bias):
+        raise ValueError(f"triton_product cannot: {reason}")
+    from attnkit.products.triton_product_kernel import product_kernel
+
+    (m, k), n = x.shape, weight.shape[0]
+    form = form or tiles(m, weight.dtype)
+    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    grid = (-(-n // form.block_n), -(-m // form.block_m))
+    options: dict[str, Any] = {"num_warps": form.warps, "num_stages": form.stages}
+    with torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext():
+        product_kernel[grid](
+            x, weight, scale, bias, out, m, n, k, x.stride(0), weight.stride(0),
+            BM=form.block_m, BN=form.block_n, BK=form.block_k, EVEN=k % form.block_k == 0, **options,
+        )  # fmt: skip
+    return out
+
+
+def rejects(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None, bias: torch.Tensor | None = None
+) -> str | None:
+    """Why these operands cannot be multiplied by this kernel, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed: pip install triton"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return "has no backward: call it under torch.no_grad() or torch.inference_mode()"
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return f"x must be float16 or bfloat16, got {x.dtype}"
+    if weight.dtype not in (x.dtype, torch.int8):
+        return f"weight must be int8 or of x's dtype, got {weight.dtype} and {x.dtype}"
+    if x.stride(1) != 1 or weight.stride(1) != 1:
+        return "rows of x and weight must be contiguous"
+    if x.device.type == "cpu":
+        import triton.language as tl
+        from triton.runtime.interpreter import InterpretedFunction
+
+        if not isinstance(tl.zeros, InterpretedFunction):
+            return "runs on a CUDA device, or on the CPU in Triton's interpreter (TRITON_INTERPRET=1), got cpu"
+    return None
+
+
+PRODUCT = Product("triton_product", "dequantised in registers, on the tensor cores, in Triton", multiply, rejects)

@@ -1,0 +1,74 @@
+"""FlashAttention's first loop order (Dao et al., FlashAttention, 2022, algorithm 1): keys outside, queries inside.
+
+One program computes one head. It takes a tile of keys and values and walks over all queries with it; output, maximum
+and sum of every row go back to memory and are read again for the next tile. So the scores never reach memory, but the
+output does, once for each tile of keys, and heads are all the parallelism there is: the two things that
+FlashAttention-2 turned around. Forward only. The kernel is in triton_fa1_kernel.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from attnkit.problem import Mask, Pass, Problem
+from attnkit.variant import Variant
+
+__all__ = ["VARIANT", "attention"]
+
+MAX_D = 256
+"""Largest head dim: a program holds a tile of whole rows."""
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
+) -> torch.Tensor:
+    """Attention by tiles of keys.
+
+    Args:
+        q: ``[b, sq, hq, d]``, float16, bfloat16 or float32; d is at most 256.
+        k: ``[b, skv, hkv, d]``, hkv divides hq: query head h reads key head ``h // (hq // hkv)``.
+        v: ``[b, skv, hkv, dv]``, dv at most 256.
+        mask: ``full``, or ``causal``: query i sees key j where ``j <= i + skv - sq``.
+        scale: ``1 / sqrt(d)`` unless given.
+
+    Returns:
+        out ``[b, sq, hq, dv]``; 0 for a query without a live key.
+    """
+    from attnkit.variants import triton_fa1_kernel
+
+    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
+    return triton_fa1_kernel.forward(q, k, v, mask == "causal", q.shape[3] ** -0.5 if scale is None else scale)
+
+
+def absent() -> str | None:
+    """Say that there is no Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed: pip install 'triton>=3.6' (Linux)"
+    return None
+
+
+def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
+    """Say why this variant cannot compute a problem on a device."""
+    if pass_ != "fwd":
+        return "has no backward: take triton_flash"
+    if max(problem.d, problem.dv) > MAX_D:
+        return f"d and dv must be at most {MAX_D}, got {problem.d} and {problem.dv}"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+    import triton
+
+    if not triton.knobs.runtime.interpret:
+        return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
+    return None
+
+
+VARIANT = Variant(
+    name="triton_fa1",
+    summary="FlashAttention's first loop order in Triton: keys outside, the output rescaled in memory",
+    attention=attention,
+    rejects=rejects,
+    absent=absent,
+)

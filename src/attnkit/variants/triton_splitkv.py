@@ -1,0 +1,198 @@
+"""Decoding: a few queries on a long cache, with the keys split over programs (Dao et al., Flash-Decoding, 2023).
+
+One query a sequence cannot fill a GPU by heads and sequences alone, so each program takes a part of the keys, and the
+last program of a key head to finish combines what all found: one kernel, and the result does not depend on the order
+in which programs finish. The query heads of a key head, and up to eight queries, are the rows of one tile, so the cache
+is read once.
+
+The cache is contiguous, or in pages that a table finds (Kwon et al., vLLM, 2023). How many keys of it there are is read
+on the device, so a graph captured once serves every length. The kernel is in triton_splitkv_kernel.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+from attnkit.problem import Mask, Pass, Problem
+from attnkit.variant import Variant
+
+__all__ = ["VARIANT", "Workspace", "attend", "attention"]
+
+MAX_D = 256
+MAX_ROWS = 128
+"""Queries times the query heads of a key head: they are the rows of one tile."""
+MAX_SQ = 8
+MAX_SPLITS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """What programs of one call leave for each other; calls that may run at the same time need one each.
+
+    Attributes:
+        partial: Unnormalised outputs of splits and what goes with them, float32.
+        arrived: How many splits of a key head have finished, int32; zero between calls.
+    """
+
+    partial: torch.Tensor
+    arrived: torch.Tensor
+
+    @classmethod
+    def of(cls, b: int, hkv: int, rows: int, dv: int, device: torch.device, splits: int = MAX_SPLITS) -> Workspace:
+        """Allocate for calls of at most these sizes; rows are ``sq · hq / hkv``."""
+        size = b * hkv * splits * rows * (dv + 2)
+        partial = torch.empty(size, dtype=torch.float32, device=device)
+        return cls(partial, torch.zeros(b * hkv, dtype=torch.int32, device=device))
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: torch.Tensor | None = None,
+    *,
+    table: torch.Tensor | None = None,
+    mask: Mask = "causal",
+    scale: float | None = None,
+    splits: int | None = None,
+    workspace: Workspace | None = None,
+) -> torch.Tensor:
+    """Attention of the newest queries on a cache.
+
+    Args:
+        q: ``[b, sq, hq, d]``, float16, bfloat16 or float32; sq at most 8, ``sq · hq / hkv`` at most 128, d at most 256.
+        k: ``[b, skv, hkv, d]``, or with a table ``[pages, page, hkv, d]``; query head h reads ``h // (hq // hkv)``.
+        v: ``[b, skv, hkv, dv]``, or ``[pages, page, hkv, dv]``.
+        lengths: ``[b]``, int32: how many keys a sequence has, the queries' own among them; skv unless given.
+        table: ``[b, n]``, int32: in which page a sequence's keys ``i · page ...`` are. Entries behind its length may be
+            anything. Needs lengths.
+        mask: ``causal``, query i sees key j where ``j <= i + length - sq``, or ``full``, it sees all.
+        scale: ``1 / sqrt(d)`` unless given.
+        splits: Parts that the keys are split into, from 1 to 128; chosen from the sizes unless given.
+        workspace: Kept from call to call it saves the allocation and a kernel that zeroes it.
+
+    Returns:
+        out ``[b, sq, hq, dv]`` in the dtype of q; 0 for a query without a live key.
+
+    Raises:
+        ValueError: For shapes, dtypes or numbers that do not fit together.
+    """
+    from attnkit.variants import triton_splitkv_kernel
+
+    _check(q, k, v, lengths, table, splits, workspace)
+    b, _, hq, d = q.shape
+    hkv = k.shape[2]
+    longest = k.shape[1] if table is None else table.shape[1] * k.shape[1]
+    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
+    lengths, table = (t if t is None else t.contiguous() for t in (lengths, table))
+    splits = splits or triton_splitkv_kernel.choose_splits(b * hkv, longest, q.device)
+    if workspace is None:
+        workspace = Workspace.of(b, hkv, q.shape[1] * (hq // hkv), v.shape[3], q.device, splits)
+    return triton_splitkv_kernel.attend(
+        q,
+        k,
+        v,
+        lengths,
+        table,
+        causal=mask == "causal",
+        scale=d**-0.5 if scale is None else scale,
+        splits=splits,
+        longest=longest,
+        partial=workspace.partial,
+        arrived=workspace.arrived,
+    )
+
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: torch.Tensor | None,
+    table: torch.Tensor | None,
+    splits: int | None,
+    workspace: Workspace | None,
+) -> None:
+    """Refuse what the kernel would read or write out of bounds.
+
+    Raises:
+        ValueError: Says what does not fit.
+    """
+    if not (q.ndim == k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3] and q.shape[3] == k.shape[3]):
+        shapes = f"{list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
+        raise ValueError(f"q must be [b, sq, hq, d], k [b, skv, hkv, d] and v [b, skv, hkv, dv], got {shapes}")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+    b, sq, hq, d = q.shape
+    hkv, dv = v.shape[2:]
+    if hq % hkv:
+        raise ValueError(f"hkv must divide hq, got hq={hq} and hkv={hkv}")
+    if reason := _too_large(sq, hq // hkv, d, dv):
+        raise ValueError(reason)
+    if table is None and k.shape[0] != b:
+        raise ValueError(f"q and k must have one batch, got {b} and {k.shape[0]}: pages need a table")
+    if table is not None and lengths is None:
+        raise ValueError("a table of pages needs lengths, got none")
+    for name, numbers, ndim in (("lengths", lengths, 1), ("table", table, 2)):
+        if numbers is not None and (numbers.ndim != ndim or numbers.shape[0] != b or numbers.dtype != torch.int32):
+            raise ValueError(
+                f"{name} must be int32 [{b}{', n' * (ndim - 1)}], got {numbers.dtype} {list(numbers.shape)}"
+            )
+    if splits is not None and not 1 <= splits <= MAX_SPLITS:
+        raise ValueError(f"splits must be from 1 to {MAX_SPLITS}, got {splits}")
+    if workspace is not None:
+        needed = b * hkv * (splits or MAX_SPLITS) * sq * (hq // hkv) * (dv + 2)
+        if workspace.partial.numel() < needed or workspace.arrived.numel() < b * hkv:
+            raise ValueError(f"the workspace is too small: take Workspace.of({b}, {hkv}, {sq * hq // hkv}, {dv}, ...)")
+
+
+def _too_large(sq: int, group: int, d: int, dv: int) -> str | None:
+    """Say which size exceeds what a program can hold."""
+    if sq > MAX_SQ:
+        return f"sq must be at most {MAX_SQ}, got {sq}: take another variant for longer prompts"
+    if sq * group > MAX_ROWS:
+        return f"sq times the query heads of a key head must be at most {MAX_ROWS}, got {sq} x {group}"
+    if max(d, dv) > MAX_D:
+        return f"d and dv must be at most {MAX_D}, got {d} and {dv}"
+    return None
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
+) -> torch.Tensor:
+    """Attention of few queries: q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]`` to out ``[b, sq, hq, dv]``."""
+    return attend(q, k, v, mask=mask, scale=scale)
+
+
+def absent() -> str | None:
+    """Say that there is no Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed: pip install 'triton>=3.6' (Linux)"
+    return None
+
+
+def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
+    """Say why this variant cannot compute a problem on a device."""
+    if pass_ != "fwd":
+        return "has no backward: it is made for decoding"
+    if reason := _too_large(problem.sq, problem.group, problem.d, problem.dv):
+        return reason
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+    import triton
+
+    if not triton.knobs.runtime.interpret:
+        return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
+    return None
+
+
+VARIANT = Variant(
+    name="triton_splitkv",
+    summary="Flash-Decoding in Triton: up to 8 queries, keys split over programs, grouped heads in one tile",
+    attention=attention,
+    rejects=rejects,
+    absent=absent,
+)

@@ -1,0 +1,169 @@
+"""The CUDA matrix-vector kernels, run from their own source on the host, and compiled for the GPUs they are for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnkit import nvrtc
+from attnkit.agreement import agreement
+from attnkit.products import matvec_tiles
+from attnkit.products.matvec_tiles import MAX_ROWS, TABLE, Config, Weights, launch_shape
+from perf.tune_matvec import CANDIDATES, SHAPES
+from tests.attnkit import cuda_on_host
+
+needs_compiler = pytest.mark.skipif(cuda_on_host.absent() is not None, reason=str(cuda_on_host.absent()))
+needs_nvrtc = pytest.mark.skipif(nvrtc.absent() is not None, reason=str(nvrtc.absent()))
+
+FORMS = [
+    (torch.bfloat16, "half", Config("registers", 2, 2, 2)),
+    (torch.float16, "half", Config("registers", 4, 1, 3, blocks=2)),
+    (torch.bfloat16, "int8", Config("registers", 4, 1, 3, blocks=2)),
+    (torch.float16, "int8", Config("registers", 2, 2, 2)),
+    (torch.bfloat16, "half", Config("bulk", 4, 8, 2)),
+    (torch.float16, "half", Config("bulk", 2, 2, 3)),
+    (torch.bfloat16, "int8", Config("bulk", 2, 2, 3)),
+    (torch.float16, "int8", Config("bulk", 4, 8, 2)),
+]
+
+
+def weight_of(weights: str, n: int, k: int, dtype: torch.dtype, gap: int = 0) -> torch.Tensor:
+    """``[n, k]``, rows ``gap`` elements apart."""
+    if weights == "int8":
+        return torch.randint(-128, 128, (n, k + gap), dtype=torch.int8)[:, :k]
+    return torch.randn(n, k + gap).to(dtype)[:, :k]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "weights", "config"), FORMS, ids=str)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_it_is_the_product(dtype: torch.dtype, weights: Weights, config: Config, data: st.DataObject) -> None:
+    unit = 16 if weights == "int8" else 8
+    m = data.draw(st.integers(1, MAX_ROWS), label="m")
+    n = data.draw(st.integers(1, 200), label="n")
+    k = unit * data.draw(st.integers(1, 70), label="k / unit")
+    gap = unit * data.draw(st.integers(0, 2), label="gap / unit")
+    sms = data.draw(st.integers(1, 4), label="sms")
+    # so little that sums are added up in several phases, and warps run past their ends
+    room = data.draw(st.sampled_from([1, 300, 2048, 32 * 1024]), label="bytes of sums")
+    seed = data.draw(st.integers(0, 2**16), label="seed")
+    torch.manual_seed(seed)
+    x, weight = torch.randn(m, k).to(dtype), weight_of(weights, n, k, dtype, gap)
+    scale = torch.rand(n) + 0.5 if weights == "int8" or data.draw(st.booleans(), label="scale") else None
+    bias = torch.randn(n).to(dtype) if data.draw(st.booleans(), label="bias") else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matvec_tiles, "SUMS_BYTES", room)
+        out = cuda_on_host.matvec(x, weight, scale, bias, config, sms, seed)
+    assert agreement(out, x, weight, scale, bias).wrong == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", [Config("registers", 2, 2, 2), Config("bulk", 2, 2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_int8_is_itself(dtype: torch.dtype, config: Config) -> None:
+    k = 32
+    weight = torch.arange(-128, 128, dtype=torch.int8).repeat(k).view(k, 256).T.contiguous()
+    weight = torch.stack([column.roll(i) for i, column in enumerate(weight.T)], 1)
+    for first in range(0, k, MAX_ROWS):
+        x = torch.eye(k)[first : first + MAX_ROWS].to(dtype)
+        out = cuda_on_host.matvec(x, weight, None, None, config)
+        assert torch.equal(out.float(), weight.T[first : first + MAX_ROWS].float())
+
+
+@needs_compiler
+def test_the_order_of_warps_does_not_matter() -> None:
+    x, weight = torch.randn(3, 1040).bfloat16(), torch.randn(90, 1040).bfloat16()
+    for config in (Config("registers", 2, 2, 2), Config("bulk", 4, 8, 2)):
+        outs = [cuda_on_host.matvec(x, weight, None, None, config, seed=seed) for seed in range(5)]
+        assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", [Config("registers", 2, 2, 2), Config("bulk", 2, 2, 3)], ids=str)
+def test_no_warp_writes_sums_that_another_still_reads(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    # phases of six tiles, so short that a warp which does not wait is soon a phase ahead
+    monkeypatch.setattr(matvec_tiles, "SUMS_BYTES", 6 * 4 * config.warps * 8)
+    x, weight = torch.randn(1, 128).bfloat16(), torch.randn(300, 128).bfloat16()
+    truth = cuda_on_host.matvec(x, weight, None, None, dataclasses.replace(config, warps=4), sms=20)
+    for seed in range(30):
+        out = cuda_on_host.matvec(x, weight, None, None, config, sms=1, seed=seed)
+        assert (out.float() - truth.float()).abs().max() <= 0.1
+
+
+@needs_compiler
+def test_what_is_not_finite_stays_in_its_row_and_column() -> None:
+    x, weight = torch.randn(4, 256).bfloat16(), torch.randn(40, 256).bfloat16()
+    x[1, 7], weight[11, 100] = float("inf"), float("nan")
+    for config in (Config("registers", 2, 2, 2), Config("bulk", 4, 8, 2)):
+        finite = cuda_on_host.matvec(x, weight, None, None, config).isfinite()
+        assert not finite[1].any()
+        assert not finite[:, 11].any()
+        finite[1], finite[:, 11] = True, True
+        assert finite.all()
+
+
+@pytest.mark.parametrize("config", CANDIDATES, ids=str)
+@pytest.mark.parametrize("weights", ["half", "int8"])
+def test_a_candidate_fits_all_shapes_with_one_row(weights: Weights, config: Config) -> None:
+    for n, k in SHAPES.values():
+        shape = launch_shape(config, weights, 1, n, k, 132)
+        assert shape.shared <= matvec_tiles.MAX_SHARED
+        assert shape.grid == 132 * config.blocks
+
+
+def compiled(config: Config, weights: Weights, arch: str) -> str:
+    """Resources and machine code of a form."""
+    code = nvrtc.cubin((nvrtc.SOURCES / config.source).read_text(), arch, config.options(torch.bfloat16, weights)).code
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        pytest.skip("the disassembler comes with triton, which is not installed")
+    tool = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        command = [str(tool), "-sass", "-res-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def forms() -> list[tuple[Weights, Config]]:
+    """What the table has and what a search tries."""
+    found: dict[tuple[Weights, Config], None] = {}
+    for weights in ("half", "int8"):
+        for config in (*CANDIDATES, *(config for _, config in TABLE[weights])):
+            found[weights, config] = None
+    return list(found)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("weights", "config"), forms(), ids=str)
+def test_it_compiles_for_hopper_and_spills_nothing(weights: Weights, config: Config) -> None:
+    text = compiled(config, weights, "sm_90a")
+    assert re.search(r"STACK:(\d+)", text)[1] == "0"  # type: ignore[index]
+    if config.design == "bulk":
+        assert "UBLKCP" in text
+        return
+    # all that a warp has in flight is on its way before it waits for the kernel before this one, and so for x
+    start = text[: text.index("ACQBULK")]
+    assert len(re.findall(r"LDG\S*\.128\.CONSTANT", start)) == config.span * config.depth
+
+
+@needs_nvrtc
+def test_it_compiles_for_ampere() -> None:
+    text = compiled(Config("registers", 8, 4, 4), "int8", "sm_80")
+    assert re.search(r"STACK:(\d+)", text)[1] == "0"  # type: ignore[index]
+
+
+@needs_nvrtc
+def test_an_error_in_a_source_is_told() -> None:
+    with pytest.raises(nvrtc.CompileError, match='identifier "nothing" is undefined'):
+        nvrtc.cubin('extern "C" __global__ void kernel(int* p) { *p = nothing; }', "sm_90a")

@@ -1,0 +1,161 @@
+"""triton_splitkv: however the keys are split, paged and how many there are, it is attention on those that are there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from attnkit import oracle
+from attnkit.problem import Problem
+from attnkit.variants import naive, triton_splitkv
+from attnkit.variants.triton_splitkv import Workspace, attend
+from attnkit.variants.triton_splitkv_kernel import BLOCK_N, choose_splits
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EXAMPLES = max(1, settings().max_examples // 5)
+
+
+def error(value: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((value.double() - truth).norm() / truth.norm().clamp_min(1e-30))
+
+
+def in_pages(t: torch.Tensor, page: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``t [b, s, h, d]`` in pages that lie in any order, NaN where nothing is, and the table that finds them."""
+    b, s, h, d = t.shape
+    n = -(-s // page)
+    order = torch.randperm(b * n + 3, generator=torch.Generator().manual_seed(seed))[: b * n]
+    pages = torch.full((b * n + 3, page, h, d), float("nan"), dtype=t.dtype)
+    table = order.int().view(b, n)
+    for i in range(b):
+        for j in range(n):
+            rows = t[i, j * page : (j + 1) * page].cpu()
+            pages[table[i, j], : len(rows)] = rows
+    return pages.to(DEVICE), table.to(DEVICE)
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    b=st.integers(1, 2),
+    heads=st.sampled_from([(1, 1), (2, 1), (4, 2), (3, 3), (5, 1)]),
+    sq=st.integers(1, 8),
+    skv=st.integers(1, 300),
+    d=st.sampled_from([16, 24, 64]),
+    splits=st.sampled_from([None, 1, 2, 3, 7]),
+    page=st.sampled_from([None, 1, 16, 48]),
+    dtype=st.sampled_from(["fp32", "bf16"]),
+    seed=st.integers(0, 3),
+)
+def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
+    b: int,
+    heads: tuple[int, int],
+    sq: int,
+    skv: int,
+    d: int,
+    splits: int | None,
+    page: int | None,
+    dtype: str,
+    seed: int,
+) -> None:
+    hq, hkv = heads
+    problem = Problem(b=b, hq=hq, hkv=hkv, sq=sq, skv=skv, d=d, dtype=dtype, mask="causal")
+    q, k, v, _ = problem.inputs(DEVICE, seed)
+    lengths = torch.randint(1, skv + 1, (b,), generator=torch.Generator().manual_seed(seed)).int()
+    # what lies behind a sequence's length must not be read
+    for i, length in enumerate(lengths):
+        k[i, length:] = float("nan")
+        v[i, length:] = float("nan")
+    if page is None:
+        out = attend(q, k, v, lengths.to(DEVICE), splits=splits)
+    else:
+        pages_k, table = in_pages(k, page, seed)
+        pages_v, _ = in_pages(v, page, seed)
+        out = attend(q, pages_k, pages_v, lengths.to(DEVICE), table=table, splits=splits)
+    for i, length in enumerate(lengths):
+        one = (q[i : i + 1], k[i : i + 1, :length], v[i : i + 1, :length])
+        truth = oracle.forward(*one, mask="causal", scale=None)[0]
+        plain = naive.VARIANT.attention(*one, mask="causal")
+        # both round P and the output; ours rounds P before it is normalised
+        assert error(out[i : i + 1], truth) <= 1.5 * error(plain, truth) + 1e-6
+
+
+def test_one_length_may_stand_for_all() -> None:
+    q, k, v, _ = Problem(b=3, hq=2, sq=1, skv=90, d=32, dtype="fp32").inputs(DEVICE)
+    length = torch.tensor([70, 1, 1], dtype=torch.int32, device=DEVICE)[:1]
+    expected = attend(q, k[:, :70], v[:, :70], splits=2)
+    torch.testing.assert_close(attend(q, k, v, length.expand(3), splits=2), expected)
+
+
+def test_splits_are_combined_in_one_order_so_results_repeat() -> None:
+    q, k, v, _ = Problem(b=2, hq=4, hkv=2, sq=2, skv=500, d=32, dtype="fp32").inputs(DEVICE)
+    first = attend(q, k, v, splits=5)
+    assert all(torch.equal(attend(q, k, v, splits=5), first) for _ in range(3))
+
+
+def test_a_workspace_serves_call_after_call() -> None:
+    q, k, v, _ = Problem(b=2, hq=4, hkv=2, sq=1, skv=300, d=32, dtype="fp32").inputs(DEVICE)
+    workspace = Workspace.of(2, 2, 2, 32, DEVICE)
+    expected = attend(q, k, v, splits=4)
+    for _ in range(3):
+        workspace.partial.fill_(float("nan"))
+        assert torch.equal(attend(q, k, v, splits=4, workspace=workspace), expected)
+        assert not workspace.arrived.any()
+
+
+def test_every_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(float("nan")))
+    q, k, v, _ = Problem(b=1, hq=3, hkv=1, sq=5, skv=3, d=24, dv=40, dtype="fp32").inputs(DEVICE)
+    out = attend(q, k, v, splits=3)
+    assert torch.equal(out[:, :2], torch.zeros_like(out[:, :2])), "two queries see no key"
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("heads", [1, 4, 32, 133, 1024])
+@pytest.mark.parametrize("longest", [1, 64, 1000, 4096, 131072])
+def test_the_chosen_splits_leave_no_processor_much_more_than_its_share(heads: int, longest: int) -> None:
+    splits = choose_splits(heads, longest, torch.device("cpu"))
+    tiles = -(-longest // BLOCK_N)
+    assert 1 <= splits <= min(tiles, 128)
+    if tiles == 1:
+        assert splits == 1
+    slots = 264
+
+    def tiles_in_a_row(splits: int) -> int:
+        return -(-heads * splits // slots) * -(-tiles // splits)
+
+    # no split at all is a choice too, and so is the finest; combining may cost what a few tiles do
+    assert tiles_in_a_row(splits) <= tiles_in_a_row(1)
+    assert tiles_in_a_row(splits) <= 2 * min(map(tiles_in_a_row, range(1, min(tiles, 128) + 1))) + 2 + 128 // 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": (1, 9, 4, 32)}, "sq must be at most 8, got 9"),
+        ({"q": (1, 1, 3, 32)}, "hkv must divide hq, got hq=3 and hkv=2"),
+        ({"q": (2, 1, 4, 32)}, "one batch, got 2 and 1: pages need a table"),
+        ({"k": (1, 5, 2, 32)}, r"q must be \[b, sq, hq, d\]"),
+        ({"splits": 0}, "splits must be from 1 to 128, got 0"),
+        ({"lengths": torch.ones(1)}, r"lengths must be int32 \[1\], got torch.float32"),
+        ({"table": torch.zeros(1, 2, dtype=torch.int32)}, "needs lengths"),
+        ({"workspace": Workspace.of(1, 1, 1, 8, DEVICE)}, "the workspace is too small"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else next(iter(part)),
+)
+def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
+    arguments = {"q": (1, 1, 4, 32), "k": (1, 9, 2, 32), "v": (1, 9, 2, 32)} | change
+    tensors = {name: torch.zeros(x, device=DEVICE) if isinstance(x, tuple) else x for name, x in arguments.items()}
+    with pytest.raises(ValueError, match=message):
+        attend(**tensors)  # type: ignore[arg-type]
+
+
+def test_what_it_cannot_do_it_says() -> None:
+    rejects = triton_splitkv.VARIANT.rejects
+    assert "backward" in (rejects(Problem(b=1, hq=1, sq=1, d=16), DEVICE, "bwd") or "")
+    assert "sq must" in (rejects(Problem(b=1, hq=1, sq=9, d=16), DEVICE, "fwd") or "")
+    assert "128" in (rejects(Problem(b=1, hq=32, hkv=1, sq=8, d=16), DEVICE, "fwd") or "")
+    assert rejects(Problem(b=1, hq=16, hkv=1, sq=8, skv=9, d=256), DEVICE, "fwd") is None
