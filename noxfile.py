@@ -188,7 +188,7 @@ def baseline(session: nox.Session) -> None:
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)
 def kernels(session: nox.Session) -> None:
-    """Compile our kernels for GPUs that are not here, and compare them with baselines/static; `-- --renew` renews it."""
+    """Compile our kernels for GPUs that are not here and compare with baselines/static; `-- --renew` renews those."""
     target = provision(session)
     if session.venv_backend != "none":
         session.install("--no-deps", *pins("kernels"))  # torch's CUDA build asks for another and is not used

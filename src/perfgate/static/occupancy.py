@@ -72,7 +72,7 @@ def blocks(arch: int, *, registers: int, shared: int, warps: int) -> int:
     of_a_warp = _up(max(registers, 1) * WARP, REGISTER_UNIT)
     resident = min(REGISTERS // PARTS // of_a_warp * PARTS, has.warps)
     by_shared = has.shared // _up(shared + RESERVED, SHARED_UNIT)
-    return min(resident // _up(warps, PARTS), by_shared, has.blocks)
+    return min(resident // warps, by_shared, has.blocks)
 
 
 def _up(number: int, unit: int) -> int:
