@@ -52,7 +52,7 @@ def binary(
     arch: int, kernel: Kernel, dtype: str, d: int, causal: bool, even: bool, config: Config, want: Want = "",
     **options: int,
 ) -> Binary:  # fmt: skip
-    """Compile forward, dkdv or dq; `options` come before those of the configuration."""
+    """Compile forward, dkdv or dq; `options` go to the compiler beside the configuration's."""
     from attnkit.variants import triton_flash_backward as backward
     from attnkit.variants import triton_flash_forward as forward
 
@@ -67,9 +67,7 @@ def binary(
         "EVEN_Q": even, "EVEN_KV": even, "LOADS": config.loads, "PRECISION": precision(DTYPES[dtype]),
         "WANT_DK": want != "dv", "WANT_DV": want != "dk",
     }  # fmt: skip
-    return compile_kernel(
-        function, arch, types, constants, **{"num_warps": config.warps, "num_stages": config.stages} | options
-    )
+    return compile_kernel(function, arch, types, constants, num_warps=config.warps, num_stages=config.stages, **options)
 
 
 def statistics(arch: int, dtype: str, d: int) -> Binary:

@@ -198,4 +198,4 @@ def _left(wait: Instruction) -> int:
 
 def matrix(counts: Mapping[str, int]) -> dict[str, int]:
     """The matrix instructions among counts."""
-    return {kind: number for kind, number in counts.items() if MATRIX.match(kind)}
+    return {kind: number for kind, number in counts.items() if number and MATRIX.match(kind)}
