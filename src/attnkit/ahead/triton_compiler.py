@@ -21,7 +21,7 @@ def compile_kernel(
     *,
     aligned: Collection[str] = (),
     unaligned: Collection[str] = (),
-    **options: int,
+    **options: Any,
 ) -> Binary:
     """Compile a kernel for an architecture.
 

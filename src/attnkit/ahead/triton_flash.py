@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -50,7 +50,7 @@ def builds(arch: int) -> Iterator[Build]:
 
 def binary(
     arch: int, kernel: Kernel, dtype: str, d: int, causal: bool, even: bool, config: Config, want: Want = "",
-    **options: int,
+    **options: Any,
 ) -> Binary:  # fmt: skip
     """Compile forward, dkdv or dq; `options` go to the compiler beside the configuration's."""
     from attnkit.variants import triton_flash_backward as backward
