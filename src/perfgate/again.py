@@ -29,6 +29,7 @@ DROPPED = (
     "--benchmark-histogram",
     "--benchmark-compare-fail",
     "--perf-journal",
+    "--perf-receipt",
     "--basetemp",
     "--junitxml",
     "--junit-xml",

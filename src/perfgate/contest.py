@@ -151,7 +151,7 @@ def judge(
     lost = [1.0] * (len(picked) - len(family))  # what came to nothing in stage 2 was asked all the same
     slower = stats.holm([_p(confirm, name, 1) for name in family] + lost)[: len(family)]
     faster = stats.holm([_p(confirm, name, -1) for name in family] + lost)[: len(family)]
-    unfit = _unfit(screen, rule) or _unfit(confirm, rule)
+    unfit = _unfit(screen, rule) or (_unfit(confirm, rule) if picked else None)  # else stage 2 asks nothing of time
     verdicts: dict[str, Verdict] = {}
     machine: list[str] = []
     for name, up, down in zip(family, slower, faster, strict=True):

@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> tuple[int, str | None]:
         command = [sys.executable, "-m", "pytest", *plugin_arguments(), f"--perf-receipt={receipt}", *arguments]
         with subprocess.Popen(command) as child:
             code = _wait(child)
-        said = json.loads(receipt.read_text()) if receipt.exists() else None
+        said = _read(receipt)
     if code < 0:
         return Exit.INCOMPLETE, f"pytest was killed by signal {-code}: what it had finished is in its journal"
     if code != Exit.OK or said == code:
@@ -42,6 +42,14 @@ def run(arguments: Sequence[str]) -> tuple[int, str | None]:
         )
         return Exit.INCOMPLETE, f"{why}; what it had finished is in its journal"
     return said, f"pytest came to exit code {said} and ended with 0: something called os._exit at its exit"
+
+
+def _read(receipt: Path) -> int | None:
+    """The exit code that a receipt holds; None without one, or where it is broken, as on a full disk."""
+    try:
+        return int(json.loads(receipt.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:

@@ -136,6 +136,16 @@ def test_a_shift_beyond_the_limit_means_that_nothing_is_called() -> None:
     assert "not fit" in verdict(found).reason
 
 
+def test_a_stage_2_that_asks_nothing_of_time_leaves_stage_1_as_it_was() -> None:
+    """It may be there for accuracy alone; that the machine drifted meanwhile says nothing of what was timed before."""
+    screen = [block(i, {"case": 0.0}, stage=1) for i in range(2)]
+    drifted = [block(i, {"case": 0.0}, shift=0.05) for i in range(4)]
+    found = judge([*screen, *drifted], RULE, CONTROLS, picked=[])
+    assert found.unfit is None
+    assert verdict(found).state is State.UNCHANGED
+    assert judge([*screen, *drifted], RULE, CONTROLS, picked=["case"]).unfit is not None
+
+
 def test_controls_that_disagree_mean_that_nothing_is_called() -> None:
     wild = [Block(stage=2, visits={**b.visits, **block(i, _wild(i)).visits}) for i, b in enumerate(confirmed(0.05))]
     found = judge(wild, RULE, CONTROLS)

@@ -57,6 +57,30 @@ def test_a_test_that_ends_the_process_with_code_0_is_not_green(
     assert "perfgate: pytest ended with exit code 0 before it came to its end" in capfd.readouterr().err
 
 
+RESUMES = """
+def pytest_terminal_summary(config):
+    if not config.getoption("perf_fresh"):
+        os._exit(0)
+"""
+
+
+def test_a_fresh_process_gives_no_receipt_for_the_one_that_asked_it(
+    here: Suite, filed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conftest = here.path / "conftest.py"
+    conftest.write_text(f"{conftest.read_text()}\n{RESUMES}")
+    monkeypatch.setenv("SLOW", "b")
+    assert main(["gate", "--", "--perf-again=1"]) == Exit.INCOMPLETE
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[0]"])
+def test_a_broken_receipt_is_none(tmp_path: Path, text: str) -> None:
+    receipt = tmp_path / "receipt.json"
+    assert ending._read(receipt) is None
+    receipt.write_text(text)
+    assert ending._read(receipt) is None
+
+
 def test_an_exit_handler_that_ends_the_process_with_code_0_hides_no_regression(
     here: Suite, filed: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
