@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from perfgate import launches, libraries
-from perfgate.binaries import Binaries
+from perfgate.binaries import LIBRARY, Binaries
 from perfgate.kernels import Kernel
 from perfgate.launches import Unreadable, read
 
@@ -82,7 +82,7 @@ class Driver(ModuleType):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches, "loaded", lambda: Binaries({1: "c0de"}))
+    monkeypatch.setattr(launches, "loaded", lambda: Binaries({1: "c0de", 2: LIBRARY}))
     monkeypatch.setattr(libraries, "digest", lambda: "11b5")
 
 
