@@ -172,3 +172,22 @@ def test_without_the_bindings_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(Unreadable, match="pip install cuda-bindings"):
         read(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("CUkernelNodeAttrID", SimpleNamespace()),
+        ("CUgraph", lambda handle: int("no handle")),
+        ("cuGraphMemcpyNodeGetParams", lambda self, node: (Code(0), SimpleNamespace(width=4096))),
+        ("cuFuncGetName", lambda self, function: (Code(0), None)),
+        ("cuFuncGetAttribute", lambda self, attribute: None),
+    ],
+)
+def test_bindings_that_answer_otherwise_are_no_error_of_the_case(
+    install: Any, monkeypatch: pytest.MonkeyPatch, name: str, instead: Any
+) -> None:
+    install(Driver((KERNEL, 1), (COPY, None)))
+    monkeypatch.setattr(Driver, name, instead if name.startswith("cu") else staticmethod(instead))
+    with pytest.raises(Unreadable):
+        read(1)
