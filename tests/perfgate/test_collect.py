@@ -130,6 +130,23 @@ def test_of_a_short_call_not_every_one_is_followed_by_planted_work(
     assert sum(waited) == pytest.approx(8 * 0.02 * microseconds * 1e-6)
 
 
+def test_the_same_sets_of_inputs_are_slowed_however_many_calls_went_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm-up calls a noisy number of times; each round over five sets has the same planted work."""
+    waited: list[float] = []
+    monkeypatch.setattr(planted, "seconds", lambda call: 5e-6)
+    monkeypatch.setattr(planted, "waiting", lambda duration: lambda: waited.append(duration))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    sets = [([i],) for i in range(5)]
+    found = []
+    for warmup in (5, 6, 7):
+        slow = planted.slowed(len, 0.02)
+        for i in range(warmup):
+            slow(*sets[i % 5])
+        waited.clear()
+        found.append([(slow(*one), len(waited))[1] for one in sets])
+    assert found == [[1, 1, 1, 1, 2]] * 3
+
+
 def test_only_what_is_asked_for_is_slowed_and_only_in_the_tree_that_is_named(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
