@@ -186,6 +186,15 @@ def baseline(session: nox.Session) -> None:
     target.run("-m", "perfgate", "baseline", *arguments, env={} if target.found["gpu"] else HOST_TIMING)
 
 
+@nox.session(venv_params=TORCH_ENVIRONMENT)
+def kernels(session: nox.Session) -> None:
+    """Compile our kernels for GPUs that are not here and compare with baselines/static; `-- --renew` renews those."""
+    target = provision(session)
+    if session.venv_backend != "none":
+        session.install("--no-deps", *pins("kernels"))  # torch's CUDA build asks for another and is not used
+    target.run("-m", "perfgate", "static", "attnkit.ahead", *session.posargs)
+
+
 @nox.session
 def report(session: nox.Session) -> None:
     """Write the tables and plots of measured results."""

@@ -37,8 +37,10 @@ def time_attention(
     if reason := way.why_not(problem, device, pass_):
         pytest.skip(f"{name} cannot: {reason}")
 
+    options = problem.options(device)
+
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return way.attention(q, k, v, mask=problem.mask, scale=problem.scale)
+        return way.attention(q, k, v, **options)
 
     def backward(out: torch.Tensor, inputs: tuple[torch.Tensor, ...], dout: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(out, inputs, dout, retain_graph=True)

@@ -82,7 +82,8 @@ def test_linear(gpu_benchmark: GpuBenchmark, case: Case, product_name: str, devi
 
     def check(_: object) -> dict[str, float]:
         given = case.operands(device, 0)
-        found = agreement(way.multiply(*given), *given)
+        explained = way.explains(*given, None) if way.explains else None
+        found = agreement(way.multiply(*given), *given, explained=explained)
         if found.wrong:
             pytest.fail(
                 f"{product_name} is wrong at {case.name}: {found.wrong} elements, the worst off by "

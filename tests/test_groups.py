@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 
 import pytest
 
@@ -24,8 +26,10 @@ def test_x(i):
 """
 
 
-def test_one_process_runs_all_tests_that_use_a_gpu(pytester: pytest.Pytester, pytestconfig: pytest.Config) -> None:
-    pytester.syspathinsert(pytestconfig.rootpath)
+def test_one_process_runs_all_tests_that_use_a_gpu(
+    pytester: pytest.Pytester, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(pytestconfig.rootpath), *sys.path]))
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_cuda=SIX, test_laws=SIX, test_stats=SIX)
     result = pytester.runpytest_subprocess("-n4", "--dist=loadgroup", "-v", "-p", "no:cacheprovider")

@@ -102,7 +102,7 @@ def test_every_group_that_a_session_installs_exists() -> None:
         for argument in strings[call.func.id](call)
         if isinstance(argument, ast.Constant)
     }
-    assert asked == {"torch", "test", "perf", "report", "lint", "types"}
+    assert asked == {"torch", "test", "perf", "report", "lint", "types", "kernels"}
     assert asked <= GROUPS.keys()
 
 

@@ -1,10 +1,11 @@
 """Does a product agree with float64?
 
-    |out - truth|  <=  k · 2⁻²⁴ · (Σ |x| |w| · scale + |bias|)  +  eps · |truth|
+    |out - truth|  <=  k · 2⁻²⁴ · (Σ |x| |w| · scale + |bias|)  +  eps · |truth|  +  explained
 
 Sums of k products in float32 may be off by the first part, in whatever order they are taken (Higham, Accuracy and
 Stability of Numerical Algorithms, 2002, chapter 4), and the result is rounded once to the dtype, whose eps is twice its
-rounding. Weights are what they are: what int8 makes of a layer's own is another matter (see attnkit.linear).
+rounding. What is explained beside that is a product's own matter: one that rounds x says by how much. Weights are what
+they are: what int8 makes of a layer's own is another matter (see attnkit.linear).
 """
 
 from __future__ import annotations
@@ -41,8 +42,12 @@ def agreement(
     weight: torch.Tensor,
     scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    *,
+    explained: torch.Tensor | None = None,
 ) -> Agreement:
     """Hold out ``[m, n]`` against x ``[m, k]`` times weight ``[n, k]``, times scale ``[n]``, plus bias ``[n]``.
+
+    ``explained`` ``[m, n]`` is what a product says of itself: see `attnkit.product.Product.explains`.
 
     Raises:
         ValueError: If out has another shape or dtype than the product has.
@@ -62,6 +67,8 @@ def agreement(
             truth, size = truth + bias[rows].double(), size + bias[rows].double().abs()
         error = (out[:, rows].double() - truth).abs()
         allowed = x.shape[1] * FLOAT32_ROUNDING * size + torch.finfo(out.dtype).eps * truth.abs()
+        if explained is not None:
+            allowed = allowed + explained[:, rows].double()
         wrong += int((~(error <= allowed)).sum())
         largest = max(largest, float((error / allowed.clamp(min=1e-300)).max()))
         total += float(error.sum())

@@ -125,14 +125,15 @@ class Graphed:
         tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
         self._check(tensors)
         key = self._key(named)
-        found = self._captured.get(key)
-        if found is None:
-            found = self._capture(args, kwargs)
-            while len(self._captured) >= self._most:
-                self._captured.popitem(last=False)
-            self._captured[key] = found
-        self._captured.move_to_end(key)
-        with torch.no_grad():
+        # a graph is used inside inference mode and out of it: its tensors must be writable in both
+        with torch.inference_mode(False), torch.no_grad():
+            found = self._captured.get(key)
+            if found is None:
+                found = self._capture(args, kwargs)
+                while len(self._captured) >= self._most:
+                    self._captured.popitem(last=False)
+                self._captured[key] = found
+            self._captured.move_to_end(key)
             if found.inputs:
                 torch._foreach_copy_(list(found.inputs), list(tensors.values()))
             found.replay()
@@ -188,17 +189,16 @@ class Graphed:
 
         at_args = [placed(value) for value in args]
         at_kwargs = {name: placed(value) for name, value in kwargs.items()}
-        with torch.no_grad():
-            written = [tensor._version for tensor in inputs]
-            for _ in range(WARM_UP):
-                self._call(*at_args, **at_kwargs)
-            for i, (tensor, version) in enumerate(zip(inputs, written, strict=True)):
-                if tensor._version != version:
-                    raise CaptureError(
-                        f"the call writes into its tensor argument number {i}, of which a graph has a copy: let the "
-                        "callable hold what it changes"
-                    )
-            replay, result = self._backend.capture(lambda: self._call(*at_args, **at_kwargs))
+        written = [tensor._version for tensor in inputs]
+        for _ in range(WARM_UP):
+            self._call(*at_args, **at_kwargs)
+        for i, (tensor, version) in enumerate(zip(inputs, written, strict=True)):
+            if tensor._version != version:
+                raise CaptureError(
+                    f"the call writes into its tensor argument number {i}, of which a graph has a copy: let the "
+                    "callable hold what it changes"
+                )
+        replay, result = self._backend.capture(lambda: self._call(*at_args, **at_kwargs))
         _check_result(result)
         return Captured(replay, tuple(inputs), result)
 

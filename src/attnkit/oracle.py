@@ -1,10 +1,13 @@
 """The oracle: attention and its gradients the way the papers write them, in float64.
 
-    S   = Q Kᵀ · scale, -inf where the mask hides a key                              [b, hq, sq, skv]
-    lse = log Σ exp S            P = exp(S - lse)            O = P V
-    dV = Pᵀ dO       dP = dO Vᵀ       dS = P ∘ (dP - rowsum(P ∘ dP)) · scale       dQ = dS K       dK = dSᵀ Q
+    S   = Q Kᵀ · scale                                                                [b, hq, sq, skv]
+    S   = softcap · tanh(S / softcap) - slope · |i + skv - sq - j|, -inf where the mask hides key j from query i
+    lse = log (Σ exp S + exp sink)            P = exp(S - lse)            O = P V
+    dV  = Pᵀ dO        dP = dO Vᵀ        D = rowsum(P ∘ dP)        dS = P ∘ (dP - D) · scale · (1 - tanh² (S / softcap))
+    dQ  = dS K         dK = dSᵀ Q        dsink = -Σ exp(sink - lse) · D
 
-Written from the formulas (Dao et al., FlashAttention, 2022, appendix B), not differentiated by autograd.
+Written from the formulas (Dao et al., FlashAttention, 2022, appendix B), not differentiated by autograd. The masks too
+are written here once more, from their definitions.
 It materialises the [sq, skv] scores, so use it on small problems or on a slice of a large one. It also says how much of
 a result no computation in float32 can know.
 Variants must not import it, nor it them: an oracle that shares code with its suspect proves nothing.
@@ -14,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 
-from attnkit.problem import Mask
+from attnkit.problem import Boolean, Documents, Mask, Options, Prefix, Window
 
-__all__ = ["Gradients", "Uncertainty", "forward", "gradients", "inherited", "uncertainty"]
+__all__ = ["Gradients", "Uncertainty", "forward", "gradients", "inherited", "sink_gradient", "uncertainty"]
 
 BLOCK_ELEMENTS = 2**26  # scores of one block of rows: 512 MiB in float64
 FLOAT32 = torch.finfo(torch.float32).eps
@@ -43,31 +46,49 @@ class Uncertainty(NamedTuple):
     dv: torch.Tensor
 
 
+class Rows(NamedTuple):
+    """The softmax of some rows.
+
+    Attributes:
+        weights: P [b, hkv, group, rows, skv]; 0 in a row that sees no key.
+        lse: Log-sum-exp [b, hkv, group, rows], the sink in it; -inf in a row that sees neither key nor sink.
+        sink: Weight of the sink [b, hkv, group, rows]; 0 where there is none.
+        bend: Derivative of a capped score by the score, in shape of P; None where there is no softcap.
+        bias: What ALiBi takes off, not negative, [hkv, group, rows, skv]; None where there is none.
+    """
+
+    weights: torch.Tensor
+    lse: torch.Tensor
+    sink: torch.Tensor
+    bend: torch.Tensor | None
+    bias: torch.Tensor | None
+
+
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask, scale: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Unpack[Options]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return out [b, sq, hq, dv] and lse [b, hq, sq], in float64.
 
-    Rows are worked on in blocks, so that memory grows with skv and not with sq * skv. A row that sees no key has out 0
-    and lse -inf.
+    Rows are worked on in blocks, so that memory grows with skv and not with sq * skv. A row that sees no key has out 0,
+    and lse -inf or its sink.
 
     Args:
         q: Queries [b, sq, hq, d], of any dtype.
         k: Keys [b, skv, hkv, d].
         v: Values [b, skv, hkv, dv].
-        mask: Which keys a query sees; causal is aligned bottom-right.
-        scale: What scores are multiplied with; None is 1 / sqrt(d).
+        options: Mask, scale and modifiers: `Problem.options`.
     """
     q, k, v = heads_first(q, k, v)
     out, lse = q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1])
     for rows in row_blocks(q, k):
-        weights, lse[..., rows] = softmax(q[..., rows, :], k, rows, q.shape[-2], mask, scale)
-        out[..., rows, :] = weights @ v
+        found = softmax(q[..., rows, :], k, rows, q.shape[-2], options)
+        lse[..., rows] = found.lse
+        out[..., rows, :] = found.weights @ v
     return heads_last(out), lse.flatten(1, 2)
 
 
 def gradients(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, *, mask: Mask, scale: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, **options: Unpack[Options]
 ) -> Gradients:
     """Return the gradients of sum(out * dout) by q, k and v, in float64; dk and dv are summed over a group's heads.
 
@@ -76,52 +97,78 @@ def gradients(
         k: Keys [b, skv, hkv, d].
         v: Values [b, skv, hkv, dv].
         dout: The gradient that comes back for out [b, sq, hq, dv].
-        mask: Which keys a query sees; causal is aligned bottom-right.
-        scale: What scores are multiplied with; None is 1 / sqrt(d).
+        options: Mask, scale and modifiers: `Problem.options`.
     """
-    hkv, factor = k.shape[2], default_scale(q, scale)
+    hkv, factor = k.shape[2], default_scale(q, options["scale"])
     dout = grouped(dout, hkv)
     q, k, v = heads_first(q, k, v)
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for rows in row_blocks(q, k):
-        weights, _ = softmax(q[..., rows, :], k, rows, q.shape[-2], mask, scale)  # [b, hkv, group, rows, skv]
+        weights, _, _, bend, _ = softmax(q[..., rows, :], k, rows, q.shape[-2], options)
         b_dout = dout[..., rows, :]
         dweights = b_dout @ v.mT
         dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True)) * factor
+        dscores = dscores if bend is None else dscores * bend
         dq[..., rows, :] = dscores @ k
         dk += (dscores.mT @ q[..., rows, :]).sum(2, keepdim=True)
         dv += (weights.mT @ b_dout).sum(2, keepdim=True)
     return Gradients(heads_last(dq), heads_last(dk), heads_last(dv))
 
 
+def sink_gradient(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, **options: Unpack[Options]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradient of sum(out * dout) by the sinks, [hq], in float64, and its `Uncertainty`.
+
+    That is Σ p (e |D| + eps · rowsum(P ∘ |dO||V|ᵀ)) over the rows of a head, with p the weight of the sink and the rest
+    as in `uncertainty`. Inputs as for `gradients`; the options have a sink.
+    """
+    factor = abs(default_scale(q, options["scale"]))
+    dout = grouped(dout, k.shape[2])
+    q, k, v = heads_first(q, k, v)
+    dsink, unknown = (q.new_zeros(q.shape[1:3]) for _ in range(2))  # [hkv, group]
+    for rows in row_blocks(q, k):
+        b_q, b_dout = q[..., rows, :], dout[..., rows, :]
+        found = softmax(b_q, k, rows, q.shape[-2], options)
+        inner = (found.weights * (b_dout @ v.mT)).sum(-1)
+        sums = (found.weights * (b_dout.abs() @ v.abs().mT)).sum(-1)
+        exponent = rounding_of_exponents(b_q, k, found, factor)
+        dsink -= (found.sink * inner).sum((0, 3))
+        unknown += (found.sink * (exponent * inner.abs() + FLOAT32 * sums)).sum((0, 3))
+    return dsink.flatten(), unknown.flatten()
+
+
 def uncertainty(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, *, mask: Mask, scale: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, **options: Unpack[Options]
 ) -> Uncertainty:
     """Return how far right results may lie from the truth because sums are made in float32, to first order.
 
     A sum of products in float32 is known to eps · (the same sum of absolute values), eps = 2⁻²³ (Higham, Accuracy and
     Stability of Numerical Algorithms, 2002, section 3.1; the factor n of its bound is not met by sums made in blocks):
 
-        exponent   S - lse to           e = eps · (1 + |lse| + max |Q||K|ᵀ · |scale|), of each row; so P to e P
+        exponent   S - lse to  e = eps · (1 + |lse| + max (|Q||K|ᵀ · |scale| + |bias|)), of each row; so P to e P
         dP         to                   eps · |dO||V|ᵀ         rowsum(P ∘ dP) to  eps · rowsum(P ∘ |dO||V|ᵀ)
         dS         to  P ∘ ( e (|dP| + |rowsum(P ∘ dP)|) + eps (|dO||V|ᵀ + rowsum(P ∘ |dO||V|ᵀ)) ) · |scale|
 
-    from where it goes on through the matrix products of out, dq, dk and dv with absolute values. Inputs as for
-    `gradients`.
+    from where it goes on through the matrix products of out, dq, dk and dv with absolute values. A softcap multiplies
+    dS by 1 - t², t = tanh(S / softcap): t is known to eps · (1 + |Q||K|ᵀ · |scale| / softcap · (1 - t²)), and 1 - t² to
+    twice that. Inputs as for `gradients`.
     """
-    hkv, factor = k.shape[2], abs(default_scale(q, scale))
+    hkv, factor = k.shape[2], abs(default_scale(q, options["scale"]))
     dout = grouped(dout, hkv)
     q, k, v = heads_first(q, k, v)
     out, dq, dk, dv = torch.empty_like(dout), torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for rows in row_blocks(q, k):
         b_q, b_dout = q[..., rows, :], dout[..., rows, :]
-        weights, lse = softmax(b_q, k, rows, q.shape[-2], mask, scale)  # [b, hkv, group, rows, skv]
-        # the largest of the keys that have a weight: a row that sees none has 0, and an lse that is not finite
-        largest = (b_q.abs() @ k.abs().mT * factor).where(weights > 0, 0.0).amax(-1)
-        exponent = FLOAT32 * (1 + lse.abs().where(lse.isfinite(), 0.0) + largest)[..., None]
+        found = softmax(b_q, k, rows, q.shape[-2], options)
+        weights, bend = found.weights, found.bend
+        exponent = rounding_of_exponents(b_q, k, found, factor)[..., None]
         dweights, sums = b_dout @ v.mT, b_dout.abs() @ v.abs().mT
         inner, inner_sums = ((weights * x).sum(-1, keepdim=True) for x in (dweights, sums))
         dscores = exponent * (dweights.abs() + inner.abs()) + FLOAT32 * (sums + inner_sums)
+        if bend is not None:
+            unbent = 1 + b_q.abs() @ k.abs().mT * factor / options["softcap"] * bend
+            dscores = dscores * bend + 2 * FLOAT32 * unbent * (dweights - inner).abs()
         dscores *= weights * factor
         out[..., rows, :] = exponent * (weights @ v.abs())
         dq[..., rows, :] = dscores @ k.abs()
@@ -131,7 +178,7 @@ def uncertainty(
 
 
 def inherited(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, *, mask: Mask, scale: float | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, **options: Unpack[Options]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return how far dq and dk must be expected off because backward takes rowsum(P ∘ dP) as rowsum(dO ∘ O).
 
@@ -142,34 +189,83 @@ def inherited(
 
     Inputs as for `gradients`; the results have the shapes of dq and dk and are not negative.
     """
-    factor, dtype, sq = abs(default_scale(q, scale)), q.dtype, q.shape[1]
+    factor, dtype, sq = abs(default_scale(q, options["scale"])), q.dtype, q.shape[1]
     dout = grouped(dout, k.shape[2])
     q, k, v = heads_first(q, k, v)
     dq, dk = torch.empty_like(q), torch.zeros_like(k)
     for rows in row_blocks(q, k):
         b_q = q[..., rows, :]
-        weights, _ = softmax(b_q, k, rows, sq, mask, scale)  # [b, hkv, group, rows, skv]
+        weights, _, _, bend, _ = softmax(b_q, k, rows, sq, options)
         out = weights @ v
         out = out.where(out != out.to(dtype), 0.0)  # what the dtype has is stored as it is, as the v of a lone key
         error = (dout[..., rows, :] * out).square().sum(-1, keepdim=True).sqrt() * torch.finfo(dtype).eps * factor
+        weights = weights if bend is None else weights * bend
         dq[..., rows, :] = error * (weights @ k).abs()
         dk += (weights.square().mT @ (error * b_q).square()).sum(2, keepdim=True)
     return heads_last(dq), heads_last(dk.sqrt())
 
 
-def softmax(
-    b_q: torch.Tensor, k: torch.Tensor, rows: slice, sq: int, mask: Mask, scale: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return P and lse of these rows; a row that sees no key has P 0 and lse -inf."""
-    scores = b_q @ k.mT * default_scale(b_q, scale)
-    if mask == "causal":
-        skv = k.shape[-2]
-        i = torch.arange(rows.start, rows.stop, device=k.device)[:, None]
-        j = torch.arange(skv, device=k.device)[None, :]
-        scores = torch.where(j <= i + skv - sq, scores, -math.inf)
+def softmax(b_q: torch.Tensor, k: torch.Tensor, rows: slice, sq: int, options: Options) -> Rows:
+    """Return P of these rows of the queries, and what goes with it."""
+    skv = k.shape[-2]
+    i = torch.arange(rows.start, rows.stop, device=k.device)[:, None]
+    j = torch.arange(skv, device=k.device)[None, :]
+    scores = b_q @ k.mT * default_scale(b_q, options["scale"])
+    bend = bias = None
+    if "softcap" in options:
+        capped = (scores / options["softcap"]).tanh()
+        scores, bend = capped * options["softcap"], 1 - capped.square()
+    if "alibi" in options:
+        bias = by_head(options["alibi"], b_q)[..., None, None] * (i + skv - sq - j).abs()
+        scores = scores - bias
+    scores = torch.where(live(options["mask"], i, j, sq, skv), scores, -math.inf)
     lse = scores.logsumexp(-1)
+    sink = torch.zeros_like(lse)
+    if "sink" in options:
+        logit = by_head(options["sink"], b_q)[..., None]
+        lse = torch.logaddexp(lse, logit)
+        sink = (logit - lse).exp()
     # -inf - -inf is nan: a dead row is told apart by its lse
-    return torch.where(lse[..., None] == -math.inf, 0.0, (scores - lse[..., None]).exp()), lse
+    weights = torch.where(lse[..., None] == -math.inf, 0.0, (scores - lse[..., None]).exp())
+    return Rows(weights, lse, sink, bend, bias)
+
+
+def live(mask: Mask, i: torch.Tensor, j: torch.Tensor, sq: int, skv: int) -> torch.Tensor:
+    """Say which of the queries i [rows, 1] sees which of the keys j [1, skv], by the definitions of mask.py."""
+    own = i + skv - sq  # the key on the diagonal that ends bottom-right
+    match mask:
+        case "full":
+            return (j >= 0).expand(i.shape[0], -1)
+        case "causal":
+            return j <= own
+        case "causal-top-left":
+            return j <= i
+        case Window(left, right):
+            return (j >= (-math.inf if left is None else own - left)) & (
+                j <= (math.inf if right is None else own + right)
+            )
+        case Prefix(length):
+            return (j < length) | (j <= own)
+        case Documents(lengths, causal):
+            document = torch.repeat_interleave(torch.tensor(lengths, device=j.device))
+            same = document[i] == document[j]
+            return same & (j <= i) if causal else same
+        case Boolean():
+            return mask.drawn(sq, skv).to(j.device)[i, j]
+
+
+def rounding_of_exponents(b_q: torch.Tensor, k: torch.Tensor, found: Rows, factor: float) -> torch.Tensor:
+    """Return e of `uncertainty` for these rows [b, hkv, group, rows]."""
+    sizes = b_q.abs() @ k.abs().mT * factor
+    sizes = sizes if found.bias is None else sizes + found.bias
+    # the largest of the keys that have a weight: a row that sees none has 0, and an lse that is not finite
+    largest = sizes.where(found.weights > 0, 0.0).amax(-1)
+    return FLOAT32 * (1 + found.lse.abs().where(found.lse.isfinite(), 0.0) + largest)
+
+
+def by_head(x: torch.Tensor, b_q: torch.Tensor) -> torch.Tensor:
+    """Return what each query head has of its own [hq] as float64 [hkv, group]."""
+    return x.detach().to(torch.float64).view(b_q.shape[1:3])
 
 
 def default_scale(q: torch.Tensor, scale: float | None) -> float:

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import torch
 
 from attnkit import oracle
-from attnkit.problem import Inputs, Pass, Problem
+from attnkit.problem import Inputs, Options, Pass, Problem
 from attnkit.variant import Attention, Variant
 from attnkit.variants import naive
 
@@ -49,9 +49,11 @@ __all__ = ["Comparison", "Parity", "compare", "parity"]
 
 WHOLE = 2**22
 """Scores of one head group that are still compared in every batch and head."""
-MAX_FACTOR = {"out": 2.0, "dq": 3.0, "dk": 3.0, "dv": 3.0}
+MAX_FACTOR = {"out": 2.0, "dq": 3.0, "dk": 3.0, "dv": 3.0, "dsink": 3.0}
 MEAN_FACTOR = 1.5
 SUMMED_OVER_A_GROUP = ("dk", "dv")
+SUMMED_OVER_BATCHES = ("dsink",)
+"""No batch has it for itself: of a large problem it is not compared, but must be finite."""
 ROUND_TRIPS = 2.0
 
 
@@ -169,8 +171,9 @@ def parity(
     """
     device = torch.device(device)
     inputs = problem.inputs(device, seed=seed, requires_grad=pass_ != "fwd")
+    options = problem.options(device, seed=seed, requires_grad=pass_ != "fwd")
     with _poisoned(inputs) if poison else contextlib.nullcontext():
-        got = _compute(variant.attention, problem, inputs, pass_)
+        got = _compute(variant.attention, inputs, options, pass_)
     del inputs
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what is kept below must not pin the blocks that the next case will want whole
@@ -185,16 +188,19 @@ def parity(
     for batch, head in sorted(corners):
         queries, keys = slice(head * group, (head + 1) * group), slice(head, head + 1)
         got_part = {
-            name: x[batch : batch + 1, :, queries if name in ("out", "dq") else keys] for name, x in got.items()
+            name: x[batch : batch + 1, :, queries if name in ("out", "dq") else keys]
+            for name, x in got.items()
+            if name not in SUMMED_OVER_BATCHES
         }
         comparisons += _comparisons(got_part, _expected(problem, (batch, head), device, pass_, seed))
     found = {c.name: c for c in comparisons}
     for name, x in got.items():
         # of a tile that nobody wrote the poison is left, wherever it is
-        lost = int((~x.isfinite()).sum()) if math.isfinite(found[name].max_error) else 0
+        kept = found.get(name) or Comparison(name, 0.0, 0.0, 0.0, 0.0, ())
+        lost = int((~x.isfinite()).sum()) if math.isfinite(kept.max_error) else 0
         if lost:
             sentence = f"{name} is not finite in {lost} of {x.numel()} places, in heads that were not compared"
-            comparisons.append(dataclasses.replace(found[name], failures=(sentence,)))
+            comparisons.append(dataclasses.replace(kept, failures=(sentence,)))
     return Parity(tuple(comparisons))
 
 
@@ -215,20 +221,21 @@ def _expected(
 ) -> _Expected:
     """Of a problem, or of one batch and key head of it; kept, since variants are tried on one problem in turn."""
     inputs = problem.inputs(device, seed=seed)
+    options = problem.options(device, seed, pass_ != "fwd", None if part is None else part[1])
     if part is not None:
         problem, inputs = problem.slice(*part), Inputs(*(x.clone() for x in inputs.slice(*part)))
     q, k, v, dout = inputs
-    truth = {"out": oracle.forward(q, k, v, mask=problem.mask, scale=problem.scale)[0]}
-    if pass_ != "fwd":
-        truth |= oracle.gradients(q, k, v, dout, mask=problem.mask, scale=problem.scale)._asdict()
-    unknown = oracle.uncertainty(q, k, v, dout, mask=problem.mask, scale=problem.scale)._asdict()
-    if pass_ != "fwd":
-        q, k, v = (x.requires_grad_() for x in (q, k, v))
-    yardstick = _compute(naive.VARIANT.attention, problem, Inputs(q, k, v, dout), pass_)
+    truth = {"out": oracle.forward(q, k, v, **options)[0]}
+    unknown = oracle.uncertainty(q, k, v, dout, **options)._asdict()
     inherited = {}
     if pass_ != "fwd":
-        errors = oracle.inherited(q, k, v, dout, mask=problem.mask, scale=problem.scale)
+        truth |= oracle.gradients(q, k, v, dout, **options)._asdict()
+        errors = oracle.inherited(q, k, v, dout, **options)
         inherited = dict(zip(("dq", "dk"), errors, strict=True))
+        if problem.sink and part is None:
+            truth["dsink"], unknown["dsink"] = oracle.sink_gradient(q, k, v, dout, **options)
+        q, k, v = (x.requires_grad_() for x in (q, k, v))
+    yardstick = _compute(naive.VARIANT.attention, Inputs(q, k, v, dout), options, pass_)
     heads = {name: problem.group if name in SUMMED_OVER_A_GROUP else 1 for name in truth}
     return _Expected(truth, yardstick, unknown, inherited, heads)
 
@@ -248,12 +255,15 @@ def _comparisons(got: dict[str, torch.Tensor], expected: _Expected) -> tuple[Com
     )
 
 
-def _compute(attention: Attention, problem: Problem, inputs: Inputs, pass_: Pass) -> dict[str, torch.Tensor]:
-    out = attention(inputs.q, inputs.k, inputs.v, mask=problem.mask, scale=problem.scale)
+def _compute(attention: Attention, inputs: Inputs, options: Options, pass_: Pass) -> dict[str, torch.Tensor]:
+    out = attention(inputs.q, inputs.k, inputs.v, **options)
     found = {"out": out.detach()}
     if pass_ != "fwd":
-        gradients = torch.autograd.grad(out, inputs[:3], inputs.dout)
-        found |= dict(zip(("dq", "dk", "dv"), gradients, strict=True))
+        leaves = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}
+        if "sink" in options:
+            leaves["dsink"] = options["sink"]
+        gradients = torch.autograd.grad(out, tuple(leaves.values()), inputs.dout)
+        found |= dict(zip(leaves, gradients, strict=True))
     return found
 
 

@@ -5,13 +5,14 @@
 One alphabet for the whole package: b batch, hq query heads, hkv key heads (query head h reads key head
 h // (hq / hkv)), sq queries, skv keys, d the head dim of q and k, dv that of v.
 
-The causal mask is aligned bottom-right, so that the last query sees every key. Here sq = 2, skv = 5:
+Masks are in mask.py. A query that sees no key (of a causal mask the first sq - skv, where sq > skv) has output 0, and
+gradient 0. Scores S = Q Kᵀ · scale may be modified before the softmax, in this order:
 
-    key      0 1 2 3 4
-    query 0  x x x x .        query i sees key j  iff  j <= i + skv - sq
-    query 1  x x x x x
+    softcap c   S becomes c · tanh(S / c)                                (Gemma 2, 2024)
+    alibi       S of head h loses slope[h] · |i + skv - sq - j|          (Press et al., Train Short, Test Long, 2022)
+    sink        each head has one logit more that takes weight and has no value: the softmax is over live keys and it
+                (Xiao et al., Attention Sinks, 2024, as a learned logit; gpt-oss, 2025)
 
-A query that sees no key (the first sq - skv of them, where sq > skv) has output 0, and gradient 0.
 Knows nothing of variants.
 """
 
@@ -20,24 +21,41 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Required, TypedDict, get_args
 
 import torch
 
-__all__ = ["DTYPES", "LAYOUTS", "MASKS", "PASSES", "Dtype", "Inputs", "Layout", "Mask", "Pass", "Problem"]
+from attnkit import mask as masks
+from attnkit.mask import Boolean, Documents, Mask, Prefix, Window
+
+__all__ = [
+    "DTYPES",
+    "LAYOUTS",
+    "PASSES",
+    "Boolean",
+    "Documents",
+    "Dtype",
+    "Inputs",
+    "Layout",
+    "Mask",
+    "Options",
+    "Pass",
+    "Prefix",
+    "Problem",
+    "Window",
+]
 
 Dtype = Literal["fp16", "bf16", "fp32"]
-Mask = Literal["full", "causal"]
 Pass = Literal["fwd", "bwd", "fwd+bwd"]
 Layout = Literal["bshd", "bhsd", "packed", "padded", "broadcast"]
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-MASKS: tuple[Mask, ...] = get_args(Mask)
 PASSES: tuple[Pass, ...] = get_args(Pass)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 LSE_BYTES = 4  # the log-sum-exp of a row is one fp32
+HEAD_BYTES = 4  # what a head has of its own, a slope or a sink, is one fp32
 PADDING = 8  # elements behind each row of the padded layout: rows stay aligned to 16 bytes
 
 
@@ -58,9 +76,27 @@ class Inputs(NamedTuple):
         return Inputs(q, self.k[batches, :, keys], self.v[batches, :, keys], dout)
 
 
+class Options(TypedDict, total=False):
+    """What attention is called with beside q, k and v. A modifier that a problem has not is not there.
+
+    Attributes:
+        mask: Which keys a query sees.
+        scale: What scores are multiplied with; None is 1 / sqrt(d).
+        softcap: Scores stay between it and its negative.
+        alibi: Slopes [hq], float32.
+        sink: Logits [hq], float32; they may want gradients.
+    """
+
+    mask: Required[Mask]
+    scale: Required[float | None]
+    softcap: float
+    alibi: torch.Tensor
+    sink: torch.Tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is computed: sizes, dtype, mask, scale, and how the inputs lie in memory.
+    """What is computed: sizes, dtype, mask, score modifiers, and how the inputs lie in memory.
 
     Attributes:
         b: Batch.
@@ -71,8 +107,11 @@ class Problem:
         d: Head dim of q and k.
         dv: Head dim of v and out; `d` unless given.
         dtype: Of all inputs and of out.
-        mask: Which keys a query sees; causal is aligned bottom-right.
+        mask: Which keys a query sees: a word or a value of mask.py; causal is aligned bottom-right.
         scale: What scores are multiplied with; None is 1 / sqrt(d).
+        softcap: Bound of the scores; None is none.
+        alibi: Whether distance costs a key its score, by a slope for each head.
+        sink: Whether each head has a logit that takes weight from the keys.
         layout: ``bshd`` contiguous; ``bhsd`` transposed views of contiguous [b, h, s, d]; ``packed`` q, k and v side by
             side in one [b, s, hq + 2 hkv, d]; ``padded`` rows longer than d (the last dim is contiguous, NaN behind
             it); ``broadcast`` k and v with stride 0 over the batch.
@@ -92,6 +131,9 @@ class Problem:
     dtype: Dtype = "bf16"
     mask: Mask = "full"
     scale: float | None = None
+    softcap: float | None = None
+    alibi: bool = False
+    sink: bool = False
     layout: Layout = "bshd"
     magnitude: float = 1.0
 
@@ -103,13 +145,16 @@ class Problem:
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
-        for name, known in (("dtype", DTYPES), ("mask", MASKS), ("layout", LAYOUTS)):
+        for name, known in (("dtype", DTYPES), ("layout", LAYOUTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        masks.check(self.mask, self.sq, self.skv)
         if self.hq % self.hkv:
             raise ValueError(f"hkv must divide hq, got hq={self.hq} and hkv={self.hkv}")
         if self.scale is not None and not math.isfinite(self.scale):
             raise ValueError(f"scale must be finite, or None for 1/sqrt(d), got {self.scale!r}")
+        if self.softcap is not None and not (math.isfinite(self.softcap) and self.softcap > 0):
+            raise ValueError(f"softcap must be finite and positive, or None for none, got {self.softcap!r}")
         if not (math.isfinite(self.magnitude) and self.magnitude > 0):
             raise ValueError(f"magnitude must be finite and positive, got {self.magnitude!r}")
         if self.layout == "packed" and (self.sq != self.skv or self.d != self.dv):
@@ -127,9 +172,12 @@ class Problem:
             self.dtype,
         ]
         if self.mask != "full":
-            parts.append(self.mask)
+            parts.append(masks.name(self.mask))
         if self.scale is not None:
             parts.append(f"scale{self.scale!r}")
+        if self.softcap is not None:
+            parts.append(f"softcap{float(self.softcap)!r}")
+        parts += [modifier for modifier in ("alibi", "sink") if getattr(self, modifier)]
         if self.layout != "bshd":
             parts.append(self.layout)
         if self.magnitude != 1.0:
@@ -149,10 +197,7 @@ class Problem:
     @property
     def live_pairs(self) -> int:
         """Pairs of a query and a key that it sees, in one head."""
-        if self.mask == "full":
-            return self.sq * self.skv
-        live = min(self.sq, self.skv)  # queries that see any key; the first of them sees skv - live + 1
-        return live * (self.skv - live) + live * (live + 1) // 2
+        return masks.live_pairs(self.mask, self.sq, self.skv)
 
     @property
     def tokens(self) -> int:
@@ -163,7 +208,7 @@ class Problem:
         """Return the operations of the matrix products over live pairs, a multiply-add counted as two.
 
         Forward makes S = QKᵀ and O = PV; backward makes S again, and dP = dO Vᵀ, dV = Pᵀ dO, dQ = dS K, dK = dSᵀ Q.
-        With d = dv backward is 2.5 times forward.
+        With d = dv backward is 2.5 times forward. What modifies scores is no matrix product.
         """
         products = {"fwd": self.d + self.dv, "bwd": 3 * self.d + 2 * self.dv}
         products["fwd+bwd"] = products["fwd"] + products["bwd"]
@@ -173,14 +218,19 @@ class Problem:
         """Return the least bytes through memory: each input of the pass read once, each output written once.
 
         Backward also reads out and the log-sum-exp of each row (fp32), which forward is not charged for writing.
-        What the broadcast layout shares over the batch is read once.
+        What the broadcast layout shares over the batch is read once. Keys that no query sees need not be read, but have
+        a gradient. A boolean mask is read, a byte a pair; slopes and sinks are read, and sinks have a gradient.
         """
         size = self.torch_dtype.itemsize
         q, out = self.tokens * self.hq * self.d * size, self.tokens * self.hq * self.dv * size
         dk_dv = self.b * self.skv * self.hkv * (self.d + self.dv) * size
-        k_v = dk_dv // self.b if self.layout == "broadcast" else dk_dv
-        moved = {"fwd": q + k_v + out}
-        moved["bwd"] = (q + k_v + 2 * out + self.tokens * self.hq * LSE_BYTES) + (q + dk_dv)
+        k_v = dk_dv // self.skv * masks.live_keys(self.mask, self.sq, self.skv)
+        k_v = k_v // self.b if self.layout == "broadcast" else k_v
+        beside = self.sq * self.skv if isinstance(self.mask, Boolean) else 0
+        beside += (self.alibi + self.sink) * self.hq * HEAD_BYTES
+        moved = {"fwd": q + k_v + out + beside}
+        moved["bwd"] = (q + k_v + 2 * out + self.tokens * self.hq * LSE_BYTES + beside) + (q + dk_dv)
+        moved["bwd"] += self.sink * self.hq * HEAD_BYTES
         moved["fwd+bwd"] = moved["fwd"] + moved["bwd"]
         return moved[pass_]
 
@@ -218,10 +268,33 @@ class Problem:
         q, k, v = (x.detach().requires_grad_(requires_grad) for x in (q, k, v))
         return Inputs(q, k, v, dout)
 
+    def options(
+        self, device: torch.device | str, seed: int = 0, requires_grad: bool = False, kv_head: int | None = None
+    ) -> Options:
+        """Return what attention is called with beside q, k and v.
+
+        Args:
+            device: Where slopes and sinks live.
+            seed: Of the sinks, which are drawn from N(0, 1).
+            requires_grad: Whether the sinks are a leaf that wants a gradient.
+            kv_head: Give slopes and sinks of the query heads that read this key head alone; None is all.
+        """
+        options: Options = {"mask": self.mask, "scale": self.scale}
+        heads = slice(None) if kv_head is None else slice(kv_head * self.group, (kv_head + 1) * self.group)
+        if self.softcap is not None:
+            options["softcap"] = self.softcap
+        if self.alibi:
+            options["alibi"] = torch.tensor(slopes(self.hq)[heads], device=device)
+        if self.sink:
+            logits = torch.randn(self.hq, generator=torch.Generator().manual_seed(seed))[heads]
+            options["sink"] = logits.to(device).requires_grad_(requires_grad)
+        return options
+
     def slice(self, batch: int, kv_head: int) -> Problem:
         """Return the problem of one batch and one key head, which is computed from the inputs' slice alone.
 
-        Heads and batches do not depend on each other, so a large problem can be checked exactly on a small part.
+        Heads and batches do not depend on each other, so a large problem can be checked exactly on a small part. Slopes
+        and sinks belong to heads: those of the part are the whole problem's, ``options(..., kv_head=kv_head)``.
 
         Raises:
             ValueError: If there is no such batch or head.
@@ -230,3 +303,14 @@ class Problem:
             if not 0 <= index < size:
                 raise ValueError(f"{name} must be from 0 to {size - 1}, got {index}")
         return dataclasses.replace(self, b=1, hq=self.group, hkv=1, layout="bshd")
+
+
+def slopes(heads: int) -> list[float]:
+    """Return ALiBi's slope of each head, as its authors chose them.
+
+    For n heads, a power of two, 2^(-8 / n), 2^(-16 / n), ...; of other numbers those of the power below, and between
+    them every second one of twice that power.
+    """
+    power = 2 ** (heads.bit_length() - 1)
+    between = [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
+    return [2 ** (-8 * (i + 1) / power) for i in range(power)] + between

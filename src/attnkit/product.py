@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["Multiply", "Product", "Rejects"]
+__all__ = ["Explains", "Multiply", "Product", "Rejects"]
 
 
 class Multiply(Protocol):
@@ -31,6 +31,7 @@ class Multiply(Protocol):
 
 
 Rejects = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], str | None]
+Explains = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,12 @@ class Product:
         summary: What it is, in one line.
         multiply: The call. It is made for what `rejects` does not reject.
         rejects: Why these operands cannot be multiplied in this way, or None.
+        explains: By how much out ``[m, n]`` may be off for what is rounded beside sums and result, x itself for
+            example; None if there is nothing.
     """
 
     name: str
     summary: str
     multiply: Multiply
     rejects: Rejects
+    explains: Explains | None = None

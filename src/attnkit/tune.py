@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from attnkit.problem import DTYPES, MASKS, Dtype, Mask, Pass, Problem
+from attnkit.problem import DTYPES, Dtype, Mask, Pass, Problem
 from attnkit.variants import TABLE, variant
 from attnkit.variants.triton_flash import attention
 from attnkit.variants.triton_flash_tiles import Config, Kernel, Loads, family, padded
@@ -321,7 +321,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("variant", choices=["triton_flash"])
     parse.add_argument("--passes", type=names(list(KERNELS)), default=["fwd", "bwd"], help="fwd,bwd")
     parse.add_argument("--d", type=numbers, default=[128, 64, 256], help="head dims; 128,64,256")
-    parse.add_argument("--mask", type=names(MASKS), default=["full", "causal"], help="full,causal")
+    parse.add_argument("--mask", type=names(["full", "causal"]), default=["full", "causal"], help="full,causal")
     parse.add_argument("--s", type=numbers, default=[16384, 2048], help="sequence lengths; 16384,2048")
     parse.add_argument("--tokens", type=int, default=16384, help="batch times sequence")
     parse.add_argument("--width", type=int, default=2048, help="heads times head dim")

@@ -6,26 +6,51 @@ warms it up. Knows problems; knows nothing of the oracle and of other variants.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
-from attnkit.problem import Mask, Pass, Problem
+from attnkit.problem import Boolean, Documents, Pass, Prefix, Problem, Window
 
-__all__ = ["Attention", "Variant"]
+__all__ = ["FEATURES", "Attention", "Feature", "Variant", "features"]
+
+Feature = Literal["causal-top-left", "window", "prefix", "documents", "boolean", "softcap", "alibi", "sink"]
+"""What a problem may ask for beyond full and causal attention."""
+
+FEATURES: tuple[Feature, ...] = get_args(Feature)
+
+
+def none_of_them() -> Mapping[Feature, str]:
+    """Return what a variant lacks that says nothing of features."""
+    return dict.fromkeys(FEATURES, "not built into this variant")
+
+
+def features(problem: Problem) -> list[Feature]:
+    """Return what this problem asks for beyond full and causal attention."""
+    asked: dict[Feature, bool] = {
+        "causal-top-left": problem.mask == "causal-top-left",
+        "window": isinstance(problem.mask, Window),
+        "prefix": isinstance(problem.mask, Prefix),
+        "documents": isinstance(problem.mask, Documents),
+        "boolean": isinstance(problem.mask, Boolean),
+        "softcap": problem.softcap is not None,
+        "alibi": problem.alibi,
+        "sink": problem.sink,
+    }
+    return [feature for feature in FEATURES if asked[feature]]
 
 
 class Attention(Protocol):
     """The call of every variant: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv].
 
-    `mask` is aligned bottom-right when causal; `scale` is 1 / sqrt(d) when None. Rows without a live key give 0.
+    The keywords are those of `Options`, of which a variant knows `mask` (full unless given), `scale` (1 / sqrt(d) when
+    None) and the modifiers that it does not lack. Rows without a live key give 0.
     """
 
-    def __call__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
-    ) -> torch.Tensor:
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         """Compute attention."""
         ...
 
@@ -33,6 +58,20 @@ class Attention(Protocol):
 def here() -> str | None:
     """Say that nothing is missing: torch alone is enough."""
     return None
+
+
+def rejects(
+    lacks: Mapping[Feature, str],
+    otherwise: Callable[[Problem, torch.device, Pass], str | None],
+    problem: Problem,
+    device: torch.device,
+    pass_: Pass,
+) -> str | None:
+    """Say what of a problem a variant lacks, and of a problem without it what the variant says."""
+    for feature in features(problem):
+        if feature in lacks:
+            return f"{feature}: {lacks[feature]}"
+    return otherwise(problem, device, pass_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +82,10 @@ class Variant:
         name: Stable; it is part of the name of every case that times it.
         summary: What it is, in one line.
         attention: The call. It is made for problems that `rejects` does not reject.
-        rejects: Why this variant cannot do this pass of this problem on this device, or None.
+        rejects: Why this variant cannot do this pass of this problem on this device, or None. The function given for it
+            is asked only of problems that need nothing of what the variant lacks.
         absent: Why the variant is not here at all (a package is missing: which, and what to do), or None.
+        lacks: Features that no size and no device makes it do, each with the reason; all of them unless given.
     """
 
     name: str
@@ -52,6 +93,10 @@ class Variant:
     attention: Attention
     rejects: Callable[[Problem, torch.device, Pass], str | None]
     absent: Callable[[], str | None] = here
+    lacks: Mapping[Feature, str] = field(default_factory=none_of_them, hash=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rejects", functools.partial(rejects, self.lacks, self.rejects))
 
     def why_not(self, problem: Problem, device: torch.device, pass_: Pass) -> str | None:
         """Return why this pass of this problem cannot be computed here, or None if it can."""

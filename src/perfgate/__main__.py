@@ -2,8 +2,8 @@
 
 ``perfgate gate`` runs pytest and believes no run that did not come to its end, ``perfgate baseline`` measures and files
 a baseline, ``perfgate ab`` compares the working tree with another commit, ``perfgate report`` writes what files hold,
-``perfgate accept`` lets a case be slower than its baseline, with the reason, and ``perfgate calibrate`` says what is
-known of perfgate itself.
+``perfgate accept`` lets a case be slower than its baseline, with the reason, ``perfgate calibrate`` says what is
+known of perfgate itself, and ``perfgate static`` compares what compiled kernels say of themselves, without a GPU.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from perfgate.baseline import BaselineError
 from perfgate.gate import Exit, decide
 from perfgate.journal import JournalError
 from perfgate.report import FORMATS, Axis, Results, markdown
+from perfgate.static import command as static
 from perfgate.trust import command as calibrate
 
 __all__ = ["main"]
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return accept.command(options)
         if options.command == "calibrate":
             return calibrate.run(options)
+        if options.command == "static":
+            return static.run(options)
         return _report(options)
     except (BaselineError, JournalError) as error:
         return _refuse(str(error), Exit.REFUSED)
@@ -132,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     accept.add_command(commands)
     calibrate.add_parser(commands)
+    static.add_parser(commands)
     return parser
 
 

@@ -65,10 +65,11 @@ def use_one_stream() -> None:
 
 
 def let_go() -> None:
-    """Give the driver what torch keeps for later, so that another process can have it."""
+    """Give the driver what torch keeps for later, so that another process can have it; nothing if it keeps nothing."""
     gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
 
 def environment() -> Environment:

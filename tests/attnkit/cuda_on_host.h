@@ -217,9 +217,9 @@ inline void __syncthreads() { host::meet(0, blockDim.x); }
 template <int number, int threads>
 inline void sync_group() { host::meet(number, threads); }
 
-inline void multiply_upper(float (&sums)[4], word a0, word a1, word b0, word b1) {
+inline void multiply_pair(float (&sums)[4], word a0, word a1, word a2, word a3, word b0, word b1) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const word mine[4] = {a0, a1, b0, b1};
+  const word mine[6] = {a0, a1, a2, a3, b0, b1};
   memcpy(host::exchange[warp][lane], mine, sizeof mine);
   __syncwarp();
   auto number = [&](int lane, int which, int upper) {
@@ -227,16 +227,15 @@ inline void multiply_upper(float (&sums)[4], word a0, word a1, word b0, word b1)
     memcpy(&w, &host::exchange[warp][lane][which], 4);
     return to_float(upper ? w >> 16 : w & 0xffff);
   };
-  float add[2] = {0.f, 0.f};
+  float add[4] = {0.f, 0.f, 0.f, 0.f};
   const int g = lane / 4, t = lane % 4;
-  for (int column = 0; column < 2; ++column)
+  for (int i = 0; i < 4; ++i)
     for (int k = 0; k < 16; ++k) {
-      const int which = k / 8, quad = k % 8 / 2, upper = k % 2;
-      add[column] += number(4 * g + quad, which, upper) * number(4 * (2 * t + column) + quad, 2 + which, upper);
+      const int which = k / 8, quad = k % 8 / 2, upper = k % 2, row = i / 2, column = i % 2;
+      add[i] += number(4 * g + quad, 2 * which + row, upper) * number(4 * (2 * t + column) + quad, 4 + which, upper);
     }
   __syncwarp();
-  sums[0] += add[0];
-  sums[1] += add[1];
+  for (int i = 0; i < 4; ++i) sums[i] += add[i];
 }
 
 inline void check_global(const char* from, int bytes) {
@@ -251,6 +250,7 @@ inline uint4 load_stream(const char* address) {
   return v;
 }
 
+inline void prefetch(const void*) {}
 inline void wait_for_previous_kernel() {}
 inline void let_next_kernel_begin() {}
 

@@ -133,6 +133,19 @@ def test_nothing_keeps_a_backward() -> None:
         step(torch.ones(2, 3, requires_grad=True))
 
 
+def test_inference_mode_makes_no_difference() -> None:
+    linear = nn.Linear(3, 3)
+    step, recorder = graphed(linear)
+    with torch.inference_mode():
+        for i in range(2):
+            x = torch.full((2, 3), float(i))
+            torch.testing.assert_close(step(x), linear(x))
+            torch.testing.assert_close(step(x[:1].expand(4, 3)), linear(x[:1].expand(4, 3)))
+    x = torch.ones(2, 3)
+    torch.testing.assert_close(step(x), linear(x).detach())
+    assert recorder.captures == 2
+
+
 def test_what_cannot_be_replayed_truly_is_refused() -> None:
     with pytest.raises(CaptureError, match="returns a float, which a replay cannot renew"):
         graphed(lambda x: (x, float(x.sum())))[0](torch.ones(2))

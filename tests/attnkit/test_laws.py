@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from attnkit.problem import Dtype, Inputs, Problem
+from attnkit.mask import Boolean, Documents, Mask, Prefix, Window
+from attnkit.mask import name as mask_name
+from attnkit.problem import Dtype, Inputs, Pass, Problem
 from attnkit.variant import Variant
 from attnkit.variants import TABLE, variant
+from tests.attnkit import by_hand
 
 PROBLEM = Problem(b=2, hq=4, hkv=2, sq=45, skv=60, d=32, mask="causal")
 ROWS = 25
 SEEN = ROWS + PROBLEM.skv - PROBLEM.sq
 """Keys that the first ROWS queries see."""
 GARBAGE = 1e4
+MASKS: tuple[Mask, ...] = (
+    "causal",
+    "causal-top-left",
+    Window(9, 0),
+    Window(3, 5),
+    Window(None, 7),
+    Prefix(6),
+    Documents((13, 1, 26)),
+    Documents((30, 10), causal=False),
+    Boolean(0.2),
+)
+COMPILED = ("flex",)
+"""Variants without a backward on the CPU."""
+LEAKS = dict.fromkeys(
+    ("sdpa_math", "sdpa_efficient"),
+    "the mask is added to scores, and not a number less infinity is not a number (pytorch#101967)",
+)
+"""Where what is not a number in a hidden key may reach the output."""
 
 names = pytest.mark.parametrize("name", [way.name for way in TABLE])
 dtypes = pytest.mark.parametrize("dtype", ["bf16", "fp32"])
@@ -44,12 +66,12 @@ def trainable(way: Variant, problem: Problem, device: torch.device) -> Variant:
 
 def forward(way: Variant, problem: Problem, inputs: Inputs) -> torch.Tensor:
     q, k, v, _ = inputs
-    return way.attention(q, k, v, mask=problem.mask, scale=problem.scale)
+    return way.attention(q, k, v, **problem.options(q.device))
 
 
 def backward(way: Variant, problem: Problem, inputs: Inputs) -> tuple[torch.Tensor, ...]:
     q, k, v = (x.detach().requires_grad_() for x in inputs[:3])
-    return torch.autograd.grad(way.attention(q, k, v, mask=problem.mask, scale=problem.scale), (q, k, v), inputs.dout)
+    return torch.autograd.grad(forward(way, problem, Inputs(q, k, v, inputs.dout)), (q, k, v), inputs.dout)
 
 
 @names
@@ -73,6 +95,80 @@ def test_a_key_that_no_gradient_reaches_has_none(trainable: Variant, problem: Pr
     for gradient, begin in ((dq, ROWS), (dk, SEEN), (dv, SEEN)):
         assert not gradient[:, begin:].any()
         assert gradient[:, begin - 1].any()
+
+
+def asked(name: str, problem: Problem, device: torch.device, pass_: Pass = "fwd") -> Variant:
+    """The variant of that name; a test of one that cannot do the problem is skipped, with its reason."""
+    way = variant(name)
+    if reason := way.why_not(problem, device, pass_):
+        pytest.skip(reason)
+    return way
+
+
+@names
+@pytest.mark.parametrize("mask", MASKS, ids=mask_name)
+def test_a_hidden_key_changes_no_bit_of_what_does_not_see_it(name: str, mask: Mask, device: torch.device) -> None:
+    problem = Problem(b=1, hq=2, sq=40, d=16, dtype="fp32", mask=mask, alibi=True)
+    if "alibi" in variant(name).lacks:
+        problem = dataclasses.replace(problem, alibi=False)
+    way = asked(name, problem, device)
+    seen = torch.tensor(by_hand.seen(problem))
+    inputs = problem.inputs(device)
+    before = forward(way, problem, inputs)
+    # the key that most queries do not see
+    key = int(seen.sum(0).argmin())
+    inputs.k[:, key], inputs.v[:, key] = GARBAGE, -GARBAGE
+    same = (before == forward(way, problem, inputs)).all(-1).all(-1)[0].cpu()
+    assert same[~seen[:, key]].all()
+    assert not same[seen[:, key]].any()
+
+
+@names
+def test_not_a_number_in_a_key_that_nobody_sees_goes_nowhere(
+    name: str, device: torch.device, request: pytest.FixtureRequest
+) -> None:
+    problem = Problem(b=1, hq=2, sq=20, skv=50, d=16, dtype="fp32", mask=Window(10, 0))
+    way = asked(name, problem, device)
+    if name in LEAKS:
+        request.applymarker(pytest.mark.xfail(reason=LEAKS[name], strict=name == "sdpa_math", raises=AssertionError))
+    inputs = problem.inputs(device)
+    before = forward(way, problem, inputs)
+    inputs.k[:, :20] = math.nan
+    assert torch.equal(before, forward(way, problem, inputs))
+
+
+@names
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_packed_document_is_attention_of_that_document_alone(name: str, causal: bool, device: torch.device) -> None:
+    packed = Problem(b=1, hq=2, sq=40, d=16, dtype="fp32", mask=Documents((13, 1, 26), causal))
+    pass_: Pass = "fwd" if name in COMPILED and device.type == "cpu" else "fwd+bwd"
+    way = asked(name, packed, device, pass_)
+    inputs = packed.inputs(device)
+    begin = 0
+    for length in (13, 1, 26):
+        alone = dataclasses.replace(packed, sq=length, skv=length, mask="causal" if causal else "full")
+        part = Inputs(*(x[:, begin : begin + length] for x in inputs))
+        reference = variant("naive")
+        pairs = [(forward(way, packed, inputs), forward(reference, alone, part))]
+        if pass_ != "fwd":
+            pairs += zip(backward(way, packed, inputs), backward(reference, alone, part), strict=True)
+        for whole, own in pairs:
+            torch.testing.assert_close(whole[:, begin : begin + length], own)
+        begin += length
+
+
+@names
+def test_a_sink_that_nothing_drowns_takes_its_share_and_one_far_below_none(name: str, device: torch.device) -> None:
+    problem = Problem(b=1, hq=2, sq=20, d=16, dtype="fp32", mask="causal", sink=True)
+    way = asked(name, problem, device)
+    q, k, v, _ = problem.inputs(device)
+    without = way.attention(q, k, v, mask="causal", scale=0.0)
+    # every score is 0: a sink of log n weighs as n keys
+    sinks = torch.tensor([-1e4, math.log(3.0)], device=device)
+    out = way.attention(q, k, v, mask="causal", scale=0.0, sink=sinks)
+    keys = torch.arange(1, 21, device=device)[:, None]
+    torch.testing.assert_close(out[:, :, 0], without[:, :, 0])
+    torch.testing.assert_close(out[:, :, 1], without[:, :, 1] * keys / (keys + 3))
 
 
 @names

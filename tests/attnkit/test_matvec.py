@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from attnkit import nvrtc
 from attnkit.agreement import agreement
 from attnkit.products import matvec_tiles
-from attnkit.products.matvec_tiles import MAX_ROWS, TABLE, Config, Weights, launch_shape
+from attnkit.products.matvec_tiles import MAX_ROWS, TABLE, Config, Limits, Weights, choose, launch_shape
 from perf.tune_matvec import CANDIDATES, SHAPES
 from tests.attnkit import cuda_on_host
 
@@ -121,6 +121,26 @@ def test_a_candidate_fits_all_shapes_with_one_row(weights: Weights, config: Conf
         assert shape.grid == 132 * config.blocks
 
 
+H200 = Limits((9, 0), 132, matvec_tiles.MAX_SHARED)
+
+
+@pytest.mark.parametrize("weights", ["half", "int8"])
+def test_there_is_a_form_for_every_shape_and_number_of_rows(weights: Weights) -> None:
+    for n, k in SHAPES.values():
+        assert choose(weights, 1, n, k, H200) == TABLE[weights][0]
+        for m in range(1, MAX_ROWS + 1):
+            assert choose(weights, m, n, k, H200).why_not(weights, m, n, k, H200) is None
+
+
+def test_what_does_not_fit_is_not_chosen_and_said_if_nothing_does() -> None:
+    first, last = TABLE["half"]
+    ampere = Limits((8, 0), 108, 163 * 1024)
+    assert choose("half", 1, 4096, 4096, ampere) == last
+    assert first.why_not("half", 1, 4096, 4096, ampere) == "needs compute capability 9.0 or later, got 8.0"
+    assert choose("half", 8, 4096, 11008, H200) == last
+    assert "8 rows of k=65536 need" in str(choose("half", 8, 64, 65536, H200).why_not("half", 8, 64, 65536, H200))
+
+
 def compiled(config: Config, weights: Weights, arch: str) -> str:
     """Resources and machine code of a form."""
     code = nvrtc.cubin((nvrtc.SOURCES / config.source).read_text(), arch, config.options(torch.bfloat16, weights)).code
@@ -139,7 +159,7 @@ def forms() -> list[tuple[Weights, Config]]:
     """What the table has and what a search tries."""
     found: dict[tuple[Weights, Config], None] = {}
     for weights in ("half", "int8"):
-        for config in (*CANDIDATES, *(config for _, config in TABLE[weights])):
+        for config in (*CANDIDATES, *TABLE[weights]):
             found[weights, config] = None
     return list(found)
 
@@ -154,7 +174,7 @@ def test_it_compiles_for_hopper_and_spills_nothing(weights: Weights, config: Con
         return
     # all that a warp has in flight is on its way before it waits for the kernel before this one, and so for x
     start = text[: text.index("ACQBULK")]
-    assert len(re.findall(r"LDG\S*\.128\.CONSTANT", start)) == config.span * config.depth
+    assert len(re.findall(r"LDG\S*\.128\.CONSTANT", start)) == 2 * config.span * config.depth
 
 
 @needs_nvrtc

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from attnkit import oracle
-from attnkit.problem import Problem
+from attnkit.mask import Boolean, Documents, Prefix, Window
+from attnkit.problem import Options, Problem
+from tests.attnkit import by_hand
 
 PROBLEMS = [
     Problem(b=2, hq=2, sq=7, d=4),
@@ -17,6 +19,18 @@ PROBLEMS = [
     Problem(b=3, hq=1, sq=1, d=8, mask="causal", scale=-0.3),
     Problem(b=2, hq=2, sq=1, skv=6, d=4, layout="broadcast"),
     Problem(b=1, hq=1, sq=8, d=4, mask="causal", magnitude=30.0),
+    Problem(b=1, hq=2, sq=7, skv=5, d=3, mask="causal-top-left"),
+    Problem(b=1, hq=2, hkv=1, sq=5, skv=7, d=3, mask=Window(2, 0)),
+    Problem(b=1, hq=1, sq=7, skv=4, d=3, mask=Window(1, 1), sink=True),
+    Problem(b=1, hq=1, sq=6, d=3, mask=Window(None, 2)),
+    Problem(b=1, hq=1, sq=6, d=3, mask=Window(1, None), scale=-0.4),
+    Problem(b=1, hq=2, sq=6, skv=8, d=3, mask=Prefix(4)),
+    Problem(b=1, hq=2, sq=6, d=3, mask=Documents((1, 3, 2))),
+    Problem(b=1, hq=2, sq=6, d=3, mask=Documents((4, 2), causal=False)),
+    Problem(b=2, hq=1, sq=5, skv=6, d=3, mask=Boolean(0.2)),
+    Problem(b=1, hq=4, hkv=2, sq=5, d=3, dv=2, mask="causal", softcap=1.5, magnitude=2.0),
+    Problem(b=2, hq=3, hkv=1, sq=4, skv=7, d=3, alibi=True, sink=True),
+    Problem(b=1, hq=2, sq=6, skv=3, d=3, mask="causal", softcap=0.5, alibi=True, sink=True),
 ]
 
 by_name = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
@@ -26,34 +40,22 @@ def in_float64(problem: Problem) -> tuple[torch.Tensor, ...]:
     return tuple(x.double() for x in problem.inputs("cpu"))
 
 
-def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> torch.Tensor:
-    """Attention as a loop over heads and queries, each over a list of the keys it sees."""
-    scale = 1 / math.sqrt(problem.d) if problem.scale is None else problem.scale
-    out = torch.zeros(problem.b, problem.sq, problem.hq, problem.dv, dtype=torch.float64)
-    for b in range(problem.b):
-        for h in range(problem.hq):
-            for i in range(problem.sq):
-                hkv = h // (problem.hq // problem.hkv)
-                hidden = problem.mask == "causal"
-                keys = [j for j in range(problem.skv) if not hidden or j <= i + problem.skv - problem.sq]
-                if keys:
-                    weights = torch.stack([q[b, i, h].dot(k[b, j, hkv]) * scale for j in keys]).softmax(0)
-                    out[b, i, h] = sum(w * v[b, j, hkv] for w, j in zip(weights, keys, strict=True))
-    return out
-
-
 @by_name
 def test_forward_is_attention_done_by_hand(problem: Problem) -> None:
     q, k, v, _ = in_float64(problem)
-    out, _ = oracle.forward(q, k, v, mask=problem.mask, scale=problem.scale)
-    torch.testing.assert_close(out, by_hand(q, k, v, problem))
+    out, _ = oracle.forward(q, k, v, **problem.options("cpu"))
+    torch.testing.assert_close(out, by_hand.attention(q, k, v, problem, problem.options("cpu")))
 
 
 @by_name
 def test_gradients_are_those_of_autograd(problem: Problem) -> None:
     q, k, v, dout = (x.clone().requires_grad_() for x in in_float64(problem))
-    expected = torch.autograd.grad(by_hand(q, k, v, problem), (q, k, v), dout)
-    found = oracle.gradients(q, k, v, dout, mask=problem.mask, scale=problem.scale)
+    options = problem.options("cpu", requires_grad=True)
+    leaves = (q, k, v, options["sink"]) if problem.sink else (q, k, v)
+    expected = torch.autograd.grad(by_hand.attention(q, k, v, problem, options), leaves, dout)
+    found = [*oracle.gradients(q, k, v, dout, **options)]
+    if problem.sink:
+        found.append(oracle.sink_gradient(q, k, v, dout, **options)[0].float())
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -83,11 +85,14 @@ def test_gradients_are_finite_differences(mask: str) -> None:
 @by_name
 def test_the_log_sum_exp_makes_a_distribution_of_each_live_row(problem: Problem) -> None:
     q, k, v, _ = in_float64(problem)
-    _, lse = oracle.forward(q, k, v, mask=problem.mask, scale=problem.scale)
-    ones, _ = oracle.forward(q, k, torch.ones_like(v), mask=problem.mask, scale=problem.scale)
-    live = lse.isfinite().transpose(1, 2)[..., None].expand_as(ones)
+    _, lse = oracle.forward(q, k, v, **problem.options("cpu"))
+    ones, _ = oracle.forward(q, k, torch.ones_like(v), **problem.options("cpu"))
+    live = torch.tensor(by_hand.seen(problem)).any(1)[:, None].double()
     assert lse.shape == (problem.b, problem.hq, problem.sq)
-    torch.testing.assert_close(ones, live.double())
+    if problem.sink:
+        # what is missing is the sink's
+        live = live * (1 - (problem.options("cpu")["sink"] - lse.transpose(1, 2)).exp())
+    torch.testing.assert_close(ones, live[..., None].expand_as(ones))
 
 
 def test_a_query_without_a_live_key_gives_zero_and_gets_zero() -> None:
@@ -102,15 +107,16 @@ def test_a_query_without_a_live_key_gives_zero_and_gets_zero() -> None:
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = Problem(b=2, hq=4, hkv=2, sq=13, skv=7, d=4, mask="causal")
+    problem = Problem(b=2, hq=4, hkv=2, sq=13, skv=7, d=4, mask="causal", softcap=2.0, alibi=True, sink=True)
     q, k, v, dout = in_float64(problem)
 
     def compute() -> list[torch.Tensor]:
-        options = {"mask": problem.mask, "scale": problem.scale}
+        options = problem.options("cpu")
         return [
             *oracle.forward(q, k, v, **options),
             *oracle.gradients(q, k, v, dout, **options),
             *oracle.uncertainty(q, k, v, dout, **options),
+            *oracle.sink_gradient(q, k, v, dout, **options),
         ]
 
     whole = compute()
@@ -129,7 +135,7 @@ def test_scores_too_large_for_exp_are_no_trouble() -> None:
 @by_name
 def test_what_float32_leaves_open_has_the_shapes_of_the_results(problem: Problem) -> None:
     q, k, v, dout = in_float64(problem)
-    found = oracle.uncertainty(q, k, v, dout, mask=problem.mask, scale=problem.scale)
+    found = oracle.uncertainty(q, k, v, dout, **problem.options("cpu"))
     for x, like in zip(found, (dout, q, k, v), strict=True):
         assert x.shape == like.shape
         assert x.isfinite().all()
@@ -140,7 +146,7 @@ def test_what_float32_leaves_open_grows_with_the_scores() -> None:
     q, k, v, dout = in_float64(Problem(b=1, hq=2, sq=5, skv=6, d=4))
     # the same weights from scores that are all larger: a product with a part that every key shares
     larger_q, larger_k = torch.cat((q, torch.full_like(q, 100.0)), -1), torch.cat((k, torch.ones_like(k)), -1)
-    options = {"mask": "full", "scale": 0.5}
+    options: Options = {"mask": "full", "scale": 0.5}
     torch.testing.assert_close(
         oracle.forward(larger_q, larger_k, v, **options)[0], oracle.forward(q, k, v, **options)[0]
     )
@@ -152,14 +158,41 @@ def test_what_float32_leaves_open_grows_with_the_scores() -> None:
 @by_name
 def test_a_computation_in_float32_stays_within_what_it_leaves_open(problem: Problem) -> None:
     data = in_float64(problem)
-    options = {"mask": problem.mask, "scale": problem.scale}
+    options = problem.options("cpu", requires_grad=True)
     q, k, v, dout = (x.float().requires_grad_() for x in data)
-    out = by_hand(q, k, v, problem)
-    results = (out.float(), *torch.autograd.grad(out, (q, k, v), dout.double()))
-    truth = (oracle.forward(*data[:3], **options)[0], *oracle.gradients(*data, **options))
-    for x, right, bound in zip(results, truth, oracle.uncertainty(*data, **options), strict=True):
+    out = by_hand.attention(q, k, v, problem, options)
+    leaves = (q, k, v, options["sink"]) if problem.sink else (q, k, v)
+    results = (out.float(), *torch.autograd.grad(out, leaves, dout.double()))
+    truth = [oracle.forward(*data[:3], **options)[0], *oracle.gradients(*data, **options)]
+    bounds = [*oracle.uncertainty(*data, **options)]
+    if problem.sink:
+        dsink, unknown = oracle.sink_gradient(*data, **options)
+        truth.append(dsink)
+        bounds.append(unknown)
+    for x, right, bound in zip(results, truth, bounds, strict=True):
         # it is a bound to first order, which does not know of numbers too small for float32
         assert ((x - right).abs() <= bound + torch.finfo(torch.float32).tiny).all()
+
+
+def test_what_float32_leaves_open_grows_with_what_distance_costs() -> None:
+    q, k, v, dout = (torch.zeros(1, s, 1, 4) for s in (1, 40, 40, 1))
+    options = Problem(b=1, hq=1, sq=1, skv=40, d=4, alibi=True).options("cpu") | {"alibi": torch.ones(1)}
+    with_bias = oracle.uncertainty(q, k, v + 1, dout, **options).out
+    without = oracle.uncertainty(q, k, v + 1, dout, mask="full", scale=None).out
+    assert float((with_bias / without).min()) > 5
+
+
+def test_what_a_softcap_makes_flat_inherits_nothing_and_what_it_leaves_alone_the_same() -> None:
+    q, k, v, dout = Problem(b=1, hq=2, sq=5, d=4, dtype="bf16").inputs("cpu")
+    without = oracle.inherited(q, k, v, dout, mask="full", scale=None)
+    for found, error in zip(
+        oracle.inherited(q, k, v, dout, mask="full", scale=None, softcap=1e6), without, strict=True
+    ):
+        torch.testing.assert_close(found, error)
+    for found, error in zip(
+        oracle.inherited(q, k, v, dout, mask="full", scale=None, softcap=1e-3), without, strict=True
+    ):
+        assert float(found.max()) < 0.01 * float(error.max())
 
 
 def test_a_query_without_a_live_key_leaves_nothing_open() -> None:

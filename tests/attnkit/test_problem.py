@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnkit import mask
+from attnkit.mask import PLAIN, Boolean, Documents, Mask, Prefix, Window, dense, live_keys, live_pairs
 from attnkit.problem import DTYPES, LAYOUTS, PADDING, Problem
+from tests.attnkit.by_hand import seen
 from tests.attnkit.strategies import problems
 
 SMALL: dict[str, Any] = {"b": 1, "hq": 4, "sq": 8, "d": 16}
@@ -19,13 +24,51 @@ SMALL: dict[str, Any] = {"b": 1, "hq": 4, "sq": 8, "d": 16}
 
 def pairs(problem: Problem) -> int:
     """Count the pairs of a query and a key it sees, one by one."""
-    shift = problem.skv - problem.sq
-    return sum(problem.mask == "full" or j <= i + shift for i in range(problem.sq) for j in range(problem.skv))
+    return sum(map(sum, seen(problem)))
 
 
 @given(problem=problems())
 def test_live_pairs_are_those_that_one_counts(problem: Problem) -> None:
     assert problem.live_pairs == pairs(problem)
+
+
+def small_masks(sq: int, skv: int) -> Iterator[Mask]:
+    """Every mask there is of these sizes, but few boolean ones."""
+    yield from PLAIN
+    reach = (None, *range(max(sq, skv) + 2))
+    yield from (Window(left, right) for left in reach for right in reach if left is not None or right)
+    yield from map(Prefix, range(1, skv + 1))
+    yield from (Boolean(density) for density in (0.0, 0.3, 1.0))
+    if sq == skv:
+        cuts = (cut for n in range(sq) for cut in itertools.combinations(range(1, sq), n))
+        lengths = (tuple(end - begin for begin, end in itertools.pairwise((0, *cut, sq))) for cut in cuts)
+        yield from (Documents(parts, causal) for parts in lengths for causal in (True, False))
+
+
+@pytest.mark.parametrize("skv", range(1, 5))
+@pytest.mark.parametrize("sq", range(1, 5))
+def test_every_mask_of_a_few_queries_and_keys_is_what_one_counts(sq: int, skv: int) -> None:
+    for one in small_masks(sq, skv):
+        rows = seen(Problem(b=1, hq=1, sq=sq, skv=skv, d=8, mask=one))
+        assert dense(one, sq, skv, "cpu").tolist() == rows, one
+        assert live_pairs(one, sq, skv) == sum(map(sum, rows)), one
+        assert live_keys(one, sq, skv) == sum(map(any, zip(*rows, strict=True))), one
+
+
+@given(problem=problems())
+def test_a_mask_in_memory_is_its_definition(problem: Problem) -> None:
+    assert dense(problem.mask, problem.sq, problem.skv, "cpu").tolist() == seen(problem)
+
+
+def test_the_head_of_a_module_draws_its_masks_right() -> None:
+    title, *rows = (
+        line.split() for line in str(mask.__doc__).split("Here sq = 3 and skv = 5:\n\n")[1].splitlines()[:4]
+    )
+    assert title == ["causal", "causal-top-left", "Window(1,", "0)", "Prefix(4)"]
+    drawn: tuple[Mask, ...] = ("causal", "causal-top-left", Window(1, 0), Prefix(4))
+    for number, one in enumerate(drawn):
+        picture = [[cell == "x" for cell in row[5 * number : 5 * number + 5]] for row in rows]
+        assert dense(one, 3, 5, "cpu").tolist() == picture
 
 
 @given(problem=problems())
@@ -53,9 +96,15 @@ def test_bytes_are_those_of_the_tensors_read_and_written(problem: Problem) -> No
 
     lse = 4 * problem.b * problem.hq * problem.sq
     out = dout
-    gradients = sum(x.numel() for x in (q, k, v)) * problem.torch_dtype.itemsize
-    assert problem.bytes("fwd") == stored(q, k, v, out)
-    assert problem.bytes("bwd") == stored(q, k, v, out, dout) + lse + gradients
+    live = sum(map(any, zip(*seen(problem), strict=True)))
+    k, v = k[:, :live], v[:, :live]
+    beside = problem.sq * problem.skv if isinstance(problem.mask, Boolean) else 0
+    options = problem.options("cpu")
+    beside += sum(4 * options[name].numel() for name in ("alibi", "sink") if name in options)  # type: ignore[literal-required]
+    dsink = 4 * problem.hq if problem.sink else 0
+    gradients = sum(x.numel() for x in problem.inputs("cpu")[:3]) * problem.torch_dtype.itemsize
+    assert problem.bytes("fwd") == stored(q, k, v, out) + beside
+    assert problem.bytes("bwd") == stored(q, k, v, out, dout) + lse + beside + gradients + dsink
     assert problem.bytes("fwd+bwd") == problem.bytes("fwd") + problem.bytes("bwd")
 
 
@@ -67,6 +116,15 @@ def test_bytes_are_those_of_the_tensors_read_and_written(problem: Problem) -> No
         ({"b": 1, "hq": 1, "sq": 7, "d": 192, "dv": 128}, "b1-h1-s7-d192-dv128-bf16"),
         ({"b": 1, "hq": 1, "sq": 7, "d": 8, "scale": 0.5, "layout": "padded"}, "b1-h1-s7-d8-bf16-scale0.5-padded"),
         ({"b": 1, "hq": 1, "sq": 7, "d": 8, "magnitude": 4.0}, "b1-h1-s7-d8-bf16-magnitude4.0"),
+        (SMALL | {"mask": "causal-top-left"}, "b1-h4-s8-d16-bf16-causal-top-left"),
+        (SMALL | {"mask": Window(64, 0)}, "b1-h4-s8-d16-bf16-window-l64-r0"),
+        (SMALL | {"mask": Window(3, None), "scale": 2.0}, "b1-h4-s8-d16-bf16-window-l3-scale2.0"),
+        (SMALL | {"mask": Window(None, 5)}, "b1-h4-s8-d16-bf16-window-r5"),
+        (SMALL | {"mask": Prefix(3)}, "b1-h4-s8-d16-bf16-prefix3"),
+        (SMALL | {"mask": Documents((4, 2, 2))}, "b1-h4-s8-d16-bf16-documents4_2x2-causal"),
+        (SMALL | {"mask": Documents((1, 7), causal=False)}, "b1-h4-s8-d16-bf16-documents1_7"),
+        (SMALL | {"mask": Boolean(0.25, 3)}, "b1-h4-s8-d16-bf16-boolean0.25-seed3"),
+        (SMALL | {"softcap": 30, "alibi": True, "sink": True}, "b1-h4-s8-d16-bf16-softcap30.0-alibi-sink"),
     ],
 )
 def test_a_name_never_changes(sizes: dict[str, Any], name: str) -> None:
@@ -81,6 +139,7 @@ def test_problems_that_differ_have_names_that_differ(one: Problem, other: Proble
 @pytest.mark.parametrize(
     ("field", "value"),
     [("b", 2), ("hkv", 2), ("skv", 9), ("d", 24), ("dv", 24), ("dtype", "fp32"), ("mask", "causal"), ("scale", 2.0),
+     ("softcap", 5.0), ("alibi", True), ("sink", True),
      ("layout", "bhsd"), ("magnitude", 2.0)],
 )  # fmt: skip
 def test_every_field_is_in_the_name(field: str, value: object) -> None:
@@ -95,7 +154,11 @@ def test_every_field_is_in_the_name(field: str, value: object) -> None:
         ({"d": 1.5}, "d must be a whole number of at least 1, got 1.5"),
         ({"skv": -1}, "skv must be a whole number of at least 1, got -1"),
         ({"dtype": "fp8"}, "dtype must be one of fp16, bf16, fp32, got 'fp8'"),
-        ({"mask": "window"}, "mask must be one of full, causal, got 'window'"),
+        ({"mask": "window"}, "mask must be one of full, causal, causal-top-left, or a Window, .* got 'window'"),
+        ({"mask": Prefix(9)}, "a prefix must not be longer than skv, got 9 and skv=8"),
+        ({"mask": Documents((4, 5))}, "lengths of documents must sum to sq = skv, got 9, sq=8, skv=8"),
+        ({"mask": Documents((8,)), "skv": 9}, "lengths of documents must sum to sq = skv, got 8, sq=8, skv=9"),
+        ({"softcap": 0.0}, "softcap must be finite and positive, or None for none, got 0.0"),
         ({"layout": "sbhd"}, "layout must be one of bshd, bhsd, packed, padded, broadcast, got 'sbhd'"),
         ({"scale": math.nan}, "scale must be finite, or None"),
         ({"magnitude": 0.0}, "magnitude must be finite and positive, got 0.0"),
@@ -105,6 +168,54 @@ def test_every_field_is_in_the_name(field: str, value: object) -> None:
 def test_what_is_no_problem_is_refused_by_name(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Problem(**(SMALL | wrong))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Window(-1, 0), "left of a window must be a whole number of at least 0, got -1"),
+        (lambda: Window(1, 0.5), "right of a window must be a whole number of at least 0, got 0.5"),
+        (lambda: Window(None, 0), "say 'causal'"),
+        (lambda: Window(None, None), "say 'full'"),
+        (lambda: Prefix(0), "length of a prefix must be a whole number of at least 1, got 0"),
+        (lambda: Documents(()), "lengths of documents must be a tuple that is not empty"),
+        (lambda: Documents([4, 4]), "lengths of documents must be a tuple"),
+        (lambda: Documents((4, 0)), "length of a document must be a whole number of at least 1, got 0"),
+        (lambda: Boolean(1.5), "density of a boolean mask must be from 0 to 1, got 1.5"),
+        (lambda: Boolean(0.5, -1), "seed of a boolean mask must be a whole number of at least 0, got -1"),
+    ],
+)
+def test_what_is_no_mask_is_refused_by_name(make: Callable[[], Mask], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("heads", "exponents"),
+    [
+        (1, [8]),
+        (4, [2, 4, 6, 8]),
+        (3, [4, 8, 2]),
+        (6, [2, 4, 6, 8, 1, 3]),
+        (12, [*range(1, 9), *(x + 0.5 for x in range(4))]),
+    ],
+)
+def test_slopes_are_those_of_the_paper(heads: int, exponents: list[float]) -> None:
+    options = Problem(**(SMALL | {"hq": heads, "alibi": True})).options("cpu")
+    torch.testing.assert_close(options["alibi"], torch.tensor([2.0**-x for x in exponents]))
+
+
+def test_heads_have_slopes_and_sinks_of_their_own_and_a_part_has_those_of_its_heads() -> None:
+    problem = Problem(**(SMALL | {"hkv": 2, "alibi": True, "sink": True}))
+    options = problem.options("cpu", seed=1, requires_grad=True)
+    assert options["sink"].requires_grad
+    assert len({*options["sink"].tolist()}) == len({*options["alibi"].tolist()}) == 4
+    for head in range(2):
+        part = problem.options("cpu", seed=1, kv_head=head)
+        for name in ("alibi", "sink"):
+            assert torch.equal(part[name], options[name][2 * head : 2 * head + 2])  # type: ignore[literal-required]
+    assert not torch.equal(problem.options("cpu", seed=2)["sink"], options["sink"])
+    assert {*Problem(**SMALL).options("cpu")} == {"mask", "scale"}
 
 
 @given(problem=problems(), seed=st.integers(0, 2**31))

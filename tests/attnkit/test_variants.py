@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import attnkit
+from attnkit.mask import Window
 from attnkit.problem import Problem
 from attnkit.variant import Variant
 from attnkit.variants import TABLE, flash_attn, triton_flash, triton_unfused, variant
@@ -55,6 +57,17 @@ def test_a_name_that_is_unknown_is_answered_with_those_that_are() -> None:
 
 
 @pytest.mark.parametrize(
+    "asks",
+    [{"mask": "causal-top-left"}, {"mask": Window(3, 0)}, {"softcap": 2.0}, {"alibi": True}, {"sink": True}],
+    ids=str,
+)
+def test_a_variant_that_says_nothing_of_masks_and_modifiers_is_given_none(asks: dict[str, Any]) -> None:
+    silent = Variant("silent", "says nothing", variant("naive").attention, lambda *_: None)
+    assert silent.rejects(Problem(b=1, hq=1, sq=8, d=16, mask="causal"), CPU, "fwd") is None
+    assert "not built into this variant" in (silent.rejects(Problem(b=1, hq=1, sq=8, d=16, **asks), CPU, "fwd") or "")
+
+
+@pytest.mark.parametrize(
     ("module", "remedy"),
     [
         (flash_attn, "the package flash-attn is not installed: pip install flash-attn"),
@@ -77,6 +90,13 @@ def test_a_missing_package_is_named_with_its_remedy(
 @pytest.mark.parametrize("name", ["sdpa_efficient", "sdpa_cudnn", "flash_attn"])
 def test_what_needs_a_gpu_says_so(name: str) -> None:
     assert variant(name).rejects(Problem(b=1, hq=1, sq=8, d=16), CPU, "fwd") == "runs on a CUDA device, got cpu"
+
+
+def test_a_backend_with_the_causal_mask_alone_takes_the_top_left_one_where_they_are_one() -> None:
+    rejects = variant("sdpa_flash").rejects
+    assert rejects(Problem(b=1, hq=1, sq=8, d=16, mask="causal-top-left"), CPU, "fwd") is None
+    said = rejects(Problem(b=1, hq=1, sq=8, skv=9, d=16, mask="causal-top-left"), CPU, "fwd")
+    assert "ours for sq = skv alone, got sq=8 and skv=9" in (said or "")
 
 
 @pytest.mark.parametrize("scale", [-0.5, 0.0])

@@ -158,3 +158,9 @@ def test_a_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(NotTimed, match=r"did not end within 0 s: see .*again\.log"):
         again.process([], ["test_it"], directory=tmp_path / "fresh", cwd=tmp_path)
+
+
+def test_a_process_that_has_used_no_device_has_nothing_to_let_go() -> None:
+    gpu = pytest.importorskip("perfgate.gpu")
+    if not gpu.torch.cuda.is_initialized():
+        gpu.let_go()

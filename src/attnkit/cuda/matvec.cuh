@@ -1,13 +1,13 @@
 // What the matrix-vector kernels share: out [m, n] = x [m, k] weightᵀ [k, n] for m of 1 to 8, times scale [n], plus bias [n].
 //
 // The product is done by the tensor cores, not because it is large but because they leave the rest of the SM to the loads.
-// A tile is 8 rows of weight. Of every 64 bytes of a row a lane loads 16, as it stands in memory:
+// A tile is 16 rows of weight. Of every 64 bytes of a row a lane loads 16, as it stands in memory:
 //
-//      lane = 4 g + t        row g of the tile, bytes 16 t .. 16 t + 15 of a step
+//      lane = 4 g + t        rows g and g + 8 of the tile, bytes 16 t .. 16 t + 15 of a step
 //
-// which is what mma.m16n8k16 wants as its B operand if k is taken in another order, the same for x (its A operand, whose
-// rows 8 to 15 are zero). So nothing is transposed, shuffled or staged for it, and 8 rows of x cost what one costs. Lanes
-// of a warp then hold sums over the k of their warp: warps add up through shared memory, always in the same order.
+// which is what mma.m16n8k16 wants as its A operand if k is taken in another order, the same for x (its B operand, a row
+// of x in each column). So nothing is transposed or shuffled for it, and 8 rows of x cost what one costs. Lanes of a warp
+// then hold sums over the k of their warp: warps add up through shared memory, always in the same order.
 //
 // int8 weights become 16-bit floats exactly, without a conversion instruction. Two bytes at a time are masked out of a
 // word into two halves, so a word of bytes 0 1 2 3 gives the pairs (0, 2) and (1, 3), and x is staged in that order.
@@ -18,7 +18,7 @@
 #pragma once
 #include "ptx.cuh"
 
-constexpr int TILE = 8;
+constexpr int TILE = 16;
 constexpr int LANE_BYTES = 16;
 constexpr int STEP_BYTES = 4 * LANE_BYTES;
 constexpr int WEIGHT_BYTES = INT8 ? 1 : 2;
@@ -27,8 +27,8 @@ constexpr int STEP_K = STEP_BYTES / WEIGHT_BYTES;  // elements of a row in a ste
 constexpr int PIECE_K = SPAN * STEP_K;
 constexpr int X_PAD = INT8 ? 8 : 32;               // elements between rows of x: no two rows in the same banks
 
-// Of x row g with weight rows 2 t and 2 t + 1, and of no row at all; in two parts, so that one product need not wait for
-// the one before it.
+// Of weight row g with x rows 2 t and 2 t + 1, and of weight row g + 8 with the same; in two parts, so that one product
+// need not wait for the one before it.
 struct Sums {
   float a[4] = {0.f, 0.f, 0.f, 0.f};
   float b[4] = {0.f, 0.f, 0.f, 0.f};
@@ -45,18 +45,21 @@ __device__ inline word widened(word bytes) {
 #endif
 }
 
-// One step: a lane's 16 bytes of weight with what x has there.
-__device__ inline void multiply_step(Sums& sums, const uint4& w, const uint4* x) {
-  const uint4 x0 = x[0];
+// A lane's 16 bytes of either of its rows in one step.
+struct Step { uint4 upper, lower; };
+
+// One step of weight with what x has there.
+__device__ inline void multiply_step(Sums& sums, const Step& w, const uint4* x) {
+  const uint4 x0 = x[0], &u = w.upper, &l = w.lower;
 #if INT8
   const uint4 x1 = x[1];
-  multiply_upper(sums.a, x0.x, x0.y, widened(w.x), widened(w.x >> 8));
-  multiply_upper(sums.b, x0.z, x0.w, widened(w.y), widened(w.y >> 8));
-  multiply_upper(sums.a, x1.x, x1.y, widened(w.z), widened(w.z >> 8));
-  multiply_upper(sums.b, x1.z, x1.w, widened(w.w), widened(w.w >> 8));
+  multiply_pair(sums.a, widened(u.x), widened(l.x), widened(u.x >> 8), widened(l.x >> 8), x0.x, x0.y);
+  multiply_pair(sums.b, widened(u.y), widened(l.y), widened(u.y >> 8), widened(l.y >> 8), x0.z, x0.w);
+  multiply_pair(sums.a, widened(u.z), widened(l.z), widened(u.z >> 8), widened(l.z >> 8), x1.x, x1.y);
+  multiply_pair(sums.b, widened(u.w), widened(l.w), widened(u.w >> 8), widened(l.w >> 8), x1.z, x1.w);
 #else
-  multiply_upper(sums.a, x0.x, x0.y, w.x, w.y);
-  multiply_upper(sums.b, x0.z, x0.w, w.z, w.w);
+  multiply_pair(sums.a, u.x, l.x, u.y, l.y, x0.x, x0.y);
+  multiply_pair(sums.b, u.z, l.z, u.w, l.w, x0.z, x0.w);
 #endif
 }
 
@@ -86,6 +89,13 @@ __device__ inline void stage_x(half_bits* staged, const half_bits* x, long long 
   }
 }
 
+// Scale and bias are wanted when all else is done: they are on their way to the L2 before it.
+__device__ inline void prefetch_rows(const void* vector, int bytes, int first, int count) {
+  const char* begin = (const char*)vector + (long long)first * bytes;
+  if (vector)
+    for (int at = 128 * threadIdx.x; at < count * bytes + 127; at += 128 * blockDim.x) prefetch(begin + min(at, count * bytes - 1));
+}
+
 // A block's rows: consecutive ones, of which it has `even`, and the first `odd` blocks one more.
 struct Rows { int first, count; };
 
@@ -103,7 +113,9 @@ __device__ inline float* sums_of(float* partial, int slot, int warp, int row, in
 
 __device__ inline void keep(float* partial, int slot, int warp, int m, const Sums& sums) {
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  if (g < m) *(float2*)(sums_of(partial, slot, warp, g, m) + 2 * t) = make_float2(sums.a[0] + sums.b[0], sums.a[1] + sums.b[1]);
+  #pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (2 * t + i % 2 < m) sums_of(partial, slot, warp, 2 * t + i % 2, m)[g + 8 * (i / 2)] = sums.a[i] + sums.b[i];
 }
 
 // Add up what the warps found for tiles begin .. end, in the order of the warps, and write it; leave zeros behind.
@@ -112,12 +124,15 @@ __device__ inline void finish(float* partial, int slots, int begin, int end, Row
                               const half_bits* bias, int m, int n) {
   for (int i = threadIdx.x; i < (end - begin) * m * TILE; i += THREADS) {
     const int r = i % TILE, row = i / TILE % m, tile = begin + i / (TILE * m);
-    float sum = 0.f;
+    float* part = sums_of(partial, slot_of(tile, slots), 0, row, m) + r;
+    float found[WARPS], sum = 0.f;
+    // all of them are on their way before the first is added, and before zeros are written where the next might lie
+    #pragma unroll
+    for (int warp = 0; warp < WARPS; ++warp) found[warp] = part[warp * m * TILE];
     #pragma unroll
     for (int warp = 0; warp < WARPS; ++warp) {
-      float* part = sums_of(partial, slot_of(tile, slots), warp, row, m) + r;
-      sum += *part;
-      *part = 0.f;
+      sum += found[warp];
+      part[warp * m * TILE] = 0.f;
     }
     const int column = rows.first + tile * TILE + r;
     if (tile * TILE + r < rows.count) {

@@ -1,17 +1,21 @@
 // Matrix-vector product whose loads wait in shared memory.
 //
-// One warp does nothing but ask the copy engine (cp.async.bulk, Hopper and later) for a block's rows, 8 at a time and
+// A few warps do nothing but ask the copy engine (cp.async.bulk, Hopper and later) for a block's rows, 16 at a time and
 // PIECE_K elements of each, into a ring of STAGES; the others multiply what has arrived, each a share of every stage.
-// What is in flight costs no registers, and the ring is full long before x is there.
+// What is in flight costs no registers, and the ring is full long before x is there. It takes several warps to ask: the
+// machine starts a copy for one lane after the other, and one warp that starts them all is slower than the memory.
 //
 // Macros beside those of matvec.cuh: STAGES, and SPAN steps of each row in a stage.
 #include "matvec.cuh"
 
-constexpr int THREADS = 32 * WARPS + 32;
+constexpr int LOADERS = 4;
+constexpr int LOADER_ROWS = TILE / LOADERS;
+constexpr int THREADS = 32 * (WARPS + LOADERS);
+constexpr int STEPS = (SPAN + WARPS - 1) / WARPS;  // of a stage, a warp
 constexpr int STAGE_ROW = PIECE_K * WEIGHT_BYTES;
 constexpr int STAGE_PITCH = STAGE_ROW + STEP_BYTES;  // no two rows of a tile in the same banks
 
-// All warps but the one that loads, which is ahead of them or gone.
+// All warps but those that load, which are ahead of them or gone.
 __device__ inline void sync_multiplying() { sync_group<1, 32 * WARPS>(); }
 
 // Which stage of the ring, and how often it has been used.
@@ -39,39 +43,44 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   const int tiles = (rows.count + TILE - 1) / TILE;
 
   let_next_kernel_begin();
-  if (threadIdx.x == 32 * WARPS) {
-    for (int i = 0; i < STAGES; ++i) {
-      barrier_init(full + i, 1);
-      barrier_init(empty + i, WARPS);
-    }
-    barrier_init_done();
-  }
-  __syncwarp();
-
   Turn turn;
-  int issued = 0;
-  const int total = tiles * parts;
+  int issued = 0, tile = 0, part = 0;
+  const int total = tiles * parts, loader_row = (warp - WARPS) * LOADER_ROWS;
   auto issue = [&] {
-    const int tile = issued / parts, part = issued % parts, there = min(rows.count - tile * TILE, TILE);
+    const int there = min(max(rows.count - tile * TILE - loader_row, 0), LOADER_ROWS);
     const int bytes = min(k - part * PIECE_K, PIECE_K) * WEIGHT_BYTES;
     if (lane == 0) barrier_arrive_expecting(full + turn.stage, there * bytes);
     __syncwarp();
     if (lane < there) {
-      const long long row = rows.first + tile * TILE + lane;
-      copy_bulk(ring + (turn.stage * TILE + lane) * STAGE_PITCH,
-                weight + row * weight_stride * WEIGHT_BYTES + (long long)part * STAGE_ROW, bytes, full + turn.stage);
+      const int row = loader_row + lane;
+      copy_bulk(ring + (turn.stage * TILE + row) * STAGE_PITCH,
+                weight + (long long)(rows.first + tile * TILE + row) * weight_stride * WEIGHT_BYTES + (long long)part * STAGE_ROW,
+                bytes, full + turn.stage);
     }
     turn.advance();
+    if (++part == parts) { part = 0; ++tile; }
     ++issued;
   };
-  // the ring is empty at first: it can be filled before any other warp is there
-  if (warp == WARPS) while (issued < min(STAGES, total)) issue();
+  if (warp >= WARPS) {
+    if (threadIdx.x == 32 * WARPS) {
+      for (int i = 0; i < STAGES; ++i) {
+        barrier_init(full + i, LOADERS);
+        barrier_init(empty + i, WARPS);
+      }
+      barrier_init_done();
+    }
+    sync_group<2, 32 * LOADERS>();
+    // the ring is empty at first: it can be filled before any other warp is there
+    while (issued < min(STAGES, total)) issue();
+  }
 
+  prefetch_rows(scale, 4, rows.first, rows.count);
+  prefetch_rows(bias, 2, rows.first, rows.count);
   wait_for_previous_kernel();
   stage_x<THREADS>(staged, x, x_stride, m, k, width, stride);
   __syncthreads();
 
-  if (warp == WARPS) {
+  if (warp >= WARPS) {
     while (issued < total) {
       barrier_wait(empty + turn.stage, turn.parity ^ 1);
       issue();
@@ -82,21 +91,32 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   const half_bits* staged_mine = staged + min(g, m - 1) * stride + t * LANE_K;
   for (int begin = 0; begin < tiles; begin += phase) {
     const int end = min(begin + phase, tiles);
-    for (int tile = begin; tile < end; ++tile) {
+    for (tile = begin; tile < end; ++tile) {
       Sums sums;
-      for (int part = 0; part < parts; ++part) {
+      for (part = 0; part < parts; ++part) {
         barrier_wait(full + turn.stage, turn.parity);
         const char* mine = ring + (turn.stage * TILE + g) * STAGE_PITCH + t * LANE_BYTES;
         const int left = k - part * PIECE_K - t * LANE_K;
-        #pragma unroll 4
-        for (int s = warp; s < SPAN; s += WARPS) {
-          uint4 w = make_uint4(0, 0, 0, 0);
-          if (s * STEP_K < left) w = *(const uint4*)(mine + s * STEP_BYTES);
-          multiply_step(sums, w, (const uint4*)(staged_mine + part * PIECE_K + s * STEP_K));
+        Step w[STEPS];
+        #pragma unroll
+        for (int i = 0; i < STEPS; ++i) {
+          const int s = warp + i * WARPS;
+          w[i].upper = w[i].lower = make_uint4(0, 0, 0, 0);
+          if ((SPAN % WARPS == 0 || s < SPAN) && s * STEP_K < left) {
+            w[i].upper = *(const uint4*)(mine + s * STEP_BYTES);
+            w[i].lower = *(const uint4*)(mine + 8 * STAGE_PITCH + s * STEP_BYTES);
+          }
         }
+        // what is in registers need not be kept: the next rows can come while these are multiplied
         __syncwarp();
         if (lane == 0) barrier_arrive(empty + turn.stage);
         turn.advance();
+        #pragma unroll
+        for (int i = 0; i < STEPS; ++i) {
+          const int s = warp + i * WARPS;
+          if (SPAN % WARPS == 0 || s < SPAN)
+            multiply_step(sums, w[i], (const uint4*)(staged_mine + part * PIECE_K + s * STEP_K));
+        }
       }
       keep(partial, slot_of(tile, slots), warp, m, sums);
     }

@@ -1,6 +1,6 @@
 // Matrix-vector product whose loads wait in registers.
 //
-// A block's rows, tile after tile, are one stream of pieces (8 rows x PIECE_K elements), of which each warp takes every
+// A block's rows, tile after tile, are one stream of pieces (16 rows x PIECE_K elements), of which each warp takes every
 // WARPS-th. It always has DEPTH pieces in flight: it uses the oldest and loads another one into its place, over the ends
 // of tiles and before x is there. Where a warp leaves a tile it keeps its sums; a block adds them up once all warps are
 // past a phase of tiles. Warps that run ahead meanwhile write into the slots that `slots` has more than a phase.
@@ -33,18 +33,19 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   const char* mine = weight + (long long)(rows.first + g) * weight_stride * WEIGHT_BYTES + t * LANE_BYTES;
   const long long tile_bytes = (long long)TILE * weight_stride * WEIGHT_BYTES;
 
-  auto load = [&](uint4 (&piece)[SPAN], const Cursor& at) {
+  auto load = [&](Step (&piece)[SPAN], const Cursor& at) {
     const char* from = mine + at.tile * tile_bytes + at.piece * (SPAN * STEP_BYTES);
-    const int left = at.tile * TILE + g < rows.count ? k - at.piece * PIECE_K - t * LANE_K : 0;
+    const int left = k - at.piece * PIECE_K - t * LANE_K, there = rows.count - at.tile * TILE - g;
     #pragma unroll
     for (int s = 0; s < SPAN; ++s) {
-      piece[s] = make_uint4(0, 0, 0, 0);
-      if (s * STEP_K < left) piece[s] = load_stream(from + s * STEP_BYTES);
+      piece[s].upper = piece[s].lower = make_uint4(0, 0, 0, 0);
+      if (s * STEP_K < left && there > 0) piece[s].upper = load_stream(from + s * STEP_BYTES);
+      if (s * STEP_K < left && there > 8) piece[s].lower = load_stream(from + tile_bytes / 2 + s * STEP_BYTES);
     }
   };
 
   let_next_kernel_begin();
-  uint4 ring[DEPTH][SPAN];
+  Step ring[DEPTH][SPAN];
   Cursor fetch = {0, warp};
   if (warp >= pieces) fetch = {warp / pieces, warp % pieces};
   Cursor use = fetch;
@@ -55,6 +56,8 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   }
 
   for (int i = threadIdx.x; i < slots * WARPS * m * TILE; i += THREADS) partial[i] = 0.f;
+  prefetch_rows(scale, 4, rows.first, rows.count);
+  prefetch_rows(bias, 2, rows.first, rows.count);
   wait_for_previous_kernel();
   stage_x<THREADS>(staged, x, x_stride, m, k, width, stride);
   __syncthreads();

@@ -40,17 +40,17 @@ __device__ inline word minus(word a, word b) {
   return out;
 }
 
-// Sums of a warp, [16, 8] float32, plus A [16, 16] B [16, 8] in 16 bits, where rows 8 to 15 of A are zero. Lane 4 g + t has
-// A (g, 2 t), (g, 2 t + 1) in a0 and (g, 2 t + 8), (g, 2 t + 9) in a1, B (2 t, g), (2 t + 1, g) in b0 and
-// (2 t + 8, g), (2 t + 9, g) in b1, and of the sums (g, 2 t), (g, 2 t + 1) and the same of row g + 8.
-__device__ inline void multiply_upper(float (&sums)[4], word a0, word a1, word b0, word b1) {
+// Two groups of 8 rows at once: sums of a warp, [16, 8] float32, plus A [16, 16] B [16, 8] in 16 bits. Lane 4 g + t has
+// A (g, 2 t), (g, 2 t + 1) in a0, the same of row g + 8 in a1, and of columns 2 t + 8, 2 t + 9 in a2 and a3; B (2 t, g),
+// (2 t + 1, g) in b0 and (2 t + 8, g), (2 t + 9, g) in b1; and of the sums (g, 2 t), (g, 2 t + 1) and the same of row g + 8.
+__device__ inline void multiply_pair(float (&sums)[4], word a0, word a1, word a2, word a3, word b0, word b1) {
 #if BF16
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %5}, {%7, %8}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
 #else
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %5}, {%7, %8}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
 #endif
-               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-               : "r"(a0), "r"(0), "r"(a1), "r"(b0), "r"(b1));
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // 16 bytes that are read once and by nobody else: past the L1, and the L2 may fetch the neighbours with them.
@@ -60,6 +60,9 @@ __device__ inline uint4 load_stream(const char* address) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
   return v;
 }
+
+// Have a line brought into the L2, for somebody who will want it.
+__device__ inline void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
 // Programmatic dependent launch. Before the wait a kernel may touch only what no kernel that may still run writes, and it
 // may write nothing. In a kernel that was launched without overlap both do nothing.

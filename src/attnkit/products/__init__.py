@@ -8,11 +8,17 @@ from __future__ import annotations
 import torch
 
 from attnkit.product import Product
-from attnkit.products import cuda_matvec, torch_product, triton_product
+from attnkit.products import bitsandbytes_product, cuda_matvec, torch_product, torchao_product, triton_product
 
 __all__ = ["TABLE", "choose", "product"]
 
-TABLE: tuple[Product, ...] = (torch_product.PRODUCT, triton_product.PRODUCT, cuda_matvec.PRODUCT)
+TABLE: tuple[Product, ...] = (
+    torch_product.PRODUCT,
+    triton_product.PRODUCT,
+    cuda_matvec.PRODUCT,
+    *bitsandbytes_product.PRODUCTS,
+    torchao_product.PRODUCT,
+)
 
 
 def product(name: str) -> Product:

@@ -6,12 +6,13 @@ The kernels are cuda/matvec_registers.cu and cuda/matvec_bulk.cu; matvec_tiles.p
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
 from attnkit import nvrtc
 from attnkit.product import Product
-from attnkit.products.matvec_tiles import MAX_ROWS, Config, Weights, choose, launch_shape
+from attnkit.products.matvec_tiles import MAX_ROWS, Config, Limits, Weights, choose, launch_shape
 
 __all__ = ["PRODUCT", "matvec", "rejects"]
 
@@ -39,8 +40,9 @@ def matvec(
     m, k = x.shape
     n = weight.shape[0]
     weights: Weights = "int8" if weight.dtype == torch.int8 else "half"
-    config = config or choose(weights, n, k)
-    shape = launch_shape(config, weights, m, n, k, multiprocessors(x.device))
+    device = limits(x.device)
+    config = config or choose(weights, m, n, k, device)
+    shape = launch_shape(config, weights, m, n, k, device.sms)
     kernel = nvrtc.compile(
         nvrtc.SOURCES / config.source, ("matvec",), config.options(x.dtype, weights), x.device
     )["matvec"]  # fmt: skip
@@ -85,30 +87,17 @@ def rejects(
         if vector is not None and vector.stride(0) != 1:
             return f"{name} must be contiguous"
     weights: Weights = "int8" if weight.dtype == torch.int8 else "half"
-    n = weight.shape[0]
-    config = config or choose(weights, n, k)
-    major, minor = torch.cuda.get_device_capability(x.device)
-    least = 9 if config.design == "bulk" or config.overlap else 8
-    if major < least:
-        return f"needs compute capability {least}.0 or later, got {major}.{minor}"
-    shared = launch_shape(config, weights, m, n, k, multiprocessors(x.device)).shared
-    room = shared_memory(x.device)
-    if shared > room:
-        return f"{m} rows of k={k} need {shared} bytes of shared memory, a block has {room}"
-    return None
+    n, device = weight.shape[0], limits(x.device)
+    return (config or choose(weights, m, n, k, device)).why_not(weights, m, n, k, device)
 
 
 @functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """How many the device has."""
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-@functools.cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes a block can have on the device."""
-    properties = torch.cuda.get_device_properties(device)
-    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined] # there, but not in the stubs
+def limits(device: torch.device) -> Limits:
+    """What the device has."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return Limits(
+        (properties.major, properties.minor), properties.multi_processor_count, properties.shared_memory_per_block_optin
+    )
 
 
 PRODUCT = Product("cuda_matvec", "one to eight rows at the speed of memory, CUDA C++", matvec, rejects)

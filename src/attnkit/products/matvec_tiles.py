@@ -1,7 +1,7 @@
 """Which form of the CUDA matrix-vector kernels is used for which weights, and what a form needs.
 
-A form is looked up, never searched for at run time: ``TABLE`` is what ``python -m perf.tune_matvec`` measured on an
-H200. A call that wants another one passes it.
+A form is looked up, never searched for at run time: ``TABLE`` has them in the order in which they are taken, as far as
+the device and the rows of x let them. ``python -m perf.tune_matvec`` times them; a call may pass its own.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from typing import Literal
 
 import torch
 
-__all__ = ["MAX_ROWS", "TABLE", "Config", "choose", "launch_shape"]
+__all__ = ["MAX_ROWS", "TABLE", "Config", "Limits", "choose", "launch_shape"]
 
 Design = Literal["registers", "bulk"]
 Weights = Literal["half", "int8"]
 
 MAX_ROWS = 8
 """Rows of x: what a tensor-core instruction takes beside 8 rows of weight."""
-TILE = 8
+TILE = 16
+LOADERS = 4
 STEP_BYTES = 64
 LANE_BYTES = 16
 SUMS_BYTES = 32 * 1024
@@ -34,7 +35,7 @@ class Config:
     Attributes:
         design: Where loads wait: see cuda/matvec_registers.cu and cuda/matvec_bulk.cu.
         warps: That multiply, a block.
-        span: Steps of 64 bytes of each of 8 rows that are loaded together.
+        span: Steps of 64 bytes of each of 16 rows that are loaded together.
         depth: Loads of that size in flight: a warp's (registers), or a block's (bulk).
         blocks: Blocks an SM.
         overlap: The kernel loads its weights while the one before it on the stream still runs.
@@ -54,8 +55,8 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """Threads a block; one warp of the bulk design loads."""
-        return 32 * (self.warps + (self.design == "bulk"))
+        """Threads a block; a few warps of the bulk design load."""
+        return 32 * (self.warps + (LOADERS if self.design == "bulk" else 0))
 
     def options(self, dtype: torch.dtype, weights: Weights) -> tuple[str, ...]:
         """What the compiler is told, for activations of ``dtype``."""
@@ -69,6 +70,32 @@ class Config:
             "BLOCKS": self.blocks * (2 if self.overlap else 1),
         }
         return tuple(f"-D{name}={value}" for name, value in macros.items())
+
+    def why_not(self, weights: Weights, m: int, n: int, k: int, device: Limits) -> str | None:
+        """Why this form cannot multiply x ``[m, k]`` by weight ``[n, k]`` on a device, or None."""
+        least = (9, 0) if self.design == "bulk" or self.overlap else (8, 0)
+        if device.capability < least:
+            (need, _), (major, minor) = least, device.capability
+            return f"needs compute capability {need}.0 or later, got {major}.{minor}"
+        shared = launch_shape(self, weights, m, n, k, device.sms).shared
+        if shared > device.shared:
+            return f"{m} rows of k={k} need {shared} bytes of shared memory, a block has {device.shared}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a device has for a kernel.
+
+    Attributes:
+        capability: Compute capability, ``(major, minor)``.
+        sms: Multiprocessors.
+        shared: Bytes of shared memory that a block can have.
+    """
+
+    capability: tuple[int, int]
+    sms: int
+    shared: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +137,14 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# Weights -> (bytes of weight up to which a form is used, the form), for Hopper
-TABLE: dict[Weights, tuple[tuple[float, Config], ...]] = {
-    "half": ((float("inf"), Config("registers", warps=8, span=4, depth=4)),),
-    "int8": ((float("inf"), Config("registers", warps=8, span=4, depth=4)),),
+# the last one runs on Ampere too, and leaves nearly all shared memory to x
+TABLE: dict[Weights, tuple[Config, ...]] = {
+    "half": (Config("bulk", warps=8, span=16, depth=6), Config("registers", warps=8, span=4, depth=2)),
+    "int8": (Config("bulk", warps=8, span=16, depth=6), Config("registers", warps=8, span=4, depth=2)),
 }
 
 
-def choose(weights: Weights, n: int, k: int) -> Config:
-    """The form for weight ``[n, k]``."""
-    bytes_ = n * k * (1 if weights == "int8" else 2)
-    return next(config for most, config in TABLE[weights] if bytes_ <= most)
+def choose(weights: Weights, m: int, n: int, k: int, device: Limits) -> Config:
+    """The first form in the table that a device can run for x ``[m, k]`` and weight ``[n, k]``; else the last."""
+    able = (c for c in TABLE[weights] if c.why_not(weights, m, n, k, device) is None)
+    return next(able, TABLE[weights][-1])

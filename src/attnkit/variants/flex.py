@@ -1,8 +1,8 @@
 """FlexAttention, compiled: torch generates a fused kernel from a Python mask (Dong et al., Flex Attention, 2024).
 
-Compiled for exactly these sizes, strides and dtypes at the first call with them, which takes seconds; blocks of keys
-that the causal mask hides from a whole block of queries are skipped. On the CPU it needs a C++ compiler and has no
-backward.
+Masks and modifiers are functions of the indices, from which torch makes the kernel. Compiled for exactly these sizes,
+strides and dtypes at the first call with them, which takes seconds; blocks of keys that a mask hides from a whole block
+of queries are skipped. On the CPU it needs a C++ compiler and has no backward.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import torch._dynamo.config
 import torch._functorch.config
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from attnkit.problem import Mask, Pass, Problem
-from attnkit.variant import Variant
+from attnkit.mask import dense
+from attnkit.problem import Documents, Mask, Pass, Prefix, Problem, Window
+from attnkit.variant import Feature, Variant
 
 __all__ = ["VARIANT"]
 
 DECODING_ROWS = 128  # torch takes its kernel for decoding below, and with a block mask a tile of that has no more rows
 MIN_D = 16  # what torch's kernels ask of d and dv on CUDA
 MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
+LACKS: dict[Feature, str] = {"sink": "a function of a score cannot add a logit beside those of keys"}
 
 
 @functools.cache
@@ -42,20 +44,65 @@ def compiled() -> Callable[..., torch.Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def block_mask(sq: int, skv: int, device: torch.device) -> BlockMask:
-    """Return the causal mask, aligned bottom-right, as blocks of 128 queries and keys. It is made once."""
+def block_mask(mask: Mask, sq: int, skv: int, device: torch.device) -> BlockMask | None:
+    """Return a mask as blocks of 128 queries and keys, none for the full one. It is made once."""
+    if mask == "full":
+        return None
+    return create_block_mask(live(mask, sq, skv, device), None, None, sq, skv, device=device)
 
-    def live(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return j <= i + (skv - sq)
 
-    return create_block_mask(live, None, None, sq, skv, device=device)
+def live(mask: Mask, sq: int, skv: int, device: torch.device) -> Callable[..., torch.Tensor]:
+    """Return whether query i sees key j, as a function of batch, head, i and j."""
+    shift = skv - sq
+    match mask:
+        case "causal":
+            return lambda b, h, i, j: j <= i + shift
+        case "causal-top-left":
+            return lambda b, h, i, j: j <= i
+        case Window(left, right):
+            # a bound that is not there is one that no key reaches
+            before, behind = (sq + skv if side is None else side for side in (left, right))
+            return lambda b, h, i, j: (j >= i + (shift - before)) & (j <= i + (shift + behind))
+        case Prefix(length):
+            return lambda b, h, i, j: (j < length) | (j <= i + shift)
+        case Documents(lengths, causal):
+            of = torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+            if causal:
+                return lambda b, h, i, j: (of[i] == of[j]) & (j <= i)
+            return lambda b, h, i, j: of[i] == of[j]
+        case _:
+            seen = dense(mask, sq, skv, device)
+            return lambda b, h, i, j: seen[i, j]
+
+
+def modifier(softcap: float | None, alibi: torch.Tensor | None, shift: int) -> Callable[..., torch.Tensor] | None:
+    """Return what becomes of a score, as a function of it, batch, head, i and j; None where it stays what it is."""
+    if softcap is None and alibi is None:
+        return None
+
+    def modified(
+        score: torch.Tensor, b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor
+    ) -> torch.Tensor:
+        if softcap is not None:
+            score = softcap * torch.tanh(score / softcap)
+        return score if alibi is None else score - alibi[h] * (i + shift - j).abs()
+
+    return modified
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    mask: Mask = "full",
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """FlexAttention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv]."""
-    blocks = block_mask(q.shape[1], k.shape[1], q.device) if mask == "causal" else None
+    blocks = block_mask(mask, q.shape[1], k.shape[1], q.device)
+    score_mod = modifier(softcap, alibi, k.shape[1] - q.shape[1])
     # its kernel for decoding holds all queries of a group in one tile, and where they do not fit torch finds no kernel
     tile = 2 ** (q.shape[1] - 1).bit_length() * (q.shape[2] // k.shape[2])
     too_large = blocks is not None and q.shape[1] < DECODING_ROWS < tile
@@ -65,7 +112,14 @@ def attention(
     # without donated buffers a graph can be walked backward more than once, as timing backward alone does
     with torch._functorch.config.patch(donated_buffer=False) if training else contextlib.nullcontext():
         out = compiled()(
-            q, k, v, block_mask=blocks, scale=scale, enable_gqa=q.shape[1] != k.shape[1], kernel_options=options
+            q,
+            k,
+            v,
+            score_mod=score_mod,
+            block_mask=blocks,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+            kernel_options=options,
         )
     return out.transpose(1, 2)
 
@@ -82,4 +136,4 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     return None
 
 
-VARIANT = Variant("flex", "FlexAttention, compiled by torch for each size", attention, rejects)
+VARIANT = Variant("flex", "FlexAttention, compiled by torch for each size", attention, rejects, lacks=LACKS)

@@ -16,6 +16,9 @@ Torch's ``is_causal`` is aligned top-left, ours bottom-right. They agree for sq 
     1 < sq < skv   flash and efficient have a bottom-right mask in the kernel on CUDA (torch.nn.attention.bias); math,
                    and flash on the CPU, take a boolean mask in memory; cuDNN rejects it, since its backward with such
                    a mask gives NaN on Hopper (pytorch#196678)
+
+Every other mask goes to math and efficient as booleans in memory, and ALiBi as a bias in the dtype of q; flash and
+cuDNN have no other mask than the causal one, which for sq = skv is the one aligned top-left too.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
+from attnkit.mask import dense
 from attnkit.problem import Mask, Pass, Problem
-from attnkit.variant import Variant
+from attnkit.variant import Feature, Variant, features
 
 __all__ = ["VARIANTS"]
 
@@ -42,6 +46,19 @@ CAN_USE = {
     FLASH: torch.backends.cuda.can_use_flash_attention,
     CUDNN: torch.backends.cuda.can_use_cudnn_attention,
 }
+UNMODIFIED: dict[Feature, str] = {
+    "softcap": "torch's SDPA has no function of a score",
+    "sink": "torch's SDPA has no logit beside those of keys",
+}
+NO_KEY = "queries may see no key, which this backend is not known to answer with 0"
+IN_MEMORY: tuple[Feature, ...] = ("window", "prefix", "documents", "boolean", "alibi")
+LACKS: dict[SDPBackend, dict[Feature, str]] = {
+    MATH: UNMODIFIED,
+    EFFICIENT: UNMODIFIED | {"boolean": NO_KEY},
+    FLASH: UNMODIFIED | dict.fromkeys(IN_MEMORY, "on CUDA torch gives this backend neither mask nor bias from memory"),
+    CUDNN: UNMODIFIED
+    | dict.fromkeys(IN_MEMORY, "its backward with a mask in memory gives NaN on Hopper (pytorch#196678)"),
+}
 CUDNN_BACKWARD_DIMS = ((192, 128), (256, 256))  # beyond 128, the pairs of d and dv that its backward takes on Hopper
 
 
@@ -53,10 +70,20 @@ def attention(
     *,
     mask: Mask = "full",
     scale: float | None = None,
+    alibi: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One backend of SDPA: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
     sq, skv = q.shape[2], k.shape[2]
+    if mask == "causal-top-left" and sq == skv:
+        mask = "causal"
+    if alibi is not None or mask not in ("full", "causal"):
+        seen = dense(mask, sq, skv, q.device) if alibi is None else biases(alibi, mask, sq, skv).to(q.dtype)
+        with sdpa_kernel([backend]):
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        return out.transpose(1, 2)
     dead = max(0, sq - skv) if mask == "causal" else 0
     causal = mask == "causal" and sq > 1
     bias = None
@@ -76,10 +103,19 @@ def live_pairs(sq: int, skv: int, device: torch.device) -> torch.Tensor:
     return torch.ones(sq, skv, dtype=torch.bool, device=device).tril(skv - sq)
 
 
+def biases(alibi: torch.Tensor, mask: Mask, sq: int, skv: int) -> torch.Tensor:
+    """Return what is added to scores, [1, hq, sq, skv]: -inf where a key is hidden, else what its distance costs."""
+    i, j = torch.arange(sq, device=alibi.device)[:, None], torch.arange(skv, device=alibi.device)
+    costs = -alibi[:, None, None] * (i + (skv - sq) - j).abs()
+    return costs.where(dense(mask, sq, skv, alibi.device), -torch.inf)[None]
+
+
 def rejects(backend: SDPBackend, problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this backend cannot compute a problem on a device."""
     if backend is MATH:
         return None
+    if backend in (FLASH, CUDNN) and problem.mask == "causal-top-left" and problem.sq != problem.skv:
+        return f"its causal mask is ours for sq = skv alone, got sq={problem.sq} and skv={problem.skv}"
     if backend in (FLASH, CUDNN) and problem.scale is not None and problem.scale <= 0:
         return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
     if device.type == "cpu":
@@ -88,6 +124,11 @@ def rejects(backend: SDPBackend, problem: Problem, device: torch.device, pass_: 
         return None if problem.d == problem.dv else f"d must equal dv, got d={problem.d} and dv={problem.dv}"
     if backend is EFFICIENT and problem.group > 1:
         return f"needs a key head for each query head, got hq={problem.hq} and hkv={problem.hkv}"
+    if backend is EFFICIENT and features(problem):
+        if problem.layout == "broadcast" and problem.skv % 32 == 1:
+            return f"wrong with a mask and keys of stride 0 for skv % 32 = 1 (pytorch#191937), got skv={problem.skv}"
+        if problem.sq > problem.skv and problem.mask != "causal-top-left":
+            return f"{NO_KEY}, got sq={problem.sq} and skv={problem.skv}"
     if backend is FLASH and problem.d % 8:
         return f"d must be a multiple of 8 (torch would copy q, k and v to pad them), got {problem.d}"
     if backend is CUDNN:
@@ -119,7 +160,8 @@ def torch_rejects(backend: SDPBackend, problem: Problem, device: torch.device, p
 
 def of(name: str, backend: SDPBackend, summary: str) -> Variant:
     """Return the variant of one backend."""
-    return Variant(name, summary, functools.partial(attention, backend), functools.partial(rejects, backend))
+    call, limits = functools.partial(attention, backend), functools.partial(rejects, backend)
+    return Variant(name, summary, call, limits, lacks=LACKS[backend])
 
 
 VARIANTS: tuple[Variant, ...] = (

@@ -1,0 +1,133 @@
+"""Latency of single requests to a block, rung by rung: ``python -m perf.block_latency --out latency.json``.
+
+A request is one call and the wait for its result, timed on the host. Each rung is checked, then asked alone, and then
+under the same load for all rungs: requests come at a rate that keeps the standard block busy for a given share of its
+time, whether or not the last one has been answered. What it prints is in microseconds, and by how much less than
+standard's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnkit.problem import Dtype
+from attnkit.variants import variant
+from perf.blocks import RUNGS, Rung, Shape, error, graphed
+from perfgate.latency import HostTime, Latency, Time, isolated, open_loop, poisson
+
+WARM_UP = 20
+
+
+def measured(request: Callable[[], object], requests: int, rate: float | None, load: float, clock: Time) -> Any:
+    """A rung alone and under load: both latencies, and the rate. Without a rate it is found from the rung itself."""
+    isolated(request, WARM_UP, clock)
+    alone = isolated(request, requests, clock)
+    rate = rate or load / statistics.fmean(alone)
+    return Latency.of(alone), Latency.of(open_loop(request, poisson(rate, requests), clock)), rate
+
+
+def climb(
+    shape: Shape,
+    rungs: Sequence[Rung],
+    fast: str,
+    requests: int,
+    load: float,
+    device: torch.device,
+    clock: Time,
+) -> list[dict[str, Any]]:
+    """All rungs at one shape, the first of them the one that sets the load.
+
+    Raises:
+        ValueError: If a rung's result is wrong.
+    """
+    found: list[dict[str, Any]] = []
+    first: tuple[Latency, Latency] | None = None
+    rate = None
+    for rung in rungs:
+        block, call = graphed(rung, shape, device, fast)
+        x = shape.x(device)
+        off, may = error(block, call(x), x)
+        if not off <= may:
+            raise ValueError(f"{rung} is wrong at {shape.name}: off by {off:.2e}, and rounding explains {may:.2e}")
+
+        def request(call: Callable[..., Any] = call, x: torch.Tensor = x) -> None:
+            call(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        alone, loaded, rate = measured(request, requests, rate, load, clock)
+        first = first or (alone, loaded)
+        for kind, latency, reference in (("isolated", alone, first[0]), ("open loop", loaded, first[1])):
+            lower = latency.reduction(reference)
+            entry = {"shape": shape.name, "rung": rung, "kind": kind, "requests_per_second": rate}
+            found.append({**entry, **dataclasses.asdict(latency), "reduction": lower})
+            shown = "  ".join(f"{name} {getattr(latency, name) * 1e6:9.1f} us {-lower[name]:+7.1%}" for name in lower)
+            print(f"{shape.name:26} {rung:9} {kind:9}  {shown}", flush=True)
+        del block, call, request
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return found
+
+
+def whole(text: str) -> list[int]:
+    """Numbers between commas."""
+    return [int(part) for part in text.split(",")]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = argparse.ArgumentParser(prog="python -m perf.block_latency", description=(__doc__ or "").split("\n\n")[0])
+    parse.add_argument("--batches", type=whole, default=[1, 4, 16])
+    parse.add_argument("--lengths", type=whole, default=[128, 512, 2048])
+    parse.add_argument("--width", type=int, default=4096)
+    parse.add_argument("--heads", type=int, default=32)
+    parse.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16")
+    parse.add_argument("--attention", default="sdpa_flash", help="the variant above standard")
+    parse.add_argument("--requests", type=int, default=500, help="a rung, for each of the two ways of asking")
+    parse.add_argument("--load", type=float, default=0.7, help="share of its time that standard is busy")
+    parse.add_argument("--out", type=Path, help="write every result there, as JSON")
+    parse.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    return parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    arguments = parser().parse_args(argv)
+    if not 0 < arguments.load < 1:
+        print(f"expected a load between 0 and 1, else requests pile up, got {arguments.load}", file=sys.stderr)
+        return 2
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(here if arguments.device == "auto" else arguments.device)
+    dtype: Dtype = arguments.dtype
+    # a graph is CUDA's, and int8 stands on it
+    rungs = [rung for rung in RUNGS if device.type == "cuda" or rung in ("standard", "flash")]
+    record: list[dict[str, Any]] = []
+    for b in arguments.batches:
+        for s in arguments.lengths:
+            shape = Shape(b, s, arguments.width, arguments.heads, dtype)
+            if reason := variant(arguments.attention).why_not(shape.problem, device, "fwd"):
+                print(f"{shape.name}: {arguments.attention} cannot: {reason}", file=sys.stderr)
+                return 2
+            with torch.inference_mode():
+                record += climb(
+                    shape, rungs, arguments.attention, arguments.requests, arguments.load, device, HostTime()
+                )
+    if arguments.out is not None:
+        name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+        arguments.out.write_text(json.dumps({"device": name, "torch": torch.__version__, "record": record}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

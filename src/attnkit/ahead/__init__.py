@@ -1,0 +1,28 @@
+"""Our kernels compiled ahead of time, for GPUs that are not there: every kernel and tuning as a list of builds.
+
+A family of kernels is a module here with a function ``builds(arch)``, and an entry in ``FAMILIES``. A build has a name,
+the number of an architecture, and ``compile()``; that makes a binary, and needs neither a GPU nor a driver, but a
+process in which TRITON_INTERPRET is not set: Triton's interpreter and its compiler cannot share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attnkit.ahead import triton_fa1, triton_flash, triton_product, triton_splitkv, triton_unfused
+from attnkit.ahead.build import Binary, Build
+
+__all__ = ["ARCHS", "FAMILIES", "Binary", "Build", "builds"]
+
+ARCHS = (80, 90, 100)
+"""Ampere, Hopper and Blackwell."""
+
+FAMILIES = tuple(m.builds for m in (triton_flash, triton_unfused, triton_fa1, triton_splitkv, triton_product))
+"""Each takes an architecture's number and yields what is built for it."""
+
+
+def builds() -> Iterator[Build]:
+    """Every build, the architectures one after the other."""
+    for arch in ARCHS:
+        for family in FAMILIES:
+            yield from family(arch)

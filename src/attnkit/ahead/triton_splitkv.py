@@ -1,0 +1,39 @@
+"""The builds of triton_splitkv as a decoder calls it: one query, lengths on the device, with and without pages."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+
+from attnkit.ahead.build import Binary, Build
+from attnkit.ahead.triton_compiler import compile_kernel
+
+__all__ = ["binary", "builds"]
+
+DS = (64, 128)
+ROWS = (1, 8, 32)
+"""Query heads of a key head, which are the rows of a tile."""
+PAGES = (0, 16)
+"""Keys a page; 0 is a cache without pages."""
+
+
+def builds(arch: int) -> Iterator[Build]:
+    """A kernel for each head dim, group of heads and kind of cache."""
+    for d, rows, page in itertools.product(DS, ROWS, PAGES):
+        name = f"triton_splitkv/decode/bf16-d{d}-rows{rows}-page{page}"
+        yield Build(name, arch, partial(binary, arch, "bf16", d, rows, page))
+
+
+def binary(arch: int, dtype: str, d: int, rows: int, page: int) -> Binary:
+    """Compile it."""
+    from attnkit.variants.triton_splitkv_kernel import BLOCK_N, padded, splitkv_kernel
+
+    constants = {
+        "SQ": 1, "GROUP": rows, "D": d, "DP": padded(d), "DV": d, "DVP": padded(d), "BM": padded(rows), "BN": BLOCK_N,
+        "PAGE": page, "CAUSAL": True, "HAS_LENGTHS": True, "PRECISION": "ieee",
+    }  # fmt: skip
+    types = {name: f"*{dtype}" for name in splitkv_kernel.arg_names if name.startswith("p_")}
+    types |= dict.fromkeys(("p_lengths", "p_table", "p_arrived"), "*i32") | {"p_partial": "*fp32"}
+    stages = 3 if d <= 128 else 2
+    return compile_kernel(splitkv_kernel, arch, types, constants, unaligned=("s_tb",), num_warps=4, num_stages=stages)

@@ -1,0 +1,38 @@
+"""The builds of triton_unfused: its one kernel, with the tiles that each dtype and head dim gets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from attnkit.ahead.build import Binary, Build
+from attnkit.ahead.triton_compiler import compile_kernel
+
+__all__ = ["binary", "builds"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DS = (64, 128, 256)
+"""The head dims that its tiles tell apart."""
+
+
+def builds(arch: int) -> Iterator[Build]:
+    """What a call can ask for; its lengths are never taken to be multiples of the tiles."""
+    for dtype, d, mask in itertools.product(DTYPES, DS, ("causal", "full")):
+        name = f"triton_unfused/probabilities/{dtype}-d{d}-{mask}"
+        yield Build(name, arch, partial(binary, arch, dtype, d, mask == "causal"))
+
+
+def binary(arch: int, dtype: str, d: int, causal: bool) -> Binary:
+    """Compile it."""
+    from attnkit.variants import triton_unfused_kernel as unfused
+
+    block_m, block_n, warps = unfused.tiles(DTYPES[dtype], d)
+    constants = {
+        "D": d, "DP": d, "BM": block_m, "BN": block_n, "CAUSAL": causal,
+        "PRECISION": "tf32x3" if dtype == "fp32" else "ieee",
+    }  # fmt: skip
+    types = dict.fromkeys(("p_q", "p_k", "p_p"), f"*{dtype}")
+    return compile_kernel(unfused.probabilities_kernel, arch, types, constants, num_warps=warps, num_stages=2)

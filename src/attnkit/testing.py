@@ -1,0 +1,138 @@
+"""Fuzz an attention function against the oracle: problems for hypothesis to draw, and one check.
+
+    @given(problem=problems())
+    def test_my_attention_is_right(problem):
+        check(my_attention, problem)
+
+`my_attention(q, k, v, *, mask, scale)` is called like every variant (`attnkit.variant.Attention`); what it cannot do is
+left out of `problems` by its arguments. docs/fuzzing.md has the whole of it. Needs hypothesis, which the extra ``test``
+brings.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from attnkit.mask import Boolean, Documents, Mask, Plain, Prefix, Window
+from attnkit.parity import parity
+from attnkit.problem import DTYPES, LAYOUTS, Dtype, Layout, Pass, Problem
+from attnkit.variant import FEATURES, Attention, Feature, Variant
+
+__all__ = ["check", "masks", "problems"]
+
+# on both sides of what tiles are as long as
+EDGES = (1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 96, 127, 128, 129, 257, 512)
+HEAD_DIMS = (16, 24, 32, 40, 64, 72, 96, 128, 192, 256)
+MOST_HEADS = 6
+MODIFIERS: dict[Feature, tuple[dict[str, Any], ...]] = {
+    # the smaller softcap is small beside the scores, and bends them
+    "softcap": ({"softcap": 2.0}, {"softcap": 30.0}),
+    "alibi": ({"alibi": True},),
+    "sink": ({"sink": True},),
+}
+
+
+@st.composite
+def masks(draw: st.DrawFn, sq: int, skv: int, features: Sequence[Feature] = FEATURES) -> Mask:
+    """Draw a mask for these sizes: full or causal most often, else one of those features that are masks."""
+    reach = st.integers(0, max(sq, skv) + 1)
+    cuts = draw(st.sets(st.integers(1, sq - 1), max_size=4)) if "documents" in features and sq == skv > 1 else set()
+    lengths = tuple(end - begin for begin, end in itertools.pairwise((0, *sorted(cuts), sq)))
+    top_left: Plain = "causal-top-left"
+    known: dict[Feature, list[st.SearchStrategy[Mask]]] = {
+        "causal-top-left": [st.just(top_left)],
+        "window": [
+            st.builds(Window, reach, st.none() | reach),
+            st.builds(Window, st.none(), reach.map(lambda n: n + 1)),
+        ],
+        "prefix": [st.builds(Prefix, st.integers(1, skv))],
+        "documents": [st.builds(Documents, st.just(lengths), st.booleans())] if sq == skv else [],
+        "boolean": [st.builds(Boolean, st.sampled_from((0.5, 0.05, 1.0)))],
+    }
+    others = [strategy for feature, found in known.items() if feature in features for strategy in found]
+    plain: st.SearchStrategy[Mask] = st.sampled_from(("full", "causal"))
+    return draw(st.one_of(plain, plain, st.one_of(others)) if others else plain)
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn,
+    *,
+    features: Sequence[Feature] = FEATURES,
+    dtypes: Sequence[Dtype] = DTYPES,
+    layouts: Sequence[Layout] = LAYOUTS,
+    head_dims: Sequence[int] = HEAD_DIMS[:-2],
+    value_dims: Sequence[int] = (16, 40),
+    groups: Sequence[int] = (1, 2, 3, 5),
+    scales: Sequence[float | None] = (None, None, None, 1.0, 0.05, -0.2),
+    longest: int = 96,
+) -> Problem:
+    """Draw a problem: every size from one, ragged tiles, groups of heads, keys that are more or fewer than queries.
+
+    Small ones: what is special happens at the edges of tiles, of heads and of masks, and a failing example is to be
+    read. What it shrinks to is one token, one head, the first dtype, no mask.
+
+    Args:
+        draw: Hypothesis's.
+        features: Masks and modifiers beyond full and causal.
+        dtypes: Of the inputs.
+        layouts: How they lie in memory.
+        head_dims: d.
+        value_dims: dv where it is not d; none of them makes dv = d always.
+        groups: Query heads that read one key head.
+        scales: None is 1 / sqrt(d). Negative: the smallest product has the largest weight.
+        longest: Bound of sq and skv.
+    """
+    length = st.sampled_from([s for s in EDGES if s <= longest]) | st.integers(1, longest)
+    layout = draw(st.sampled_from(layouts))
+    sq, d = draw(length), draw(st.sampled_from(head_dims))
+    skv = sq if layout == "packed" else draw(st.just(sq) | length)
+    dv = d if layout == "packed" else draw(st.sampled_from((d, d, d, *value_dims)))
+    group = draw(st.sampled_from(groups))
+    # few heads altogether: more of the same find no more, and an interpreted kernel takes its time for each
+    hkv = draw(st.integers(1, max(1, MOST_HEADS // (group + 1))))
+    modifiers = [way for feature, ways in MODIFIERS.items() if feature in features for way in ways]
+    every = {name: value for way in modifiers for name, value in way.items()}
+    return Problem(
+        b=draw(st.integers(1, 3)),
+        hq=hkv * group,
+        hkv=hkv,
+        sq=sq,
+        skv=skv,
+        d=d,
+        dv=dv,
+        dtype=draw(st.sampled_from(dtypes)),
+        mask=draw(masks(sq, skv, features)),
+        scale=draw(st.sampled_from(scales)),
+        layout=layout,
+        # large: a few keys have all the weight, and scores have errors that exp makes larger
+        magnitude=draw(st.sampled_from((1.0, 1.0, 0.25, 4.0))),
+        **draw(st.sampled_from(({},) * 10 + (*modifiers, every))),
+    )
+
+
+def check(
+    attention: Attention, problem: Problem, device: torch.device | str = "cpu", pass_: Pass = "fwd", seed: int = 0
+) -> None:
+    """Compute a problem by a function and hold it against the oracle, by the rule of `attnkit.parity`.
+
+    Args:
+        attention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv], with the keywords
+            of `attnkit.problem.Options`: mask and scale, and what the problem has of softcap, alibi and sink.
+        problem: What is computed.
+        device: Where.
+        pass_: ``fwd``, or ``fwd+bwd`` to hold the gradients against the oracle's too.
+        seed: Of the inputs.
+
+    Raises:
+        AssertionError: With a sentence for each part of the rule that is broken.
+    """
+    name = getattr(attention, "__name__", "attention")
+    found = parity(Variant(name, "on trial", attention, lambda *_: None, lacks={}), problem, device, pass_, seed)
+    if not found.ok:
+        raise AssertionError(f"{name} is wrong at {problem.name}: {'; '.join(found.failures)}")

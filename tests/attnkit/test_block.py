@@ -1,0 +1,143 @@
+"""The block: the same numbers however its projections lie, right in every variant, and no rule that passes anything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnkit.block import Block
+from attnkit.graph import Graphed
+from attnkit.linear import Int8Linear, quantize_
+from attnkit.problem import DTYPES, Mask
+from attnkit.variants import variant
+from perf import block_latency
+from perf.blocks import RUNGS, Shape, error, graphed, made
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+NAIVE = variant("naive").attention
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def block(hq: int = 4, hkv: int | None = None, d: int = 16, **options: object) -> Block:
+    torch.manual_seed(0)
+    return Block(hq * d, hq, hkv, attention=NAIVE, **options).to(DEVICE).requires_grad_(False)  # type: ignore[arg-type]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    b=st.integers(1, 3),
+    s=st.integers(1, 40),
+    hkv=st.integers(1, 3),
+    group=st.integers(1, 3),
+    mask=st.sampled_from(["full", "causal"]),
+    fused=st.booleans(),
+    int8=st.booleans(),
+)
+def test_it_is_the_formula(b: int, s: int, hkv: int, group: int, mask: Mask, fused: bool, int8: bool) -> None:
+    subject = block(hkv * group, hkv, mask=mask)
+    if fused:
+        subject = subject.with_fused_projections()
+    if int8:
+        assert len(quantize_(subject)) == (2 if fused else 4)
+    x = torch.randn(b, s, subject.width, device=DEVICE)
+    off, may = error(subject, subject(x), x)
+    assert off <= may
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sixteen_bits_are_right_within_their_rounding_and_a_slip_is_seen(dtype: str) -> None:
+    shape = Shape(2, 70, 128, 4, dtype)  # type: ignore[arg-type]
+    subject = made(shape, DEVICE, NAIVE, fused=False)
+    x = shape.x(DEVICE)
+    out = subject(x)
+    off, may = error(subject, out, x)
+    assert off <= may
+    # attention to the wrong values
+    q, k, v = subject.projections
+    subject.projections = torch.nn.ModuleList([q, v, k])
+    off, may = error(subject, out, x)
+    assert off > may
+    # a residual that was left out
+    subject.projections = torch.nn.ModuleList([q, k, v])
+    off, may = error(subject, out - x, x)
+    assert off > may
+
+
+def test_fusing_keeps_the_weights_and_the_block_that_it_came_from() -> None:
+    separate = block(6, 2).eval()
+    fused = separate.with_fused_projections()
+    x = torch.randn(2, 9, separate.width, device=DEVICE)
+    assert (separate.fused, fused.fused) == (False, True)
+    assert not fused.projections[0].training
+    assert fused.projections[0].weight.device.type == DEVICE.type
+    torch.testing.assert_close(fused(x), separate(x))
+    fused.output.weight.zero_()
+    assert not torch.equal(fused(x), separate(x))
+    again = fused.with_fused_projections()
+    torch.testing.assert_close(again(x), fused(x))
+
+
+def test_int8_weights_are_not_fused() -> None:
+    subject = block()
+    quantize_(subject)
+    with pytest.raises(ValueError, match=r"only nn\.Linear can be fused, got Int8Linear: fuse before quantising"):
+        subject.with_fused_projections()
+
+
+def test_it_has_a_gradient() -> None:
+    subject = block().requires_grad_(True)
+    subject(torch.randn(2, 5, subject.width, device=DEVICE)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in subject.parameters())
+
+
+def test_what_is_no_block_is_refused() -> None:
+    for width, hq, hkv in ((10, 4, 4), (12, 4, 3), (0, 1, 1), (8, 0, 0)):
+        with pytest.raises(ValueError, match="hq must divide width and hkv must divide hq, got width="):
+            Block(width, hq, hkv, attention=NAIVE)
+    with pytest.raises(ValueError, match=r"expected x \[b, s, 64\], got \[2, 64\]"):
+        block()(torch.zeros(2, 64, device=DEVICE))
+
+
+def test_rungs_have_the_same_weights_and_are_what_they_say() -> None:
+    shape = Shape(1, 16, 64, 4, "fp32")
+    blocks = {rung: graphed(rung, shape, DEVICE, "sdpa_math") for rung in RUNGS}
+    assert [subject.fused for subject, _ in blocks.values()] == [False, True, True, True]
+    assert [isinstance(call, Graphed) for _, call in blocks.values()] == [False, False, True, True]
+    assert isinstance(blocks["int8"][0].output, Int8Linear)
+    x = shape.x(DEVICE)
+    outs = {rung: subject(x) for rung, (subject, _) in blocks.items()}
+    torch.testing.assert_close(outs["flash"], outs["standard"])
+    assert torch.equal(outs["graph"], outs["flash"])
+    # a weight is off by up to 1 / 254 of the largest of its channel
+    assert 0 < (outs["int8"] - outs["flash"]).norm() / (outs["flash"] - x).norm() < 2 / 254
+
+
+@on_gpu
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("b", [1, 4])
+def test_rungs_are_right_on_a_gpu(rung: str, b: int) -> None:
+    shape = Shape(b, 128, 1024, 8)
+    subject, call = graphed(rung, shape, DEVICE, "sdpa_flash")  # type: ignore[arg-type]
+    with torch.inference_mode():
+        for seed in range(2):
+            x = shape.x(DEVICE, seed)
+            off, may = error(subject, call(x), x)
+            assert off <= may
+
+
+def test_the_command_times_each_rung_in_both_ways(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:
+    out = f"{tmp_path}/latency.json"
+    options = "--batches 1 --lengths 16,32 --width 64 --heads 4 --dtype fp32 --requests 100 --device cpu --out"
+    assert block_latency.main([*options.split(), out]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["standard", "standard", "flash", "flash"] * 2
+    assert block_latency.main(["--load", "1.5"]) == 2
+    assert "expected a load between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_wrong_rung_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_latency, "error", lambda *given: (1.0, 0.5))
+    with pytest.raises(ValueError, match="standard is wrong at b1-s16-w64-h4-bf16: off by 1"):
+        block_latency.main(["--batches", "1", "--lengths", "16", "--width", "64", "--heads", "4", "--device", "cpu"])

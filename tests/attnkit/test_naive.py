@@ -1,0 +1,25 @@
+"""The yardstick is right: parity allows each variant a multiple of naive's error, and so cannot find naive's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attnkit import oracle
+from attnkit.problem import Problem
+from attnkit.variants import naive
+from tests.attnkit.test_oracle import PROBLEMS, in_float64
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_in_float64_it_is_the_oracle(problem: Problem) -> None:
+    q, k, v, dout = (x.clone().requires_grad_() for x in in_float64(problem))
+    options = problem.options("cpu", requires_grad=True)
+    out = naive.attention(q, k, v, **options)
+    leaves = (q, k, v, options["sink"]) if problem.sink else (q, k, v)
+    found = (out, *torch.autograd.grad(out, leaves, dout))
+    truth = [oracle.forward(q, k, v, **options)[0], *oracle.gradients(q, k, v, dout, **options)]
+    if problem.sink:
+        truth.append(oracle.sink_gradient(q, k, v, dout, **options)[0].float())
+    for ours, theirs in zip(found, truth, strict=True):
+        torch.testing.assert_close(ours, theirs)
