@@ -1,9 +1,10 @@
 """A pytest plugin that slows cases where they run: ``-p tests.planted --planted '^forward/triton_flash/:10'``.
 
-It shows that the gate sees a slowdown, and only that one: the work is real, a kernel that keeps the device waiting for
-a share of what the call took before (on the CPU the host waits). A kernel takes a microsecond by its launch alone, so
-of a short call it follows only on every so many sets of inputs: always the same, however many calls went before. How much slower that made a case is therefore measured apart, with
-``--planted-measure``: with and without in turn, in a process of its own.
+It shows that the gate sees a slowdown, and only that one: the work is real, a kernel that keeps the device waiting
+for a share of what the call took before (on the CPU the host waits). A kernel takes a microsecond by its launch
+alone, so of a short call it follows only on every so many sets of inputs: always the same, however many calls went
+before. How much slower that made a case is therefore measured apart, with ``--planted-measure``: with and without in
+turn, in a process of its own.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ OURS = (
 """How names begin that only torch, cuBLAS and cuDNN give."""
 
 MANGLED = "_Z"
-"""How names of C++ begin, as those in a library's files are; what is compiled while a process runs is mostly plain C."""
+"""How names of C++ begin, as those in a library's files are; what a process compiles is mostly plain C."""
 
 COMPILED = (
     ("triton.compiler.compiler", "CompiledKernel"),

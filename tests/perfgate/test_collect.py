@@ -253,10 +253,15 @@ def test_a_run_in_which_nothing_was_disturbed_is_refused(
     monkeypatch.setattr(subprocess, "Popen", start)
     journal = tmp_path / "ab.jsonl"
     journal.write_text('{"block":0,"stage":1}\n' + ('{"block":1,"stage":1}\n' if command else ""))
-    with pytest.raises(RuntimeError, match="nothing was disturbed"), collect._loaded(journal, 2) as look:
-        look()
-        for child in started:
-            child.wait()
+
+    def run() -> None:
+        with collect._loaded(journal, 2) as look:
+            look()
+            for child in started:
+                child.wait()
+
+    with pytest.raises(RuntimeError, match="nothing was disturbed"):
+        run()
 
 
 def test_the_load_ends_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
