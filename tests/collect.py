@@ -73,15 +73,18 @@ def planted(occasion: str, shares: Sequence[str], suite: str, arguments: Sequenc
     """A run with slowdowns planted in the head, whose true sizes were measured before in a process of their own.
 
     Raises:
-        RuntimeError: If a process fails, or nothing was planted.
+        RuntimeError: If a process fails, a case was not slowed or nothing was, or the working tree is no commit's.
     """
+    _committed()
     plant = ["-p", "tests.planted", *(f"--planted={share}" for share in shares)]
     sizes = _folder() / f"planted-{os.getpid()}.jsonl"
     command = [sys.executable, "-m", "pytest", *plugin_arguments(), *plant, f"--planted-measure={sizes}", *arguments]
     subprocess.run(command, cwd=ROOT, env=_paths(), check=True)
     true = [json.loads(line) for line in sizes.read_text().splitlines()] if sizes.exists() else []
     sizes.unlink(missing_ok=True)
-    asked = {one["case"]: Planted(asked=one["asked"], true=one["true"]) for one in true if one["true"] > 0}
+    if faster := [one["case"] for one in true if one["true"] <= 0]:
+        raise RuntimeError(f"what was planted did not slow {', '.join(faster)}: plant more there, or nothing")
+    asked = {one["case"]: Planted(asked=one["asked"], true=one["true"]) for one in true}
     if not asked:
         raise RuntimeError(f"{', '.join(shares)} slowed no case: they find cases by their names")
     journal, seconds = _compare([*arguments, *plant, f"--planted-in={ROOT}"])
@@ -96,12 +99,13 @@ def drift(occasion: str, block: int, suite: str, arguments: Sequence[str]) -> da
 
 
 def load() -> None:
-    """Multiply matrices until somebody ends this process; on the CPU where there is no GPU."""
+    """Multiply matrices until somebody ends this process or its parent is gone; on the CPU where there is no GPU."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(4096, 4096, device=device) for _ in range(2))
-    while True:
+    parent = os.getppid()
+    while os.getppid() == parent:
         for _ in range(50):
             a @ b
         if device == "cuda":
@@ -115,7 +119,11 @@ def _undisturbed(journal: Path) -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def _loaded(journal: Path, block: int) -> Iterator[Callable[[], object]]:
-    """Gives what is to be called now and then: once the journal has that block, another process loads the GPU."""
+    """Gives what is to be called now and then: once the journal has that block, another process loads the GPU.
+
+    Raises:
+        RuntimeError: If none did to the end.
+    """
     stranger: list[subprocess.Popen[bytes]] = []
 
     def look() -> None:
@@ -124,6 +132,8 @@ def _loaded(journal: Path, block: int) -> Iterator[Callable[[], object]]:
 
     try:
         yield look
+        if not stranger or stranger[0].poll() is not None:
+            raise RuntimeError(f"nothing was disturbed to the end: block {block} never came, or the load ended early")
     finally:
         for child in stranger:
             child.kill()
@@ -174,6 +184,12 @@ def _folder() -> Path:
 def _paths() -> Mapping[str, str]:
     paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _committed() -> None:
+    command = ["git", "status", "--porcelain", "--untracked-files=no"]
+    if changed := subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout:
+        raise RuntimeError(f"expected a commit against itself, but files were changed: commit them\n{changed}")
 
 
 def _commit() -> str:

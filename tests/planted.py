@@ -1,14 +1,14 @@
 """A pytest plugin that slows cases where they run: ``-p tests.planted --planted '^forward/triton_flash/:10'``.
 
-It shows that the gate sees a slowdown, and only that one: the work is real, a kernel that keeps the device waiting for
-a share of what the call took before (on the CPU the host waits). A kernel takes a microsecond by its launch alone, so
-of a short call not every one is followed by it. How much slower that made a case is therefore measured apart, with
-``--planted-measure``: with and without in turn, in a process of its own.
+It shows that the gate sees a slowdown, and only that one: the work is real, a kernel that keeps the device waiting
+for a share of what the call took before (on the CPU the host waits). A kernel takes a microsecond by its launch
+alone, so of a short call it follows only on every so many sets of inputs: always the same, however many calls went
+before. How much slower that made a case is therefore measured apart, with ``--planted-measure``: with and without in
+turn, in a process of its own.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LAUNCH = 1e-6
 """Seconds that a kernel takes which does nothing, in a graph, roughly."""
 LEAST, SELDOM = 2e-6, 4
-"""The shortest work that is planted in seconds, and the fewest: after each fourth call."""
+"""The shortest work that is planted in seconds, and the fewest: after calls of each fourth set of inputs."""
 ORDER = (False, True, True, False) * 3
 """With (true) and without, as the size is measured apart."""
 
@@ -61,7 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def slowed(call: Callable[..., Any], share: float) -> Callable[..., Any]:
     """Return a call that takes longer by a share of its own time, which is known from its first arguments."""
-    turns = itertools.count(1)
+    seen: dict[
+        tuple[int, ...], tuple[int, tuple[Any, ...]]
+    ] = {}  # with the inputs, whose ids are theirs while they live
     work: list[Callable[[], object]] = []
     every = 1
 
@@ -72,7 +74,8 @@ def slowed(call: Callable[..., Any], share: float) -> Callable[..., Any]:
             every = min(SELDOM, math.ceil(LEAST / extra)) if torch.cuda.is_available() else 1
             work.append(waiting(every * extra))
         result = call(*args)
-        if next(turns) % every == 0:
+        at, _ = seen.setdefault(tuple(map(id, args)), (len(seen), args))
+        if at % every == 0:
             work[0]()
         return result
 

@@ -5,6 +5,9 @@
     any other compiler       says so: `register`
     libraries                have no code of their own here; `perfgate.libraries` has the files they come from
 
+What is none of these surely is unknown: a plain name that no library is known to give, as NVRTC, an extension in C and
+a Triton kernel whose owner was collected have.
+
 A kernel's code is a digest of what the device executes. Debug lines are left out, for they hold the path of the source:
 the same kernel in two checkouts has two binaries, and one code.
 """
@@ -43,8 +46,22 @@ NOBITS = 8
 
 STRANGERS = ("cupy", "cutlass", "jax", "numba.cuda", "pycuda", "tilelang", "tvm", "warp")
 """Packages that compile kernels and do not say so: where one was imported, a kernel of unknown code may be its."""
-OURS = ("_ZN2at", "_ZN3c10", "_ZN13pytorch_flash", "nvjet_", "cublas", "cudnn", "cutlass_", "sm80_xmma_", "sm90_xmma_")
+OURS = (
+    "_ZN2at",
+    "_ZN3c10",
+    "_ZN13pytorch_flash",
+    "ampere_",
+    "cublas",
+    "cudnn",
+    "cutlass_",
+    "nvjet_",
+    "sm80_xmma_",
+    "sm90_xmma_",
+)
 """How names begin that only torch, cuBLAS and cuDNN give."""
+
+MANGLED = "_Z"
+"""How names of C++ begin, as those in a library's files are; what a process compiles is mostly plain C."""
 
 COMPILED = (
     ("triton.compiler.compiler", "CompiledKernel"),
@@ -107,7 +124,8 @@ class Binaries:
         if name.startswith(OURS):
             return LIBRARY
         # a function that has the name of a compiled one and another handle was compiled too, and its owner is gone
-        return UNKNOWN if self.strangers or name in self.names else LIBRARY
+        library = name.startswith(MANGLED) and not self.strangers and name not in self.names
+        return LIBRARY if library else UNKNOWN
 
 
 def loaded() -> Binaries:

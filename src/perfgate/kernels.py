@@ -22,7 +22,7 @@ __all__ = ["Kernel", "Kernels", "register", "short", "why"]
 Shape = tuple[int, ...]
 
 KEPT = 24
-"""Kernels of a case that are kept one by one; all of them are in the digest."""
+"""Kernels of a case that are kept one by one, the first by name; all of them are in the digest."""
 LONGEST = 80
 """Characters of a name that are kept."""
 TOLD = 6
@@ -123,10 +123,11 @@ class Kernels:
         full = [replace(kernel, count=count) for kernel, count in counts.items()]
         # in no order: which one a graph's nodes have is not documented
         whole = hashlib.sha256("\n".join(sorted(map(str, full))).encode())
+        kept = set(sorted(full, key=lambda kernel: (kernel.name, str(kernel)))[:KEPT])
         codes = {kernel.code for kernel in full if kernel.grid or kernel.code}
         return cls(
-            launches=tuple(map(_shortened, full[:KEPT])),
-            more=len(full[KEPT:]),
+            launches=tuple(_shortened(kernel) for kernel in full if kernel in kept),
+            more=len(full) - len(kept),
             digest=whole.hexdigest()[:DIGITS],
             libraries=libraries,
             known=UNKNOWN not in codes and (bool(libraries) or LIBRARY not in codes),
@@ -191,7 +192,7 @@ def why(then: Sequence[Kernels | None], now: Sequence[Kernels | None]) -> tuple[
     if not said and a.libraries != b.libraries:
         said = ["same names and shapes of launch; the libraries that the kernels come from changed"]
     if not said and a.digest != b.digest:
-        said = [f"of more than {KEPT} kernels one that is not kept changed"]
+        said = [f"of more than {KEPT} kernels some came, went or changed that are not kept"]
     if not said:
         unknown = next((k.name for k in (*a.launches, *b.launches) if k.code == UNKNOWN), "a kernel")
         said = [f"same names and shapes of launch; the code of {unknown} is not known (see perfgate.kernels.register)"]
@@ -211,8 +212,9 @@ def _changes(then: Kernels, now: Kernels) -> list[str]:
         gone, come = [k for k in old if k not in new], [k for k in new if k not in old]
         pairs = min(len(gone), len(come))
         said += [f"{name}: {', '.join(_differences(a, b))}" for a, b in zip(gone, come, strict=False)]
-        said += [f"{name}: no longer launched ({_launch(k)})" for k in gone[pairs:]]
-        said += [f"{name}: new ({_launch(k)})" for k in come[pairs:]]
+        # what one side has not kept, it may launch all the same
+        said += [f"{name}: no longer launched ({_launch(k)})" for k in gone[pairs:] if not now.more]
+        said += [f"{name}: new ({_launch(k)})" for k in come[pairs:] if not then.more]
     return said
 
 

@@ -33,13 +33,17 @@ def read(graph: int, *, calls: int = 1) -> Kernels:
         calls: How many calls were captured into it, one after the other.
 
     Raises:
-        Unreadable: If ``cuda.bindings`` is not there, the driver refuses, or the calls do not launch the same.
+        Unreadable: If ``cuda.bindings`` is not there or answers otherwise than it should, the driver refuses, or the
+            calls do not launch the same.
     """
     try:
         from cuda.bindings import driver
     except ImportError as error:
         raise Unreadable(f"cuda.bindings cannot be imported ({error}): pip install cuda-bindings") from error
-    counts = Counter(_launches(driver, driver.CUgraph(graph), loaded()))
+    try:
+        counts = Counter(_launches(driver, driver.CUgraph(graph), loaded()))
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # other bindings: no reason to fail a case
+        raise Unreadable(f"cuda.bindings is not as expected: {error}") from error
     if any(count % calls for count in counts.values()):
         raise Unreadable(f"its calls do not launch the same kernels each time ({counts.total()} in {calls} calls)")
     return Kernels.of([replace(kernel, count=n // calls) for kernel, n in counts.items()], libraries.digest())

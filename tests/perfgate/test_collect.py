@@ -130,6 +130,23 @@ def test_of_a_short_call_not_every_one_is_followed_by_planted_work(
     assert sum(waited) == pytest.approx(8 * 0.02 * microseconds * 1e-6)
 
 
+def test_the_same_sets_of_inputs_are_slowed_however_many_calls_went_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm-up calls a noisy number of times; each round over five sets has the same planted work."""
+    waited: list[float] = []
+    monkeypatch.setattr(planted, "seconds", lambda call: 5e-6)
+    monkeypatch.setattr(planted, "waiting", lambda duration: lambda: waited.append(duration))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    sets = [([i],) for i in range(5)]
+    found = []
+    for warmup in (5, 6, 7):
+        slow = planted.slowed(len, 0.02)
+        for i in range(warmup):
+            slow(*sets[i % 5])
+        waited.clear()
+        found.append([(slow(*one), len(waited))[1] for one in sets])
+    assert found == [[1, 1, 1, 1, 2]] * 3
+
+
 def test_only_what_is_asked_for_is_slowed_and_only_in_the_tree_that_is_named(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,3 +237,76 @@ def test_another_process_loads_the_machine_from_the_block_on_and_ends_with_the_r
         (child,) = started
         assert child.poll() is None
     assert child.poll() is not None
+
+
+@pytest.mark.parametrize("command", [None, "raise SystemExit"])
+def test_a_run_in_which_nothing_was_disturbed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str | None
+) -> None:
+    """The block never came, or the process that was to load the machine died."""
+    popen, started = subprocess.Popen, list[Any]()
+
+    def start(*_: object, **__: object) -> Any:
+        started.append(popen([sys.executable, "-c", command or ""]))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    journal = tmp_path / "ab.jsonl"
+    journal.write_text('{"block":0,"stage":1}\n' + ('{"block":1,"stage":1}\n' if command else ""))
+
+    def run() -> None:
+        with collect._loaded(journal, 2) as look:
+            look()
+            for child in started:
+                child.wait()
+
+    with pytest.raises(RuntimeError, match="nothing was disturbed"):
+        run()
+
+
+def test_the_load_ends_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Matrix:
+        products = 0
+
+        def __matmul__(self, other: object) -> None:
+            Matrix.products += 1
+            assert Matrix.products <= 100, "it goes on"
+
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr("os.getppid", lambda: next(parents, 1))
+    monkeypatch.setattr("torch.randn", lambda *_, **__: Matrix())
+    collect.load()
+    assert Matrix.products == 50
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, folder: Path, true: float, changed: str = "") -> None:
+    """Make the process that measures true sizes say this of one case, and git that of the working tree."""
+
+    def run(command: list[str], **options: Any) -> Any:
+        for argument in command:
+            if argument.startswith("--planted-measure="):
+                Path(argument.partition("=")[2]).write_text(json.dumps({"case": "a/b", "asked": 0.02, "true": true}))
+        return subprocess.CompletedProcess(command, 0, stdout=changed if command[0] == "git" else "")
+
+    def compare(*_: object) -> Any:
+        raise LookupError("it was compared")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(collect, "_folder", lambda: folder)
+    monkeypatch.setattr(collect, "_compare", compare)
+
+
+@pytest.mark.parametrize(
+    ("true", "changed", "error", "said"),
+    [
+        (0.02, "", LookupError, "compared"),
+        (-0.001, "", RuntimeError, "did not slow a/b"),
+        (0.02, " M src/attnkit/oracle.py\n", RuntimeError, "oracle.py"),
+    ],
+)
+def test_what_was_not_slowed_or_is_no_commit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, true: float, changed: str, error: type[Exception], said: str
+) -> None:
+    measured(monkeypatch, tmp_path, true, changed)
+    with pytest.raises(error, match=said):
+        collect.planted("first", ["a:2"], "default", ["perf"])

@@ -141,12 +141,24 @@ def test_code_of_a_library_is_known_by_the_libraries() -> None:
 
 
 def test_of_many_kernels_some_are_kept_and_all_count() -> None:
-    many = [replace(FLASH, grid=(i + 1, 1, 1)) for i in range(KEPT + 5)]
+    many = [replace(FLASH, name=f"k{i:02}") for i in range(KEPT + 5)]
     kernels = of(*many)
     assert (len(kernels.launches), kernels.more) == (KEPT, 5)
     changed = of(*many[:-1], replace(many[-1], code="0"))
     assert not kernels.same(changed)
-    assert why([kernels], [changed]) == (f"of more than {KEPT} kernels one that is not kept changed",)
+    assert why([kernels], [changed]) == (f"of more than {KEPT} kernels some came, went or changed that are not kept",)
+
+
+def test_which_of_many_kernels_are_kept_is_no_matter_of_their_order() -> None:
+    many = [replace(FLASH, name=f"k{i:02}") for i in range(KEPT + 5)]
+    changed = [replace(many[3], code="0") if k is many[3] else k for k in reversed(many)]
+    assert why([of(*many)], [of(*changed)]) == ("k03: code changed",)
+
+
+def test_of_many_kernels_those_that_others_displaced_are_not_said_to_be_gone() -> None:
+    many = [replace(FLASH, name=f"k{i:02}") for i in range(KEPT + 5)]
+    (said,) = why([of(*many)], [of(replace(FLASH, name="added"), *many)])
+    assert "not kept" in said
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from perfgate import launches, libraries
-from perfgate.binaries import Binaries
+from perfgate.binaries import LIBRARY, Binaries
 from perfgate.kernels import Kernel
 from perfgate.launches import Unreadable, read
 
@@ -82,7 +82,7 @@ class Driver(ModuleType):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches, "loaded", lambda: Binaries({1: "c0de"}))
+    monkeypatch.setattr(launches, "loaded", lambda: Binaries({1: "c0de", 2: LIBRARY}))
     monkeypatch.setattr(libraries, "digest", lambda: "11b5")
 
 
@@ -171,4 +171,23 @@ def test_a_driver_that_lacks_a_question_is_named_likewise(install: Any, monkeypa
 def test_without_the_bindings_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(Unreadable, match="pip install cuda-bindings"):
+        read(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("CUkernelNodeAttrID", SimpleNamespace()),
+        ("CUgraph", lambda handle: int("no handle")),
+        ("cuGraphMemcpyNodeGetParams", lambda self, node: (Code(0), SimpleNamespace(width=4096))),
+        ("cuFuncGetName", lambda self, function: (Code(0), None)),
+        ("cuFuncGetAttribute", lambda self, attribute: None),
+    ],
+)
+def test_bindings_that_answer_otherwise_are_no_error_of_the_case(
+    install: Any, monkeypatch: pytest.MonkeyPatch, name: str, instead: Any
+) -> None:
+    install(Driver((KERNEL, 1), (COPY, None)))
+    monkeypatch.setattr(Driver, name, instead if name.startswith("cu") else staticmethod(instead))
+    with pytest.raises(Unreadable):
         read(1)
