@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perfgate.fresh import plugin_arguments
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> tuple[int, str | None]:
     with tempfile.TemporaryDirectory(prefix="perfgate-") as directory:
         receipt = Path(directory) / "receipt.json"
         command = [sys.executable, "-m", "pytest", *plugin_arguments(), f"--perf-receipt={receipt}", *arguments]
-        with subprocess.Popen(command) as child:
+        with subprocess.Popen(command) as child, _passed_on(child):
             code = _wait(child)
         said = _read(receipt)
     if code < 0:
@@ -50,6 +51,18 @@ def _read(receipt: Path) -> int | None:
         return int(json.loads(receipt.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError):
         return None
+
+
+@contextlib.contextmanager
+def _passed_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Meanwhile what would end this process interrupts the child, which else would go on timing with nobody waiting."""
+    asked = [signal.SIGTERM, signal.SIGHUP]
+    before = [signal.signal(number, lambda *_: child.send_signal(signal.SIGINT)) for number in asked]
+    try:
+        yield
+    finally:
+        for number, handler in zip(asked, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:

@@ -114,3 +114,21 @@ def test_an_interrupted_gate_lets_pytest_come_to_its_end(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     code, why = ending.run(["--benchmark-only", "test_more.py", "test_speed.py"])
     assert (code, why) == (pytest.ExitCode.INTERRUPTED, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_gate_that_is_asked_to_end_interrupts_pytest(here: Suite, filed: Path, number: signal.Signals) -> None:
+    """As nox does after Ctrl-C."""
+    here.write(
+        test_more=f"""
+        import os, time
+
+        def test_goes_on(gpu_benchmark):
+            os.kill({os.getpid()}, {int(number)})
+            time.sleep(60)
+    """
+    )
+    before = signal.getsignal(number)
+    code, why = ending.run(["--benchmark-only", "test_more.py"])
+    assert (code, why) == (pytest.ExitCode.INTERRUPTED, None)
+    assert signal.getsignal(number) is before
