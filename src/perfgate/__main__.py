@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from perfgate import accept, baseline, contest, ending, journal, preflight, recording
 from perfgate.ab import command as ab
@@ -61,8 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse("interrupted", INTERRUPTED)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong options end with the code that they have everywhere here; argparse's own is that of an interrupt."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="perfgate", description=__doc__, allow_abbrev=False)
+    parser: argparse.ArgumentParser = _Parser(prog="perfgate", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
 
     gate = commands.add_parser(

@@ -190,9 +190,16 @@ def test_bad_input_is_one_clear_line(
     except SystemExit as error:  # argparse
         code = int(str(error.code))
     said = capsys.readouterr()
-    assert code != 0
+    assert code not in (0, pytest.ExitCode.INTERRUPTED)
     assert message in said.err.splitlines()[-1]
     assert not said.out
+
+
+@pytest.mark.parametrize("arguments", [["gate", "-k", "foo"], ["--unheard-of"], ["baseline", "--processes=x"]])
+def test_wrong_options_end_with_their_code(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == Exit.USAGE
 
 
 @pytest.mark.parametrize("command", [[], ["baseline"], ["report"]])
