@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from perfgate.fresh import plugin_arguments
@@ -35,20 +36,40 @@ def run(arguments: Sequence[str]) -> tuple[int, str | None]:
         said = _read(receipt)
     if code < 0:
         return Exit.INCOMPLETE, f"pytest was killed by signal {-code}: what it had finished is in its journal"
-    if code != Exit.OK or said == code:
+    if code != Exit.OK:
         return code, None
     if said is None:
         why = (
             "pytest ended with exit code 0 before it came to its end, for something called os._exit: nothing was judged"
         )
         return Exit.INCOMPLETE, f"{why}; what it had finished is in its journal"
-    return said, f"pytest came to exit code {said} and ended with 0: something called os._exit at its exit"
+    if said.code != Exit.OK:
+        return (
+            said.code,
+            f"pytest came to exit code {said.code} and ended with 0: something called os._exit at its exit",
+        )
+    if said.measured == 0:
+        return Exit.INCOMPLETE, "nothing was measured: no test that ran has timed anything"
+    return Exit.OK, None
 
 
-def _read(receipt: Path) -> int | None:
-    """The exit code that a receipt holds; None without one, or where it is broken, as on a full disk."""
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    """What pytest says of itself, last of all.
+
+    Attributes:
+        code: Its exit code.
+        measured: Cases that were measured; None if none was to be.
+    """
+
+    code: int
+    measured: int | None
+
+
+def _read(path: Path) -> _Receipt | None:
+    """What was left there; None if nothing, or if it is broken, as on a full disk."""
     try:
-        return int(json.loads(receipt.read_text(encoding="utf-8")))
+        return _Receipt(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError):
         return None
 

@@ -132,3 +132,14 @@ def test_a_gate_that_is_asked_to_end_interrupts_pytest(here: Suite, filed: Path,
     code, why = ending.run(["--benchmark-only", "test_more.py"])
     assert (code, why) == (pytest.ExitCode.INTERRUPTED, None)
     assert signal.getsignal(number) is before
+
+
+SKIPS = "import pytest\n\ndef test_skips(gpu_benchmark):\n    pytest.skip('not here')\n"
+
+
+@pytest.mark.parametrize("text", [SKIPS, "def test_other():\n    pass\n"])
+def test_a_gate_that_measured_nothing_is_not_green(here: Suite, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    here.write(test_none=text)
+    assert main(["gate", "test_none.py"]) == Exit.INCOMPLETE
+    assert "perfgate: nothing was measured" in capfd.readouterr().err
+    assert main(["gate", "test_none.py", "--", "--collect-only"]) == Exit.OK

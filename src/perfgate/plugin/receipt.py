@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from perfgate.plugin.state import idle, run_of
+
 __all__ = ["Receipt"]
 
 
 class Receipt:
-    """Writes the exit code, last of all.
+    """Writes the exit code and how many cases were measured, last of all.
 
     Args:
         path: Where to.
@@ -26,7 +28,11 @@ class Receipt:
         self._session = session
 
     @pytest.hookimpl(trylast=True)
-    def pytest_unconfigure(self) -> None:
-        """Write it; without a session (``--help``) all went well."""
-        code = self._session.exitstatus if self._session is not None else pytest.ExitCode.OK
-        self._path.write_text(json.dumps(int(code)), encoding="utf-8")
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """Write it; without a session (``--help``) all went well. Where nothing was to be timed there is no count."""
+        code: int = pytest.ExitCode.OK
+        measured: int | None = None
+        if self._session is not None:
+            code, run = self._session.exitstatus, run_of(config)
+            measured = None if idle(config) else len(run.records) + len(run.out_of_memory)
+        self._path.write_text(json.dumps({"code": int(code), "measured": measured}), encoding="utf-8")
