@@ -6,6 +6,7 @@ transformers    LlamaForCausalLM with a static cache, its forward compiled likew
 
 from __future__ import annotations
 
+import abc
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from attnkit.llama import Decoder, Weights, rotation
+from attnkit.llama import Config, Decoder, Weights, rotation
 from attnkit.llama.decoder import check_prompt, check_rewind, check_room
 from attnkit.llama.plain import rmsnorm
 
-__all__ = ["PEERS", "Compiled", "Peer", "Transformers"]
+__all__ = ["PEERS", "Compiled", "Peer", "Transformers", "of_transformers"]
 
 COMPILE = {"mode": "reduce-overhead", "fullgraph": True}
 
@@ -36,7 +37,7 @@ class Peer:
     absent: Callable[[Weights], str | None]
 
 
-class Stepwise:
+class Stepwise(abc.ABC):
     """What both peers share: tokens and positions on the device, and `forward` to logits."""
 
     def __init__(self, weights: Weights, batch: int, capacity: int) -> None:
@@ -46,9 +47,9 @@ class Stepwise:
         self.tokens = torch.zeros((batch, capacity + 1), dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
 
+    @abc.abstractmethod
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """``tokens [b, s]`` at ``positions [s]`` to the last one's logits ``[b, vocab]``."""
-        raise NotImplementedError
 
     def prompt(self, tokens: torch.Tensor) -> torch.Tensor:
         """The prompt ``[b, s]`` to its last token's logits."""
@@ -127,29 +128,45 @@ class Compiled(Stepwise):
         return linear(rmsnorm(x[:, -1], weights.norm, config.epsilon), weights.head)
 
 
+def of_transformers(config: Config, *, tied: bool, **options: Any) -> Any:
+    """The same sizes as transformers' ``LlamaConfig``; `options` are further ones of its own."""
+    from transformers import LlamaConfig
+
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if (scaling := config.rope_scaling) is not None:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low,
+            "high_freq_factor": scaling.high,
+            "original_max_position_embeddings": scaling.original,
+        }
+    return LlamaConfig(
+        hidden_size=config.hidden,
+        intermediate_size=config.intermediate,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.hq,
+        num_key_value_heads=config.hkv,
+        head_dim=config.d,
+        vocab_size=config.vocab,
+        max_position_embeddings=config.positions,
+        rms_norm_eps=config.epsilon,
+        rope_parameters=rope,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=None,
+        **options,
+    )
+
+
 class Transformers(Stepwise):
     """LlamaForCausalLM on the same weights, with a static cache."""
 
     def __init__(self, weights: Weights, batch: int, capacity: int, compile: bool = True) -> None:
-        from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+        from transformers import LlamaForCausalLM, StaticCache
 
         super().__init__(weights, batch, capacity)
-        config = weights.config
-        theirs = LlamaConfig(
-            hidden_size=config.hidden,
-            intermediate_size=config.intermediate,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.hq,
-            num_key_value_heads=config.hkv,
-            head_dim=config.d,
-            vocab_size=config.vocab,
-            max_position_embeddings=config.positions,
-            rms_norm_eps=config.epsilon,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
+        theirs = of_transformers(weights.config, tied=False)  # the state holds the head by its own name
         with torch.device("meta"):
             model = LlamaForCausalLM(theirs).to(weights.dtype)
         model.load_state_dict(weights.state(), assign=True)

@@ -77,8 +77,8 @@ class Rule:
         session: Relative sd between sessions; zero if both sides were measured in one. The default stands for 1 % that
             all cases share (large kernels drift by as much with power and clocks) and 0.75 % of a case's own.
         device: Absolute sd between devices of one kind, in seconds, which shows in short calls; zero if both sides were
-            measured on the same device. The default is of two H200 at equal clocks: 14 kernels of 4.5 to 10 us differed
-            by -0.03 to 0.31 us, those of 1.5 ms by up to 1 %, for which `session` stands.
+            measured on the same device. The default is assumed from one pair of H200 at equal clocks until several are
+            measured; what large kernels differ by, `session` stands for.
 
     Raises:
         ValueError: For a number that is not finite, negative, or no confidence: it would switch the gate off.

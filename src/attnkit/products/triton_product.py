@@ -11,12 +11,12 @@ weight is on its way; the matrix-vector kernels in CUDA C++ are nearer to the sp
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from attnkit import triton_device
 from attnkit.product import Product
 
 __all__ = ["PRODUCT", "Tiles", "multiply", "rejects", "tiles"]
@@ -85,8 +85,8 @@ def rejects(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None, bias: torch.Tensor | None = None
 ) -> str | None:
     """Why these operands cannot be multiplied by this kernel, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed: pip install triton"
+    if reason := triton_device.absent():
+        return reason
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return "has no backward: call it under torch.no_grad() or torch.inference_mode()"
     if x.dtype not in (torch.float16, torch.bfloat16):
@@ -95,13 +95,7 @@ def rejects(
         return f"weight must be int8 or of x's dtype, got {weight.dtype} and {x.dtype}"
     if x.stride(1) != 1 or weight.stride(1) != 1:
         return "rows of x and weight must be contiguous"
-    if x.device.type == "cpu":
-        import triton.language as tl
-        from triton.runtime.interpreter import InterpretedFunction
-
-        if not isinstance(tl.zeros, InterpretedFunction):
-            return "runs on a CUDA device, or on the CPU in Triton's interpreter (TRITON_INTERPRET=1), got cpu"
-    return None
+    return triton_device.rejects(x.device)
 
 
 PRODUCT = Product("triton_product", "dequantised in registers, on the tensor cores, in Triton", multiply, rejects)

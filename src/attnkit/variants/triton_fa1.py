@@ -8,10 +8,9 @@ FlashAttention-2 turned around. Forward only. The kernel is in triton_fa1_kernel
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 
+from attnkit import triton_device
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Variant
 
@@ -42,27 +41,13 @@ def attention(
     return triton_fa1_kernel.forward(q, k, v, mask == "causal", q.shape[3] ** -0.5 if scale is None else scale)
 
 
-def absent() -> str | None:
-    """Say that there is no Triton."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed: pip install 'triton>=3.6' (Linux)"
-    return None
-
-
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this variant cannot compute a problem on a device."""
     if pass_ != "fwd":
         return "has no backward: take triton_flash"
     if max(problem.d, problem.dv) > MAX_D:
         return f"d and dv must be at most {MAX_D}, got {problem.d} and {problem.dv}"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
-    import triton
-
-    if not triton.knobs.runtime.interpret:
-        return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
-    return None
+    return triton_device.rejects(device)
 
 
 VARIANT = Variant(
@@ -70,5 +55,5 @@ VARIANT = Variant(
     summary="FlashAttention's first loop order in Triton: keys outside, the output rescaled in memory",
     attention=attention,
     rejects=rejects,
-    absent=absent,
+    absent=triton_device.absent,
 )

@@ -15,11 +15,11 @@ TRITON_INTERPRET=1 was set before Triton was first imported.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 
+from attnkit import triton_device
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Variant
 from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, loadable
@@ -117,13 +117,6 @@ def attention(
     return attention_with_lse(q, k, v, mask=mask, scale=scale, configs=configs)[0]
 
 
-def absent() -> str | None:
-    """Why there is no Triton."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed: pip install 'triton>=3.6' (Linux)"
-    return None
-
-
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Why these kernels cannot compute a problem on a device. Forward and backward take the same problems."""
     if problem.d != problem.dv:
@@ -132,14 +125,7 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
         return f"d must be at most {MAX_D}, got {problem.d}"
     if problem.scale is not None and problem.scale <= 0:
         return f"scale must be positive, got {problem.scale}"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
-    import triton
-
-    if not triton.knobs.runtime.interpret:
-        return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
-    return None
+    return triton_device.rejects(device)
 
 
 VARIANT = Variant(
@@ -147,5 +133,5 @@ VARIANT = Variant(
     summary="FlashAttention-2 in Triton: tiles and online softmax, deterministic backward",
     attention=attention,
     rejects=rejects,
-    absent=absent,
+    absent=triton_device.absent,
 )

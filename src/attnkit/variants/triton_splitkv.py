@@ -11,11 +11,11 @@ on the device, so a graph captured once serves every length. The kernel is in tr
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
 
+from attnkit import triton_device
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Variant
 
@@ -166,27 +166,13 @@ def attention(
     return attend(q, k, v, mask=mask, scale=scale)
 
 
-def absent() -> str | None:
-    """Say that there is no Triton."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed: pip install 'triton>=3.6' (Linux)"
-    return None
-
-
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this variant cannot compute a problem on a device."""
     if pass_ != "fwd":
         return "has no backward: it is made for decoding"
     if reason := _too_large(problem.sq, problem.group, problem.d, problem.dv):
         return reason
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
-    import triton
-
-    if not triton.knobs.runtime.interpret:
-        return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
-    return None
+    return triton_device.rejects(device)
 
 
 VARIANT = Variant(
@@ -194,5 +180,5 @@ VARIANT = Variant(
     summary="Flash-Decoding in Triton: up to 8 queries, keys split over programs, grouped heads in one tile",
     attention=attention,
     rejects=rejects,
-    absent=absent,
+    absent=triton_device.absent,
 )

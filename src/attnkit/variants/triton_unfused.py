@@ -15,11 +15,11 @@ tf32 products (``tf32x3``), as accurate as float32.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 
+from attnkit import triton_device
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Variant
 
@@ -85,25 +85,11 @@ def attention(
     return Unfused.apply(q, k, v, mask == "causal", q.shape[3] ** -0.5 if scale is None else scale)
 
 
-def absent() -> str | None:
-    """Say that there is no Triton."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed: pip install 'triton>=3.6' (Linux)"
-    return None
-
-
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this variant cannot compute a problem on a device."""
     if problem.d > MAX_D:
         return f"d must be at most {MAX_D}, got {problem.d}"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
-    import triton
-
-    if not triton.knobs.runtime.interpret:
-        return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
-    return None
+    return triton_device.rejects(device)
 
 
 VARIANT = Variant(
@@ -111,5 +97,5 @@ VARIANT = Variant(
     summary="softmax(Q Kᵀ) in one Triton kernel that writes P to memory, then a matrix product with V",
     attention=attention,
     rejects=rejects,
-    absent=absent,
+    absent=triton_device.absent,
 )

@@ -13,6 +13,7 @@ import torch
 from attnkit.llama import Config, Plain, RopeScaling, Weights, generate
 from attnkit.llama.plain import cut
 from attnkit.variants import naive
+from perf.peers import of_transformers
 
 transformers = pytest.importorskip("transformers", reason="transformers is the judge of these tests")
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and what it imports warn of themselves
@@ -29,33 +30,9 @@ CONFIGS = {
 }
 
 
-def of_transformers(config: Config, dtype: torch.dtype = torch.float32) -> Any:
-    """The same sizes there, with weights that a seed draws."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if (scaling := config.rope_scaling) is not None:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low,
-            "high_freq_factor": scaling.high,
-            "original_max_position_embeddings": scaling.original,
-        }
-    theirs = transformers.LlamaConfig(
-        hidden_size=config.hidden,
-        intermediate_size=config.intermediate,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.hq,
-        num_key_value_heads=config.hkv,
-        head_dim=config.d,
-        vocab_size=config.vocab,
-        max_position_embeddings=config.positions,
-        rms_norm_eps=config.epsilon,
-        rope_parameters=rope,
-        tie_word_embeddings=config.tied,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+def model_of(config: Config, dtype: torch.dtype = torch.float32) -> Any:
+    """Their model of these sizes, with weights that a seed draws."""
+    theirs = of_transformers(config, tied=config.tied, initializer_range=0.2)
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(theirs)
     for name, parameter in model.named_parameters():
@@ -74,8 +51,8 @@ def config(request: pytest.FixtureRequest) -> Config:
     return CONFIGS[request.param]
 
 
-def test_logits_are_those_of_transformers(config: Config) -> None:
-    model = of_transformers(config)
+def test_logits_are_those_model_of(config: Config) -> None:
+    model = model_of(config)
     decoder = reference(Weights.from_state(config, model.state_dict()), batch=2)
     text = torch.randint(0, config.vocab, (2, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -89,8 +66,8 @@ def test_logits_are_those_of_transformers(config: Config) -> None:
     torch.testing.assert_close(decoder.logits, want[:, 19], rtol=1e-4, atol=1e-4)
 
 
-def test_greedy_text_is_that_of_transformers() -> None:
-    model = of_transformers(SMALL)
+def test_greedy_text_is_that_model_of() -> None:
+    model = model_of(SMALL)
     prompt = torch.randint(0, SMALL.vocab, (3, 5), generator=torch.Generator().manual_seed(2))
     ours = generate(reference(Weights.from_state(SMALL, model.state_dict()), batch=3), prompt, 12)
     theirs = model.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=0)
@@ -98,13 +75,13 @@ def test_greedy_text_is_that_of_transformers() -> None:
 
 
 def test_a_config_survives_the_way_through_transformers_json(config: Config) -> None:
-    found = json.loads(of_transformers(config).config.to_json_string(use_diff=False))
+    found = json.loads(model_of(config).config.to_json_string(use_diff=False))
     assert Config.from_dict(found) == config
 
 
 def test_weights_are_read_from_a_hugging_face_folder(tmp_path: Path) -> None:
     pytest.importorskip("safetensors", reason="the folder's files are safetensors")
-    model = of_transformers(SMALL)
+    model = model_of(SMALL)
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1, "several files are the case that is tested"
     weights = Weights.from_folder(tmp_path, dtype=torch.float32)
