@@ -28,6 +28,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from attnkit.ahead.triton_flash import ABSENT
 from attnkit.variants.triton_flash_backward import dkdv_kernel, dq_kernel
 from attnkit.variants.triton_flash_forward import forward_kernel
 from attnkit.variants.triton_flash_tiles import TABLE, Config, precision, row
@@ -47,7 +48,7 @@ class Form:
     kernel: str
     dtype: str
     d: int
-    causal: bool
+    mask: str
     config: Config
     want: str = ""  # of a split dkdv: dk or dv
 
@@ -73,23 +74,24 @@ class Compiled:
 
 def forms(archs: list[int], dtypes: list[str], ds: list[int]) -> Iterator[Form]:
     """Every configuration the table can give to a call."""
-    for arch, kernel, dtype, d, causal, loads in itertools.product(
-        archs, KERNELS, dtypes, ds, (False, True), ("pointer", "tma")
+    for arch, kernel, dtype, d, mask, loads in itertools.product(
+        archs, KERNELS, dtypes, ds, ("full", "causal"), ("pointer", "tma")
     ):
         width = DTYPES[dtype]
-        config = row(arch, kernel, width, d, causal, loads)
+        config = row(arch, kernel, width, d, mask, loads)
         if config is None and loads == "pointer":
-            config = row(80, kernel, width, d, causal, loads)
+            config = row(80, kernel, width, d, mask, loads)
         if config is not None:
             for want in ("dk", "dv") if config.split else ("",):
-                yield Form(arch, kernel, dtype, d, causal, config, want)
+                yield Form(arch, kernel, dtype, d, mask, config, want)
 
 
 def compile_form(form: Form) -> Compiled:
     """Compile for sizes that no tile divides; strides are multiples of 16, as they are for almost every tensor."""
     kernel, config = KERNELS[form.kernel], form.config
     constants = {
-        "D": form.d, "DP": form.d, "BM": config.block_m, "BN": config.block_n, "CAUSAL": form.causal,
+        "D": form.d, "DP": form.d, "DV": form.d, "DVP": form.d, "BM": config.block_m, "BN": config.block_n,
+        "MASK": form.mask, "SCALED": False, **dict.fromkeys(ABSENT),
         "EVEN_Q": False, "EVEN_KV": False, "LOADS": config.loads, "PRECISION": precision(DTYPES[form.dtype]),
         "WANT_DK": form.want != "dv", "WANT_DV": form.want != "dk",
     }  # fmt: skip
@@ -165,12 +167,12 @@ def main() -> int:
     wanted = forms([int(a) for a in arguments.arch.split(",")], arguments.dtype.split(","),
                    [int(d) for d in arguments.d.split(",")])  # fmt: skip
     for form in wanted:
-        if arguments.causal_only and not form.causal:
+        if arguments.causal_only and form.mask != "causal":
             continue
         c = form.config
         tile = f"{c.loads} {c.block_m}x{c.block_n} {c.warps} warps {c.stages} stages"
-        mask = "causal" if form.causal else "full"
-        name = " ".join(filter(None, (f"sm_{form.arch}", form.kernel, form.want, form.dtype, f"d{form.d}", mask, tile)))
+        sizes = (f"sm_{form.arch}", form.kernel, form.want, form.dtype, f"d{form.d}", form.mask, tile)
+        name = " ".join(filter(None, sizes))
         print(f"{name:80}", end="", flush=True)
         compiled = compile_form(form)
         wrong = faults(form, compiled)
