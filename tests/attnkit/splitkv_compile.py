@@ -20,7 +20,8 @@ def compile_form(arch: int, dtype: str, d: int, rows: int, page: int) -> Compile
     """As a decoder calls it: one query, lengths on the device, strides that are multiples of 16."""
     constants = {
         "SQ": 1, "GROUP": rows, "D": d, "DP": padded(d), "DV": d, "DVP": padded(d), "BM": padded(rows), "BN": BLOCK_N,
-        "PAGE": page, "CAUSAL": True, "HAS_LENGTHS": True, "PRECISION": "ieee",
+        "PAGE": page, "MASK": "causal", "HAS_LENGTHS": True, "PRECISION": "ieee",
+        **dict.fromkeys(("left", "upper", "scale_cap", "cap_log2", "p_slope", "p_sink")),
     }  # fmt: skip
     names = splitkv_kernel.arg_names
     special = {"scale_log2": "fp32", "p_partial": "*fp32"} | dict.fromkeys(
