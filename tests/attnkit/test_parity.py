@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from attnkit.mask import Boolean, Documents, Prefix, Window
@@ -61,6 +61,8 @@ def test_what_a_variant_does_not_reject_it_computes(name: str, pass_: Pass, devi
     @given(problem=problems([feature for feature in FEATURES if feature not in way.lacks]), seed=st.integers(0, 3))
     def law(problem: Problem, seed: int) -> None:
         assume(way.rejects(problem, device, pass_) is None)
+        for feature in features(problem) or ["none"]:
+            event(feature)  # pytest --hypothesis-show-statistics says how often each was drawn
         hold(way, problem, device, pass_, seed)
 
     law()
