@@ -22,7 +22,18 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["LIBRARY", "UNKNOWN", "Binaries", "fingerprint", "loaded", "register", "sections"]
+__all__ = [
+    "DIGITS",
+    "LIBRARY",
+    "MANGLED",
+    "OURS",
+    "UNKNOWN",
+    "Binaries",
+    "fingerprint",
+    "loaded",
+    "register",
+    "sections",
+]
 
 LIBRARY = ""
 """The code of a kernel that a library brings along: known by the library's file."""
@@ -121,11 +132,9 @@ class Binaries:
             return self.codes[function]
         if name in self.named:
             return self.named[name]
-        if name.startswith(OURS):
-            return LIBRARY
-        # a function that has the name of a compiled one and another handle was compiled too, and its owner is gone
-        library = name.startswith(MANGLED) and not self.strangers and name not in self.names
-        return LIBRARY if library else UNKNOWN
+        if name in self.names:  # with another handle: it was compiled too, and its owner is gone
+            return UNKNOWN
+        return LIBRARY if name.startswith(OURS if self.strangers else (*OURS, MANGLED)) else UNKNOWN
 
 
 def loaded() -> Binaries:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from perfgate import libraries
-from perfgate.binaries import UNKNOWN, Binaries, loaded
+from perfgate.binaries import LIBRARY, UNKNOWN, Binaries, loaded
 from perfgate.kernels import Kernel, Kernels
 
 __all__ = ["Unreadable", "read"]
@@ -46,7 +46,9 @@ def read(graph: int, *, calls: int = 1) -> Kernels:
         raise Unreadable(f"cuda.bindings is not as expected: {error}") from error
     if any(count % calls for count in counts.values()):
         raise Unreadable(f"its calls do not launch the same kernels each time ({counts.total()} in {calls} calls)")
-    return Kernels.of([replace(kernel, count=n // calls) for kernel, n in counts.items()], libraries.digest())
+    found = [replace(kernel, count=n // calls) for kernel, n in counts.items()]
+    of_libraries = (kernel.name for kernel in found if kernel.grid and kernel.code == LIBRARY)
+    return Kernels.of(found, libraries.digest(of_libraries))
 
 
 def _launches(driver: Any, graph: Any, binaries: Binaries) -> Iterator[Kernel]:

@@ -150,10 +150,11 @@ def test_functions_of_triton_and_torch_are_found_alive(monkeypatch: pytest.Monke
     assert found.names == {"forward_kernel"}
 
 
-def test_a_function_of_a_compiled_ones_name_is_no_librarys() -> None:
-    found = Binaries({1: "c0de"}, names=frozenset({"forward_kernel"}))
-    assert found.code(1, "forward_kernel") == "c0de"
-    assert found.code(2, "forward_kernel") == UNKNOWN
+@pytest.mark.parametrize("name", ["forward_kernel", "ampere_gemm"])
+def test_a_function_of_a_compiled_ones_name_is_no_librarys(name: str) -> None:
+    found = Binaries({1: "c0de"}, names=frozenset({name}))
+    assert found.code(1, name) == "c0de"
+    assert found.code(2, name) == UNKNOWN
 
 
 @pytest.mark.parametrize("name", ["fused_decode", "gemm", ""])
