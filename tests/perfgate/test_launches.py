@@ -82,7 +82,7 @@ class Driver(ModuleType):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launches, "loaded", lambda: Binaries({1: "c0de", 2: LIBRARY}))
+    monkeypatch.setattr(launches, "codes", lambda: Binaries({1: "c0de", 2: LIBRARY}).code)
     monkeypatch.setattr(libraries, "digest", lambda names: "+".join(sorted(names)))
 
 
