@@ -168,11 +168,10 @@ def codes() -> Callable[[int, str], str]:
 
 def _lasting(function: int, code: str) -> Callable[[], bool] | None:
     """What tells whether the code of a function is still this one; None if nobody can tell."""
-    if CUDA_CORE in sys.modules:  # its functions are known by names, which it may give again
-        return None
     if function in _owned:
         owner = _owned[function][0]
         return lambda: getattr(owner(), "function", None) == function
+    # functions of cuda.core are known by their names, which it may give again
     if function in _registered:
         return lambda: _registered.get(function) == code and CUDA_CORE not in sys.modules
     strangers = _strangers()
