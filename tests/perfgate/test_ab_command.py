@@ -19,6 +19,7 @@ import pytest
 
 from perfgate.__main__ import main
 from perfgate.ab import command
+from perfgate.ab.progress import Progress
 from perfgate.gate import Exit
 
 from . import ab_stand_in
@@ -758,12 +759,12 @@ def test_the_command_judges_by_the_rule_of_contests(
 def test_the_progress_is_a_line_with_the_time_left_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command.Progress(2)(0, 1, 4)
+    Progress(2)(0, 1, 4)
     assert capsys.readouterr().out == ""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    progress = command.Progress(2)
+    progress = Progress(2)
     progress(0, 0, 4)
     now = 130.0
     progress(0, 1, 4)
