@@ -170,9 +170,8 @@ class CudaClock(Clock):
         """Bytes that a call needs at its peak beyond what was there, and bytes that its result keeps."""
         call(*args)
         torch.cuda.synchronize()
-        gc.collect()  # what a collection during the call would free would be missing from its peak
         collecting = gc.isenabled()
-        gc.disable()
+        gc.disable()  # what a collection during the call would free would be missing from its peak
         try:
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
