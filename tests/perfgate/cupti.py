@@ -81,9 +81,8 @@ def durations(
         for i in range(rounds):
             with pace.piece():
                 flush()
-                kept = [
-                    call(*args) for args in windows[i % len(windows)]
-                ]  # each writes to memory of its own, as in the clock's graph
+                # each writes to memory of its own, as in the clock's graph
+                kept = [call(*args) for args in windows[i % len(windows)]]
                 torch.cuda.synchronize()
                 del kept
     with tempfile.TemporaryDirectory() as folder:
