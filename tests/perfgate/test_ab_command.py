@@ -776,11 +776,26 @@ def test_the_command_judges_by_the_rule_of_contests(
     assert main(["ab", "--base=HEAD", "--confirm=2", "--json=result.json"]) == Exit.OK
 
 
-def test_the_progress_is_a_line_with_the_time_left_on_a_terminal_only(
+def test_the_progress_without_a_terminal_is_a_line_each_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Progress(2)(0, 1, 4)
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    progress = Progress(2)
+    progress(0, 0, 4)
+    now = 159.0
+    progress(0, 1, 4)
     assert capsys.readouterr().out == ""
+    now = 160.0
+    progress(0, 2, 4)
+    progress(0, 3, 4)
+    progress.clear()
+    assert capsys.readouterr().out == "block 1 of 2: 2 of 4 cases, 3:00 left\n"
+
+
+def test_the_progress_on_a_terminal_is_a_line_with_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
