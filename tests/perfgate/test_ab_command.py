@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from perfgate.__main__ import main
-from perfgate.ab import command
+from perfgate.ab import command, trees
 from perfgate.ab.progress import Progress
 from perfgate.gate import Exit
 
@@ -406,6 +406,26 @@ def test_what_torch_compile_keeps_in_the_working_tree_is_nobodys_code(
     conftest.write_text(conftest.read_text() + WRITES.format(path=path))
     repository.commit("compiles")
     assert repository.ab("--base=HEAD", "--blocks=2") == code
+
+
+@pytest.mark.parametrize("name", ["TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"])
+def test_what_a_compiler_keeps_in_the_working_tree_is_no_change_of_it(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    cache = repository.path / "cache"
+    cache.mkdir()
+    (cache / "kept.py").write_text("")
+    repository.commit("has a file there")
+    monkeypatch.setenv(name, str(cache))
+    (cache / "written.py").write_text("")
+    assert not trees.head(repository.path).dirty
+    (cache / "kept.py").write_text("x = 1")
+    assert trees.head(repository.path).dirty
+    repository.git("checkout", "-q", "cache")
+    (repository.path / "mine.py").write_text("")
+    assert trees.head(repository.path).dirty
+    monkeypatch.setenv(name, str(repository.path))
+    assert trees.head(repository.path).dirty
 
 
 def installed(repository: Repository, *, copied: bool) -> Path:
