@@ -72,14 +72,17 @@ class Target:
     env: dict[str, str]
     found: dict[str, bool]
 
-    def run(self, *args: str, env: dict[str, str] | None = None) -> None:
+    def run(self, *args: str, env: dict[str, str] | None = None, codes: tuple[int, ...] = (0,)) -> None:
         """Run this Python; what the caller's own environment sets wins over `env`."""
         defaults = {name: value for name, value in (env or {}).items() if name not in os.environ}
-        self.session.run(self.python, *args, env=self.env | defaults)
+        self.session.run(self.python, *args, env=self.env | defaults, success_codes=codes)
 
-    def pytest(self, default: str, *options: str, env: dict[str, str] | None = None) -> None:
+    def pytest(
+        self, default: str, *options: str, env: dict[str, str] | None = None, codes: tuple[int, ...] = (0,)
+    ) -> None:
         """Run pytest on `default`, or on the paths among the session's arguments (those with a slash)."""
-        self.run("-m", "pytest", *options, *paths(self.session, default), *self.session.posargs, env=env)
+        arguments = [*options, *paths(self.session, default), *self.session.posargs]
+        self.run("-m", "pytest", *arguments, env=env, codes=codes)
 
 
 def paths(session: nox.Session, default: str) -> list[str]:
@@ -145,15 +148,23 @@ def provision_without_torch(session: nox.Session, module: str, *groups: str) -> 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)
 def tests(session: nox.Session) -> None:
-    """Test both packages, on as many processes as there are cores; what uses a GPU stays in one of them."""
+    """Test both packages, on as many processes as there are cores; what times a GPU runs afterwards, alone."""
     target = provision(session, "test")
     cores = len(os.sched_getaffinity(0))
     options = ["--timeout=300"] if target.found["timeout"] else []
-    env = {}
-    if target.found["xdist"] and cores > 1:
-        options += [f"--numprocesses={min(cores, 8)}", f"--dist={'loadgroup' if target.found['gpu'] else 'worksteal'}"]
-        env["OMP_NUM_THREADS"] = "1"  # a process a core is enough
-    target.pytest("tests", *options, env=env)
+    if not target.found["xdist"] or cores == 1:
+        target.pytest("tests", *options)
+        return
+    many = [*options, f"--numprocesses={min(cores, 8)}", "--dist=worksteal"]
+    env = {"OMP_NUM_THREADS": "1"}  # a process a core is enough
+    if not target.found["gpu"]:
+        target.pytest("tests", *many, env=env)
+        return
+    some_or_none = (0, 5)  # pytest's code for no tests: those that were chosen may all be of the other part
+    try:
+        target.pytest("tests", *many, "-m", "not times_gpu", env=env, codes=some_or_none)
+    finally:
+        target.pytest("tests", *options, "-m", "times_gpu", codes=some_or_none)
 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)

@@ -29,26 +29,11 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" i
 
 pytest_plugins = ["pytester"]
 
-USE_A_GPU = (
-    "test_cuda",
-    "test_cuda_matvec",
-    "test_graph",
-    "test_kernels",
-    "test_laws",
-    "test_parity",
-    "test_products",
-    "test_triton_flash",
-    "test_triton_scores",
-    "test_triton_splitkv",
-    "test_triton_unfused",
-    "test_tune",
-)
+TIME_A_GPU = ("test_cuda", "test_kernels")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that use a GPU keep out of each other's way: under xdist (--dist=loadgroup) one process runs them all."""
-    if torch.cuda.is_available() and config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.path.stem in USE_A_GPU:
-                item.add_marker(pytest.mark.xdist_group("gpu"))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that time a GPU can be chosen by a mark, so that nothing else uses it meanwhile."""
+    for item in items:
+        if item.path.stem in TIME_A_GPU:
+            item.add_marker(pytest.mark.times_gpu)
