@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -48,6 +50,19 @@ def here(name: str) -> Variant:
     return way
 
 
+def law(way: Variant, pass_: Pass, device: torch.device) -> Callable[[], None]:
+    """What the variant does not reject it computes. What plants bugs (tests/mutants) puts them to this law."""
+
+    # to reject much is a variant's right; where it rejects all that is drawn, hypothesis fails
+    @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+    @given(problem=problems([feature for feature in FEATURES if feature not in way.lacks]), seed=st.integers(0, 3))
+    def holds(problem: Problem, seed: int) -> None:
+        assume(way.rejects(problem, device, pass_) is None)
+        hold(way, problem, device, pass_, seed)
+
+    return holds
+
+
 @pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
 @pytest.mark.parametrize("name", [way.name for way in TABLE if way.name not in COMPILED])
 def test_what_a_variant_does_not_reject_it_computes(name: str, pass_: Pass, device: torch.device) -> None:
@@ -55,15 +70,7 @@ def test_what_a_variant_does_not_reject_it_computes(name: str, pass_: Pass, devi
     reasons = {way.rejects(problem, device, pass_) for problem in FIXED if not features(problem)}
     if len(reasons) == 1 and (reason := reasons.pop()):
         pytest.skip(reason)  # whatever the problem
-
-    # to reject much is a variant's right; where it rejects all that is drawn, hypothesis fails
-    @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-    @given(problem=problems([feature for feature in FEATURES if feature not in way.lacks]), seed=st.integers(0, 3))
-    def law(problem: Problem, seed: int) -> None:
-        assume(way.rejects(problem, device, pass_) is None)
-        hold(way, problem, device, pass_, seed)
-
-    law()
+    law(way, pass_, device)()
 
 
 @pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
