@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def time_attention(
         return found.errors
 
     title = title or TITLE[pass_]
-    calls = {"fwd": forward, "bwd": backward, "fwd+bwd": both}
+    calls: dict[Pass, Callable[..., object]] = {"fwd": forward, "bwd": backward, "fwd+bwd": both}
     gpu_benchmark(
         calls[pass_],
         inputs=inputs,

@@ -21,7 +21,7 @@ from attnkit.llama.plain import rmsnorm
 
 __all__ = ["PEERS", "Compiled", "Peer", "Transformers", "of_transformers"]
 
-COMPILE = {"mode": "reduce-overhead", "fullgraph": True}
+COMPILE: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,8 @@ class Transformers(Stepwise):
         call = self._step if tokens.shape[1] == 1 else self.model.forward
         rows = positions[None].expand(self.batch, -1)
         out = call(input_ids=tokens, position_ids=rows, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        return out.logits[:, -1]
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
 
     def prompt(self, tokens: torch.Tensor) -> torch.Tensor:
         """With an empty cache."""

@@ -156,7 +156,8 @@ def screen_apart(trial: Trial) -> str | None:
     except subprocess.TimeoutExpired:
         return f"no answer in {SCREEN_SECONDS} s"
     if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])["out"]
+        out: str | None = json.loads(done.stdout.splitlines()[-1])["out"]
+        return out
     lines = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines() or [""]
     return f"exit {done.returncode}: {lines[-1][:200]}"
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 3
 """Processes of each timer, whose medians are kept."""
 Ask = Callable[..., Any]
+Look = Callable[[Sequence[str]], object]
+"""Gets the lines that came to the journal."""
 ENDED = (Exit.OK, Exit.REGRESSED, Exit.UNFIT, Exit.UNRESOLVED)
 """How a comparison may end that came to its end."""
 
@@ -94,7 +96,7 @@ def planted(occasion: str, shares: Sequence[str], suite: str, arguments: Sequenc
 def drift(occasion: str, block: int, suite: str, arguments: Sequence[str]) -> data.Contest:
     """A run of unchanged code in which another process loads the GPU from a block on."""
     words = f"another process multiplies matrices from block {block} on"
-    journal, seconds = _compare([*arguments, "--perf-allow-busy"], lambda journal: _loaded(journal, block))
+    journal, seconds = _compare([*arguments, "--perf-allow-busy"], lambda: _loaded(block))
     return from_journal(journal, what="drift", occasion=occasion, suite=suite, disturbance=words, seconds=seconds)
 
 
@@ -112,22 +114,38 @@ def load() -> None:
             torch.cuda.synchronize()
 
 
-@contextmanager
-def _undisturbed(journal: Path) -> Iterator[Callable[[], object]]:
-    yield lambda: None
+class Tail:
+    """Gives the lines that were added to a journal since it was asked last; the last one once it has its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+
+    def __call__(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            *whole, _ = file.read().split(b"\n")
+        self._read += sum(len(line) + 1 for line in whole)
+        return [line.decode() for line in whole]
 
 
 @contextmanager
-def _loaded(journal: Path, block: int) -> Iterator[Callable[[], object]]:
-    """Gives what is to be called now and then: once the journal has that block, another process loads the GPU.
+def _undisturbed() -> Iterator[Look]:
+    yield lambda lines: None
+
+
+@contextmanager
+def _loaded(block: int) -> Iterator[Look]:
+    """Gives what is to be called with the journal's lines: once that block is there, another process loads the GPU.
 
     Raises:
         RuntimeError: If none did to the end.
     """
     stranger: list[subprocess.Popen[bytes]] = []
 
-    def look() -> None:
-        if not stranger and journal.exists() and f'{{"block":{block - 1},' in journal.read_text():
+    def look(lines: Sequence[str]) -> None:
+        if not stranger and any(line.startswith(f'{{"block":{block - 1},') for line in lines):
             stranger.append(subprocess.Popen([sys.executable, "-m", "tests.collect", "load"], cwd=ROOT, env=_paths()))
 
     try:
@@ -141,7 +159,7 @@ def _loaded(journal: Path, block: int) -> Iterator[Callable[[], object]]:
 
 
 def _compare(
-    arguments: Sequence[str], meanwhile: Callable[[Path], Any] = _undisturbed
+    arguments: Sequence[str], meanwhile: Callable[[], AbstractContextManager[Look]] = _undisturbed
 ) -> tuple[Path, dict[str, float]]:
     """Run a commit against itself; return the journal, and the seconds of the screen and of all.
 
@@ -153,10 +171,12 @@ def _compare(
     command = [sys.executable, "-m", "perfgate", "ab", "--base=HEAD", "--", *arguments]
     with subprocess.Popen(command, cwd=ROOT, env=_paths()) as child:
         journal = _new(before, child)
-        with meanwhile(journal) as look:
+        added = Tail(journal)
+        with meanwhile() as look:
             while child.poll() is None:
-                look()
-                if not screened and journal.exists() and '"suspects"' in journal.read_text():
+                lines = added()
+                look(lines)
+                if any(line.startswith('{"suspects":') for line in lines):
                     screened = time.monotonic() - start
                 time.sleep(0.2)
     if child.returncode not in ENDED:

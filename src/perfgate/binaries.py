@@ -14,15 +14,30 @@ the same kernel in two checkouts has two binaries, and one code.
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import mmap
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["LIBRARY", "UNKNOWN", "Binaries", "fingerprint", "loaded", "register", "sections"]
+__all__ = [
+    "DIGITS",
+    "LIBRARY",
+    "MANGLED",
+    "OURS",
+    "UNKNOWN",
+    "Binaries",
+    "codes",
+    "fingerprint",
+    "loaded",
+    "register",
+    "sections",
+]
 
 LIBRARY = ""
 """The code of a kernel that a library brings along: known by the library's file."""
@@ -76,6 +91,10 @@ FUNCTION = ".text."
 """How the section of a function begins in a cubin; its name follows."""
 
 _registered: dict[int, str] = {}
+_owned: dict[int, tuple[weakref.ref[Any], str]] = {}
+"""Owner and code by the function's handle, as they were found last."""
+_answers: dict[tuple[int, str], tuple[str, Callable[[], bool]]] = {}
+"""The code of a function of this handle and name, and whether that still holds."""
 
 
 def register(function_handle: int, image: bytes) -> None:
@@ -121,25 +140,65 @@ class Binaries:
             return self.codes[function]
         if name in self.named:
             return self.named[name]
-        if name.startswith(OURS):
-            return LIBRARY
-        # a function that has the name of a compiled one and another handle was compiled too, and its owner is gone
-        library = name.startswith(MANGLED) and not self.strangers and name not in self.names
-        return LIBRARY if library else UNKNOWN
+        if name in self.names:  # with another handle: it was compiled too, and its owner is gone
+            return UNKNOWN
+        return LIBRARY if name.startswith(OURS if self.strangers else (*OURS, MANGLED)) else UNKNOWN
+
+
+def codes() -> Callable[[int, str], str]:
+    """What tells the code of a function, given its handle and its name.
+
+    To look through all objects of the process takes as long as to time a small case. So it is done once at most, and
+    only if there is a function of which nothing is known yet, or whose owner is gone: its handle may be another's now.
+    """
+    look = functools.cache(loaded)
+
+    def code(function: int, name: str) -> str:
+        said, holds = _answers.get((function, name), ("", None))
+        if holds is None or not holds():
+            said = look().code(function, name)
+            if still := _lasting(function, said):
+                _answers[function, name] = said, still
+            else:
+                _answers.pop((function, name), None)
+        return said
+
+    return code
+
+
+def _lasting(function: int, code: str) -> Callable[[], bool] | None:
+    """What tells whether the code of a function is still this one; None if nobody can tell."""
+    if function in _owned:
+        owner = _owned[function][0]
+        return lambda: getattr(owner(), "function", None) == function
+    # functions of cuda.core are known by their names, which it may give again
+    if function in _registered:
+        return lambda: _registered.get(function) == code and CUDA_CORE not in sys.modules
+    strangers = _strangers()
+    return None if code == UNKNOWN else lambda: _strangers() == strangers and CUDA_CORE not in sys.modules
 
 
 def loaded() -> Binaries:
     """Look for all functions that were compiled in this process and are loaded."""
     kinds = {getattr(sys.modules.get(module), name, None) for module, name in COMPILED} - {None}
-    codes, names = dict(_registered), set()
+    names = set()
+    before = dict(_owned)
+    _owned.clear()
     for owner in (o for o in gc.get_objects() if type(o) in kinds) if kinds else ():
         function = getattr(owner, "function", None)
         if isinstance(function, int) and function:
-            codes[function] = _code_of(owner)
+            known, code = before.get(function, (None, ""))
+            if known is None or known() is not owner:
+                known, code = weakref.ref(owner), _code_of(owner)
+            _owned[function] = known, code
             names.add(str(getattr(owner, "name", "")))
-    strangers = [name for name in STRANGERS if name in sys.modules]
     named, whole = _of_cuda_core()
-    return Binaries(codes, named, frozenset(names), (*strangers, *([] if whole else ["cuda.core"])))
+    found = _registered | {function: code for function, (_, code) in _owned.items()}
+    return Binaries(found, named, frozenset(names), (*_strangers(), *([] if whole else ["cuda.core"])))
+
+
+def _strangers() -> tuple[str, ...]:
+    return tuple(name for name in STRANGERS if name in sys.modules)
 
 
 def _of_cuda_core() -> tuple[dict[str, str], bool]:

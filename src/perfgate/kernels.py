@@ -99,7 +99,7 @@ class Kernels:
         launches: Those that are kept.
         more: How many others there are.
         digest: Of all of them; two calls with equal digests launch the same.
-        libraries: Digest of the files that code comes from that no kernel has a digest of.
+        libraries: Digest of the files that code can come from that no kernel has a digest of; empty if there is none.
         known: Whether the code of every kernel is known, by its own digest or by the libraries'.
     """
 

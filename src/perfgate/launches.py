@@ -7,18 +7,20 @@ capture. Needs NVIDIA's ``cuda.bindings``, which torch's CUDA builds bring along
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from perfgate import libraries
-from perfgate.binaries import UNKNOWN, Binaries, loaded
+from perfgate.binaries import LIBRARY, UNKNOWN, codes
 from perfgate.kernels import Kernel, Kernels
 
 __all__ = ["Unreadable", "read"]
 
 SILENT = ("EMPTY", "EVENT_RECORD", "WAIT_EVENT", "MEM_ALLOC", "MEM_FREE")
 """Kinds of nodes that do no work on the device."""
+CodeOf = Callable[[int, str], str]
+"""The code of a function of this handle and name."""
 
 
 class Unreadable(Exception):
@@ -41,15 +43,17 @@ def read(graph: int, *, calls: int = 1) -> Kernels:
     except ImportError as error:
         raise Unreadable(f"cuda.bindings cannot be imported ({error}): pip install cuda-bindings") from error
     try:
-        counts = Counter(_launches(driver, driver.CUgraph(graph), loaded()))
+        counts = Counter(_launches(driver, driver.CUgraph(graph), codes()))
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # other bindings: no reason to fail a case
         raise Unreadable(f"cuda.bindings is not as expected: {error}") from error
     if any(count % calls for count in counts.values()):
         raise Unreadable(f"its calls do not launch the same kernels each time ({counts.total()} in {calls} calls)")
-    return Kernels.of([replace(kernel, count=n // calls) for kernel, n in counts.items()], libraries.digest())
+    found = [replace(kernel, count=n // calls) for kernel, n in counts.items()]
+    of_libraries = (kernel.name for kernel in found if kernel.grid and kernel.code == LIBRARY)
+    return Kernels.of(found, libraries.digest(of_libraries))
 
 
-def _launches(driver: Any, graph: Any, binaries: Binaries) -> Iterator[Kernel]:
+def _launches(driver: Any, graph: Any, code_of: CodeOf) -> Iterator[Kernel]:
     """A kernel a node, in the graph's order; those of a graph within it in its place."""
     _, count = _asked(driver, "cuGraphGetNodes", graph, 0)
     nodes, _ = _asked(driver, "cuGraphGetNodes", graph, count) if count else ((), 0)
@@ -58,9 +62,9 @@ def _launches(driver: Any, graph: Any, binaries: Binaries) -> Iterator[Kernel]:
         name = kind.name.removeprefix("CU_GRAPH_NODE_TYPE_")
         if name == "GRAPH":
             (inner,) = _asked(driver, "cuGraphChildGraphNodeGetGraph", node)
-            yield from _launches(driver, inner, binaries)
+            yield from _launches(driver, inner, code_of)
         elif name == "KERNEL":
-            yield _kernel(driver, node, binaries)
+            yield _kernel(driver, node, code_of)
         elif name == "MEMCPY":
             (copy,) = _asked(driver, "cuGraphMemcpyNodeGetParams", node)
             yield Kernel(name="memcpy", bytes=int(copy.WidthInBytes * copy.Height * copy.Depth))
@@ -71,7 +75,7 @@ def _launches(driver: Any, graph: Any, binaries: Binaries) -> Iterator[Kernel]:
             yield Kernel(name=name.lower(), code=UNKNOWN)
 
 
-def _kernel(driver: Any, node: Any, binaries: Binaries) -> Kernel:
+def _kernel(driver: Any, node: Any, code_of: CodeOf) -> Kernel:
     (launch,) = _asked(driver, "cuGraphKernelNodeGetParams", node)
     function = launch.func
     if not int(function):
@@ -94,7 +98,7 @@ def _kernel(driver: Any, node: Any, binaries: Binaries) -> Kernel:
         shared=shared + int(launch.sharedMemBytes),
         registers=registers,
         local=local,
-        code=binaries.code(int(function), name),
+        code=code_of(int(function), name),
     )
 
 

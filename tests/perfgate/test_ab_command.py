@@ -19,6 +19,7 @@ import pytest
 
 from perfgate.__main__ import main
 from perfgate.ab import command
+from perfgate.ab.progress import Progress
 from perfgate.gate import Exit
 
 from . import ab_stand_in
@@ -375,6 +376,38 @@ def test_a_side_that_runs_the_others_code_is_refused(
     assert repository.ab("--base=HEAD") == Exit.OK
 
 
+WRITES = """
+import os, sys
+from pathlib import Path
+from types import ModuleType
+
+path = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"], {path!r})
+path.parent.mkdir(parents=True, exist_ok=True)
+path.touch()
+sys.modules[path.stem] = ModuleType(path.stem)
+sys.modules[path.stem].__file__ = str(path)
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("fr/cfrvet.py", Exit.OK),
+        ("fr/cfrvet.main.so", Exit.OK),
+        ("kernels2.py", Exit.REFUSED),
+        ("fr/k.py", Exit.REFUSED),
+    ],
+)
+def test_what_torch_compile_keeps_in_the_working_tree_is_nobodys_code(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, path: str, code: Exit
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(repository.path / "cache"))
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + WRITES.format(path=path))
+    repository.commit("compiles")
+    assert repository.ab("--base=HEAD", "--blocks=2") == code
+
+
 def installed(repository: Repository, *, copied: bool) -> Path:
     """Where pip would have put the package, from the tree; a copy of it, or the path of the tree's (editable)."""
     site = repository.path.parent / "site-packages"
@@ -726,12 +759,12 @@ def test_the_command_judges_by_the_rule_of_contests(
 def test_the_progress_is_a_line_with_the_time_left_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command.Progress(2)(0, 1, 4)
+    Progress(2)(0, 1, 4)
     assert capsys.readouterr().out == ""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    progress = command.Progress(2)
+    progress = Progress(2)
     progress(0, 0, 4)
     now = 130.0
     progress(0, 1, 4)

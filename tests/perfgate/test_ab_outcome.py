@@ -300,7 +300,16 @@ def test_sides_that_were_timed_by_different_methods_are_refused() -> None:
 def test_a_control_has_the_same_kernels_on_both_sides() -> None:
     same = [visit(side, "same", code="1f") for side in ORDER]
     other = [visit(side, "other", code={"base": "1f", "head": "2e"}[side]) for side in ORDER]
-    assert evidence({"canary": "canary/copy"}, *same, *other).controls == {"canary/copy", "same"}
+    assert evidence(*same, *other).controls == {"same"}
+
+
+def test_a_canary_is_a_control_if_it_sang() -> None:
+    sung = [visit(side, "canary/copy") for side in ORDER]
+    mute = [visit("base", "canary/gemm"), ended("out of memory", "head", "canary/gemm")]
+    names = [{"canary": "canary/copy"}, {"canary": "canary/gemm"}, {"canary": "canary/never"}]
+    found = evidence(*names, *sung, *mute)
+    assert found.controls == {"canary/copy"}
+    assert "1 control: 0 cases with the same kernels on both sides, 1 canary" in conclude(found, judge)[0].sentences
 
 
 @pytest.mark.parametrize(

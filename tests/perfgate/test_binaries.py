@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
 import os
@@ -101,7 +102,8 @@ def test_a_triton_kernel_has_one_code_in_two_checkouts(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binaries, "_registered", {})
+    for name in ("_registered", "_owned", "_answers"):
+        monkeypatch.setattr(binaries, name, {})
     for name in binaries.STRANGERS:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
@@ -150,10 +152,11 @@ def test_functions_of_triton_and_torch_are_found_alive(monkeypatch: pytest.Monke
     assert found.names == {"forward_kernel"}
 
 
-def test_a_function_of_a_compiled_ones_name_is_no_librarys() -> None:
-    found = Binaries({1: "c0de"}, names=frozenset({"forward_kernel"}))
-    assert found.code(1, "forward_kernel") == "c0de"
-    assert found.code(2, "forward_kernel") == UNKNOWN
+@pytest.mark.parametrize("name", ["forward_kernel", "ampere_gemm"])
+def test_a_function_of_a_compiled_ones_name_is_no_librarys(name: str) -> None:
+    found = Binaries({1: "c0de"}, names=frozenset({name}))
+    assert found.code(1, name) == "c0de"
+    assert found.code(2, name) == UNKNOWN
 
 
 @pytest.mark.parametrize("name", ["fused_decode", "gemm", ""])
@@ -173,6 +176,70 @@ def test_beside_a_stranger_only_known_names_are_a_librarys(monkeypatch: pytest.M
     found = loaded()
     assert found.code(2, "_Z9my_kernelPf") == UNKNOWN
     assert found.code(2, "_ZN2at6native4copyEv") == LIBRARY
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that all objects were looked through, with owners of the kind `Compiled` to be found."""
+    triton = ModuleType("triton.compiler.compiler")
+    triton.CompiledKernel = Compiled  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton.compiler.compiler", triton)
+    monkeypatch.delitem(sys.modules, binaries.CUDA_CORE, raising=False)
+    found: list[int] = []
+    objects = gc.get_objects
+    monkeypatch.setattr(gc, "get_objects", lambda: (found.append(1), objects())[1])
+    return found
+
+
+def test_objects_are_looked_through_for_new_functions_alone(looks: list[int]) -> None:
+    owner = Compiled(1, kernel=elf(__text=b"1"))
+    kernels.register(2, elf(__text=b"2"))
+    known = [(1, "forward_kernel", fingerprint(owner.kernel)), (2, "decode", fingerprint(elf(__text=b"2")))]  # type: ignore[attr-defined]
+    known.append((3, "_ZN2at6native4copyEv", LIBRARY))
+    for _ in range(3):
+        code = binaries.codes()
+        assert [code(function, name) for function, name, _ in known] == [said for *_, said in known]
+    assert len(looks) == 1
+    other = Compiled(4, kernel=elf(__text=b"4"))
+    assert binaries.codes()(4, "forward_kernel") == fingerprint(other.kernel)  # type: ignore[attr-defined]
+    assert len(looks) == 2
+
+
+def test_what_is_unknown_is_looked_for_each_time(looks: list[int]) -> None:
+    assert [binaries.codes()(5, "decode") for _ in range(2)] == [UNKNOWN, UNKNOWN]
+    owner = Compiled(5, kernel=elf(__text=b"5"))
+    assert binaries.codes()(5, "decode") == fingerprint(owner.kernel)  # type: ignore[attr-defined]
+    assert len(looks) == 3
+
+
+def test_a_handle_is_another_functions_once_its_owner_is_gone(looks: list[int]) -> None:
+    owner = Compiled(1, kernel=elf(__text=b"1"))
+    assert binaries.codes()(1, "forward_kernel") == fingerprint(elf(__text=b"1"))
+    del owner
+    assert binaries.codes()(1, "forward_kernel") == UNKNOWN
+    owner = Compiled(1, kernel=elf(__text=b"2"))
+    assert binaries.codes()(1, "forward_kernel") == fingerprint(elf(__text=b"2"))
+    owner.function = 9
+    assert binaries.codes()(1, "forward_kernel") == UNKNOWN
+
+
+def test_a_handle_that_two_owners_had_in_turn_is_the_living_ones(looks: list[int]) -> None:
+    owner = Compiled(1, kernel=elf(__text=b"1"))
+    assert loaded().code(1, "forward_kernel") == fingerprint(elf(__text=b"1"))
+    owner = Compiled(1, kernel=elf(__text=b"2"))
+    assert loaded().code(1, "forward_kernel") == fingerprint(owner.kernel)  # type: ignore[attr-defined]
+
+
+def test_a_function_that_is_registered_anew_has_its_new_code(looks: list[int]) -> None:
+    for image in (elf(__text=b"1"), elf(__text=b"2")):
+        kernels.register(2, image)
+        assert binaries.codes()(2, "decode") == fingerprint(image)
+
+
+def test_what_was_a_librarys_may_be_a_strangers_who_came(looks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert binaries.codes()(7, "_Z4gemmPf") == LIBRARY
+    monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
+    assert binaries.codes()(7, "_Z4gemmPf") == UNKNOWN
 
 
 class ObjectCode:
@@ -214,3 +281,11 @@ def test_a_kernel_of_cuda_core_without_its_binary_may_be_any(cuda_core: None, ma
     assert loaded().code(7, "_Z6decodePf") == UNKNOWN
     del owner
     assert loaded().code(7, "_Z6decodePf") == LIBRARY
+
+
+def test_where_cuda_core_is_nothing_is_known_from_before(looks: list[int], cuda_core: None) -> None:
+    alive = ObjectCode(elf(__text__decode=b"1"))
+    assert binaries.codes()(7, "decode") == fingerprint(elf(__text__decode=b"1"))
+    alive.code = elf(__text__decode=b"2")
+    assert binaries.codes()(7, "decode") == fingerprint(elf(__text__decode=b"2"))
+    assert len(looks) == 4

@@ -213,8 +213,20 @@ def test_true_sizes_are_measured_apart(pytester: pytest.Pytester, monkeypatch: p
     assert json.loads(line) == {"case": "case/one", "asked": 0.05, "true": pytest.approx(0.055, abs=2e-3)}
 
 
+def test_each_line_of_a_journal_is_given_once_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ab.jsonl"
+    added = collect.Tail(path)
+    assert added() == []
+    given = []
+    for text in ("", '{"ab":1}\n{"blo', 'ck":0}\n', '{"note":"é"}\n{"end":"complete"}\n', ""):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        given.append(added())
+    assert given == [[], ['{"ab":1}'], ['{"block":0}'], ['{"note":"é"}', '{"end":"complete"}'], []]
+
+
 def test_another_process_loads_the_machine_from_the_block_on_and_ends_with_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[Any] = []
     popen = subprocess.Popen
@@ -225,24 +237,19 @@ def test_another_process_loads_the_machine_from_the_block_on_and_ends_with_the_r
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    journal = tmp_path / "ab.jsonl"
-    with collect._loaded(journal, 2) as look:
-        look()
-        journal.write_text('{"block":0,"stage":1}\n')
-        look()
+    with collect._loaded(2) as look:
+        look([])
+        look(['{"block":0,"stage":1}', '{"note":"{\\"block\\":1,"}'])
         assert not started
-        journal.write_text('{"block":0,"stage":1}\n{"block":1,"stage":1}\n')
-        look()
-        look()
+        look(['{"block":1,"stage":1}'])
+        look(['{"block":1,"stage":1}'])
         (child,) = started
         assert child.poll() is None
     assert child.poll() is not None
 
 
 @pytest.mark.parametrize("command", [None, "raise SystemExit"])
-def test_a_run_in_which_nothing_was_disturbed_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str | None
-) -> None:
+def test_a_run_in_which_nothing_was_disturbed_is_refused(monkeypatch: pytest.MonkeyPatch, command: str | None) -> None:
     """The block never came, or the process that was to load the machine died."""
     popen, started = subprocess.Popen, list[Any]()
 
@@ -251,12 +258,10 @@ def test_a_run_in_which_nothing_was_disturbed_is_refused(
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    journal = tmp_path / "ab.jsonl"
-    journal.write_text('{"block":0,"stage":1}\n' + ('{"block":1,"stage":1}\n' if command else ""))
 
     def run() -> None:
-        with collect._loaded(journal, 2) as look:
-            look()
+        with collect._loaded(2) as look:
+            look(['{"block":1,"stage":1}' if command else '{"block":0,"stage":1}'])
             for child in started:
                 child.wait()
 

@@ -20,7 +20,7 @@ from tests.perfgate.simulate import H200, Kernel, contest_blocks, document, reco
 from tests.perfgate.test_trust_data import ORIGIN, TIMING, collected
 
 ROOT = Path(__file__).parents[2]
-FEW = Plan(unchanged=4, rivals=2, planted=4)
+FEW = Plan(unchanged=4, made_up=4, rivals=2, planted=4)
 
 
 def section(text: str, title: str) -> str:
@@ -40,7 +40,7 @@ def test_the_committed_page_is_what_the_committed_data_give() -> None:
 
 def test_without_data_each_section_says_so_in_one_sentence() -> None:
     sections = page.render([]).split("\n## ")[1:]
-    assert len(sections) == 7
+    assert len(sections) == 8
     for text in sections:
         said = text.split("\n\n")[1].strip()
         assert " yet" in said
@@ -66,6 +66,13 @@ def test_false_alarms_are_counted_and_named() -> None:
     assert (screen, whole) == ("10 s", "20 s")
     assert text.endswith("Called slower though nothing had changed: e.")
     assert "The interval of head/base held 1 in " in text
+
+
+def test_runs_that_are_made_up_are_as_many_as_were_asked_for() -> None:
+    text = section(page.render([collected(1)], FEW), "Unchanged code that is made up")
+    assert re.search(r"Runs of 6 cases, drawn with replacement from the 6 that were timed; ", text)
+    assert re.search(r"called slower in \d of 4 \[.*\] runs and faster in \d of 4 \[", text)
+    assert re.search(r"; in \d the machine seemed unfit", text)
 
 
 def test_the_spread_between_processes_is_the_one_that_was_there() -> None:

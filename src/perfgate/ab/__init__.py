@@ -3,9 +3,11 @@
     trees     the base beside the working tree, and what a process of either side sees
     channel   one message a line between this process and a worker
     workers   a pytest session of one side, which times what it is told to
+    refusals  what makes a run no comparison at all
     blocks    fresh workers of both sides; every case prepared by both and visited A B B A or B A A B
     evidence  all that was seen, entry by entry; its journal can be judged again
     outcome   from what was seen and the decision to verdicts, sentences and the exit code
+    progress  the line that says where it is
     command   the stages, the terminal, the options
 
 Both sides run the measuring code of this very process. Nothing here decides what is slower: `perfgate.contest` does.

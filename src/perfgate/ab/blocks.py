@@ -11,19 +11,17 @@ the case it was at, and is replaced once.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perfgate import nvml
 from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED
 from perfgate.ab.evidence import SIDES, Evidence
+from perfgate.ab.refusals import Refused, must_be_free, not_its_own
 from perfgate.ab.trees import Trees, fingerprint
-from perfgate.ab.workers import Refused, Worker, WorkerDied
+from perfgate.ab.workers import Worker, WorkerDied
 from perfgate.contest import Side
-from perfgate.environment import Environment
 from perfgate.gate import Exit
 
 __all__ = ["DIED", "Blocks", "Over", "Pair"]
@@ -143,7 +141,7 @@ class Blocks:
         found: dict[Side, Mapping[str, Any]] = {}
         known = self._evidence.environments.get("head")
         if known is not None and "--perf-allow-busy" not in self._arguments:
-            _must_be_free(known)
+            must_be_free(known)
         for side in reversed(SIDES):
             arguments, there = self._trees[side].arguments(self._arguments, self._trees.head)
             if side == "base" and not there:
@@ -204,7 +202,7 @@ class Blocks:
             except WorkerDied as error:
                 self._bury(error, None)
                 continue
-            if why := _not_its_own(side, other, found):
+            if why := not_its_own(side, other, found):
                 raise Refused(why, Exit.REFUSED)
 
     def _bury(self, error: WorkerDied, pair: Pair | None) -> None:
@@ -389,36 +387,3 @@ class Blocks:
 
 def _other(side: Side) -> Side:
     return "head" if side == "base" else "base"
-
-
-def _not_its_own(side: Side, other: Side, found: Mapping[str, Any]) -> str | None:
-    """What a side runs that is not its tree's alone, and the remedy; None if there is nothing of the kind."""
-    if files := found["foreign"]:
-        return (
-            f"the {side} runs code of the {other}: {', '.join(files[:3])}. Put the packages' directory on "
-            "PYTHONPATH, so that each tree's own is found first"
-        )
-    if astray := found["astray"]:
-        return (
-            f"the {side} would be timed with code that is not its tree's: expected {', '.join(list(astray)[:3])} from "
-            f"the tree, got {', '.join(list(astray.values())[:3])}. Uninstall that, or install it editable"
-        )
-    if installed := found["installed"]:
-        return (
-            f"both sides would run one installed copy of the tree's code: expected {', '.join(list(installed)[:3])} "
-            f"from each tree, got {', '.join(list(installed.values())[:3])}. Uninstall it, put the packages' directory "
-            "on PYTHONPATH, and have --build build each tree in place"
-        )
-    return None
-
-
-def _must_be_free(environment: Environment) -> None:
-    """Between blocks no worker of ours is on the device, so nobody should be."""
-    uuid = environment.facts.get("uuid")
-    for attempt in range(3 if uuid else 0):
-        others = nvml.busy(f"GPU-{uuid}")
-        if not others:
-            return
-        time.sleep(1)  # the driver may take a moment to forget the last block's processes
-        if attempt == 2:
-            raise Refused(f"the GPU is busy: {'; '.join(others)}", Exit.UNFIT)

@@ -17,7 +17,6 @@ import secrets
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -28,8 +27,9 @@ from perfgate.ab import trees as revisions
 from perfgate.ab.blocks import Blocks, Over
 from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SCHEMA, Evidence, read
 from perfgate.ab.outcome import BROKEN_OFF, Judge, Suspects, conclude, doubted
+from perfgate.ab.progress import Progress
+from perfgate.ab.refusals import Refused
 from perfgate.ab.trees import BuildFailed, Trees
-from perfgate.ab.workers import Refused
 from perfgate.contest import ContestRule
 from perfgate.gate import Exit, Outcome
 from perfgate.journal import JournalError, Lines
@@ -271,40 +271,6 @@ def _document(evidence: Evidence, outcome: Outcome, code: int, path: Path) -> Ma
         "sentences": list(outcome.sentences),
         "notes": evidence.notes,
     }
-
-
-class Progress:
-    """One line that says where the run is and how long it will take, on a terminal only.
-
-    Args:
-        blocks: How many there will be for all that is known.
-    """
-
-    def __init__(self, blocks: int) -> None:
-        self._blocks, self._start, self._screened = blocks, time.monotonic(), 0.0
-        self._shown = sys.stdout.isatty()
-
-    def extend(self, blocks: int) -> None:
-        """There will be more blocks."""
-        self._blocks += blocks
-
-    def __call__(self, block: int, done: int, of: int) -> None:
-        """So many cases of a block are done; the first call of a block starts its clock."""
-        now = time.monotonic()
-        if done == 0:
-            self._start = now
-        if not self._shown:
-            return
-        left = ""
-        if done:
-            seconds = (now - self._start) / done * ((of - done) + of * (self._blocks - block - 1))
-            left = f", {seconds // 60:.0f}:{seconds % 60:02.0f} left"
-        print(f"\r\x1b[Kblock {block + 1} of {self._blocks}: {done} of {of} cases{left}", end="", flush=True)
-
-    def clear(self) -> None:
-        """Make room for a line that stays."""
-        if self._shown:
-            print("\r\x1b[K", end="", flush=True)
 
 
 @contextlib.contextmanager

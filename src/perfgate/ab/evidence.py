@@ -130,8 +130,10 @@ class Evidence:
 
     @property
     def controls(self) -> set[str]:
-        """Canaries, and the cases whose kernels are the same on both sides."""
-        return self.canaries | same_kernels(self.blocks)
+        """Canaries that some block holds in full, and the cases whose kernels are the same on both sides."""
+        blocks = self.blocks
+        visited = {name for block in blocks for name in block.visits}
+        return self.canaries & visited | same_kernels(blocks)
 
     def methods(self, name: str) -> dict[str, str]:
         """How each side timed a case, if they did so differently; else nothing."""

@@ -132,9 +132,10 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
 
 def _controls(evidence: Evidence) -> str:
     """What stood for the machine."""
-    suite, canaries = len(evidence.controls - evidence.canaries), len(evidence.canaries)
+    suite, canaries = len(evidence.controls - evidence.canaries), len(evidence.controls & evidence.canaries)
     return (
-        f"{suite + canaries} controls: {suite} case{'' if suite == 1 else 's'} with the same kernels on both sides, "
+        f"{suite + canaries} control{'' if suite + canaries == 1 else 's'}: "
+        f"{suite} case{'' if suite == 1 else 's'} with the same kernels on both sides, "
         f"{canaries} canar{'y' if canaries == 1 else 'ies'}"
     )
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from perfgate import fresh
 from perfgate.ab.channel import Channel, Gone
+from perfgate.ab.refusals import Refused
 from perfgate.ab.trees import Trees, undisturbed
 from perfgate.contest import Side
 from perfgate.gate import Exit
 
-__all__ = ["Refused", "Worker", "WorkerDied"]
+__all__ = ["Worker", "WorkerDied"]
 
 PATIENCE = 900.0
 """Seconds without an answer after which a worker counts as dead: compiling and tuning one case may take minutes."""
@@ -31,14 +32,6 @@ class WorkerDied(Exception):
     def __init__(self, side: Side, why: str) -> None:
         super().__init__(why)
         self.side = side
-
-
-class Refused(Exception):
-    """There is nothing to compare, and another try would not help; `code` is the exit code."""
-
-    def __init__(self, why: str, code: int) -> None:
-        super().__init__(why)
-        self.code = code
 
 
 class Worker:

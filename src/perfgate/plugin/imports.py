@@ -4,6 +4,8 @@ src/kernels.py in the tree          site-packages/kernels.py         which was l
 of another tree below a path        `loaded_from`                    never right
 not of the tree that provides it    `astray`                         nor is this
 installed from the tree             `installed_from`                 nor this, for both sides find the one copy
+
+What torch.compile wrote is no revision's, though its cache may lie in a tree: it is named by what it was compiled from.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -21,11 +24,13 @@ __all__ = ["astray", "installed_from", "loaded_from"]
 INSTALLED = {"site-packages", "dist-packages"}
 ENDS = ("/__init__.py", *importlib.machinery.all_suffixes())
 """What follows the path of a module in the name of its file."""
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""The variable that says where torch.compile keeps its files: ``fr/cfrvetwq....py``, by two letters of a digest."""
 
 
 def loaded_from(root: Path) -> list[str]:
     """Files of modules that were loaded from a tree; an environment with packages in it is none of the tree's."""
-    return sorted({str(file) for _, file in _modules() if _within(file, root)})
+    return sorted({str(file) for _, file in _modules() if _within(file, root) and not _compiled(file)})
 
 
 def astray(root: Path, places: Collection[Path], ours: Path) -> dict[str, str]:
@@ -58,6 +63,11 @@ def _modules() -> Iterator[tuple[str, Path]]:
 
 def _within(file: Path, root: Path) -> bool:
     return file.is_relative_to(root) and not INSTALLED & set(file.relative_to(root).parts)
+
+
+def _compiled(file: Path) -> bool:
+    cache = os.environ.get(CACHE)
+    return bool(cache) and file.parent.parent == Path(str(cache)).resolve() and file.name[1:3] == file.parent.name
 
 
 def _provided(name: str, places: Collection[Path]) -> bool:

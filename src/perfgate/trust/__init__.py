@@ -1,7 +1,7 @@
 """How far a verdict can be trusted: what was found out about perfgate itself, and what others' rules make of the same.
 
     ``perfgate ab`` on a GPU -> its journal -> `collect` -> `data`: one line a run
-      -> `resample`: the same samples through `rivals` -> `page`: docs/trust.md
+      -> `resample`: the same samples through `rivals`; `suites`: runs drawn from the spreads -> `page`: docs/trust.md
 
 `chance` has the probabilities, `command` is ``perfgate calibrate``.
 """

@@ -10,6 +10,7 @@ from perfgate.contest import ContestRule
 from perfgate.trust.chance import binomial_interval
 from perfgate.trust.data import Contest, Entry, Timing
 from perfgate.trust.resample import SIZES, Plan, Row, compare, recorded
+from perfgate.trust.suites import false_alarms, measured
 from perfgate.verdict import State, Verdict
 
 __all__ = ["comparison", "render"]
@@ -43,6 +44,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None) -> str:
         HEAD,
         "## Where the data come from\n\n" + _origins(entries),
         "## Unchanged code against itself\n\n" + _unchanged(unchanged),
+        "## Unchanged code that is made up\n\n" + _made_up(unchanged, plan),
         "## How far processes differ\n\n" + _processes(spreads),
         "## Planted slowdowns\n\n" + _planted(planted, spreads),
         "## The same samples through others' rules\n\n" + _rivals(unchanged, plan),
@@ -125,6 +127,19 @@ def _unchanged(runs: Sequence[Contest]) -> str:
         text += f"\n\nThe interval of head/base held 1 in {_share(sum(intervals), len(intervals))} of the verdicts."
     wrong = sorted({v.case for v in _verdicts(runs) if v.state is State.REGRESSED})
     return text + (f"\n\nCalled slower though nothing had changed: {', '.join(wrong)}." if wrong else "")
+
+
+def _made_up(runs: Sequence[Contest], plan: Plan) -> str:
+    suite = measured(runs)
+    if suite is None:
+        return "This is drawn from the spreads of unchanged code, and no two processes of it were timed yet."
+    found = false_alarms(suite, plan.rule, plan.made_up, SEED)
+    return (
+        f"Runs of {suite.size} cases, drawn with replacement from the {len(suite.cases)} that were timed. Processes and "
+        "visits scatter normally, by the standard deviations that these cases had and by what all cases of a process "
+        f"shared ({suite.common:.2%}). A case was called slower in {_share(found.red, found.runs)} runs and faster in "
+        f"{_share(found.green, found.runs)}; in {found.unfit} the machine seemed unfit, and nothing was called."
+    )
 
 
 def _verdicts(runs: Iterable[Contest]) -> list[Verdict]:

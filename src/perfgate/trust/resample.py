@@ -41,6 +41,7 @@ class Plan:
 
     Attributes:
         unchanged: Runs in which nothing is slower.
+        made_up: Runs of unchanged code that are drawn from its spreads alone (`perfgate.trust.suites`).
         rivals: In one of so many of these the rivals decide too; they are slow, and their alarms are no rare events.
         planted: Runs with planted slowdowns.
         a_size: Cases a run that are slower by each size.
@@ -48,6 +49,7 @@ class Plan:
     """
 
     unchanged: int = 200
+    made_up: int = 1000
     rivals: int = 10
     planted: int = 60
     a_size: int = 2

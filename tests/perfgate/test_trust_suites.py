@@ -1,0 +1,67 @@
+"""Suites drawn from measured spreads: these are the ones that were there, and a rule that cries wolf is found out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from perfgate.contest import ContestRule
+from perfgate.trust.data import Contest
+from perfgate.trust.suites import Noise, Suite, false_alarms, measured
+from tests.perfgate.simulate import Kernel, contest_blocks, kernels
+from tests.perfgate.test_trust_data import collected
+
+
+def timed(cases: Mapping[str, Kernel], *, blocks: int, common: float, seed: int = 1) -> Contest:
+    some = collected()
+    found = contest_blocks(random.Random(seed), cases, blocks=blocks, within=0.002, common=common, visits="ABBA")
+    verdicts = {name: replace(some.verdicts["a"], case=name) for name in cases}
+    return replace(some, blocks=tuple(found), verdicts=verdicts, controls=())
+
+
+def test_the_measured_spreads_are_those_that_were_there() -> None:
+    cases = {f"k{i:02}": Kernel(seconds=1e-4, sd=0.001 if i < 20 else 0.01) for i in range(40)}
+    found = measured([timed(cases, blocks=100, common=0.004, seed=seed) for seed in (1, 2)])
+    assert found is not None
+    assert (found.size, len(found.cases)) == (40, 40)
+    assert found.common == pytest.approx(0.004, rel=0.15)
+    assert [noise.seconds for noise in found.cases] == [pytest.approx(1e-4, rel=0.01)] * 40
+    assert [noise.within for noise in found.cases] == [pytest.approx(0.002, rel=0.2)] * 40
+    assert [noise.between for noise in found.cases[:20]] == [pytest.approx(0.001, rel=0.4)] * 20
+    assert [noise.between for noise in found.cases[20:]] == [pytest.approx(0.01, rel=0.2)] * 20
+
+
+def test_unchanged_code_on_a_fit_machine_alone_is_measured() -> None:
+    run = timed({"a": Kernel(), "b": Kernel()}, blocks=2, common=0.001)
+    assert measured([]) is None
+    assert measured([replace(run, unfit="it was warm")]) is None
+    assert measured([replace(run, what="drift", disturbance="the clock falls")]) is None
+    assert measured([run]) is not None
+
+
+def noises(seed: int) -> tuple[Noise, ...]:
+    found = kernels(random.Random(seed)).values()
+    return tuple(Noise(seconds=one.seconds, between=one.sd, within=0.001) for one in found)
+
+
+def test_a_suite_of_unchanged_code_is_hardly_ever_red() -> None:
+    alarms = false_alarms(Suite(cases=noises(1), common=0.001, size=168), ContestRule(), 60, 1)
+    assert alarms.runs == 60
+    assert alarms.red <= 2
+    assert alarms.green <= 2
+    assert alarms.unfit <= 2
+
+
+def test_a_rule_that_cries_wolf_is_found_out() -> None:
+    lax = ContestRule(alpha=0.9, floor=1e-4, floor_seconds=0.0, screen_effect=1e-4)
+    alarms = false_alarms(Suite(cases=noises(1), common=0.001, size=168), lax, 10, 1)
+    assert alarms.red >= 5
+
+
+def test_a_machine_that_is_never_fit_is_no_quiet_one() -> None:
+    alarms = false_alarms(Suite(cases=noises(1), common=0.05, size=40), ContestRule(), 10, 1)
+    assert alarms.unfit >= 8
+    assert alarms.red == 0
