@@ -13,7 +13,7 @@ MATVEC = ("matvec registers", "matvec registers-int8", "matvec bulk", "matvec bu
 product = planter("product", "products/triton_product_kernel.py", *PRODUCT)
 linear = planter("int8", "linear.py", *INT8)
 shared = planter("matvec", "cuda/matvec.cuh", *MATVEC[:2])
-int8 = planter("matvec", "cuda/matvec.cuh", MATVEC[1])
+int8 = planter("matvec", "cuda/matvec.cuh", MATVEC[1], MATVEC[3])
 bulk = planter("matvec-bulk", "cuda/matvec_bulk.cu", MATVEC[2])
 registers = planter("matvec-registers", "cuda/matvec_registers.cu", MATVEC[0])
 

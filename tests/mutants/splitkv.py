@@ -22,7 +22,7 @@ MUTANTS = (
         "b_out * alpha[:, None] + b_theirs * beta[:, None]",
         "b_out + b_theirs",
     ),
-    kernel("maximum-of-last-split", "wrong LSE merge", "m_new = tl.maximum(m, m_theirs)", "m_new = m_theirs"),
+    kernel("weight-of-what-came-before", "wrong LSE merge", "beta = tl.exp2(m_theirs - shift)", "beta = alpha"),
     kernel("last-split-lost", "last split lost", "for i in tl.range(0, splits):", "for i in tl.range(0, splits - 1):"),
     kernel(
         "tiles-rounded-down",
@@ -30,7 +30,7 @@ MUTANTS = (
         "tl.cdiv(tl.cdiv(n, BN), splits)",
         "tl.maximum(tl.cdiv(n, BN) // splits, 1)",
     ),
-    kernel("first-to-finish-combines", "stale accumulator", "if arrived == splits - 1:", "if arrived == 0:"),
+    kernel("last-but-one-combines", "stale accumulator", "if arrived == splits - 1:", "if arrived == splits - 2:"),
     kernel("counter-left-behind", "stale state", "tl.store(p_arrived + i_bh, 0)", "tl.store(p_arrived + i_bh, 1)"),
     kernel("records-overlap", "stale accumulator", "p_mine = p_records + i_split * RECORD", "p_mine = p_records"),
     kernel(

@@ -88,8 +88,10 @@ def _hold(law: Any, said: Callable[[str, int, str], None]) -> int:
         return once
 
     if hasattr(law, "hypothesis"):
-        law.hypothesis.inner_test = counted(law.hypothesis.inner_test)
+        inner = law.hypothesis.inner_test
+        law.hypothesis.inner_test = counted(inner)
         law()
+        law.hypothesis.inner_test = inner
     else:
         counted(law)()
     return tried
