@@ -1,4 +1,4 @@
-"""What a planted bug is: pieces of attnkit's source, and what stands in their place. Knows nothing of how it is found."""
+"""A planted bug: pieces of attnkit's source, and what stands in their place. Knows nothing of how it is found."""
 
 from __future__ import annotations
 

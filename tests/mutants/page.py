@@ -14,9 +14,10 @@ __all__ = ["HEAD", "page"]
 HEAD = """\
 # Does the fuzzer find bugs?
 
-`nox -s mutants` plants each of these bugs in a copy of attnkit and puts it to the laws of the tests, one after the other,
-with the number of examples that CI gives them and a fixed seed. It fails if one survives, or if what has no bug in it is
-called wrong. Without a GPU, Triton's kernels run in its interpreter and those in CUDA C++ on the host.
+`nox -s mutants` plants each of these bugs in a copy of attnkit and puts it to laws of the tests, one after the other,
+with the number of examples that CI gives them and a fixed seed. It fails if one survives, or if a law calls wrong what
+has no bug in it. Triton's kernels run in its interpreter and those in CUDA C++ on the host; what these cannot show
+needs a GPU.
 """
 
 

@@ -6,7 +6,7 @@ from tests.mutants.mutant import Edit, Mutant, planter
 
 __all__ = ["CHECKS", "MUTANTS"]
 
-CHECKS = ("parity triton_splitkv fwd", "splits", "workspace")
+CHECKS = ("splits", "parity triton_splitkv fwd", "workspace")
 
 KERNEL = "variants/triton_splitkv_kernel.py"
 HOST = "variants/triton_splitkv.py"
@@ -31,7 +31,6 @@ MUTANTS = (
         "tl.maximum(tl.cdiv(n, BN) // splits, 1)",
     ),
     kernel("last-but-one-combines", "stale accumulator", "if arrived == splits - 1:", "if arrived == splits - 2:"),
-    kernel("counter-left-behind", "stale state", "tl.store(p_arrived + i_bh, 0)", "tl.store(p_arrived + i_bh, 1)"),
     kernel("records-overlap", "stale accumulator", "p_mine = p_records + i_split * RECORD", "p_mine = p_records"),
     kernel(
         "splits-without-keys-merged",
@@ -42,8 +41,8 @@ MUTANTS = (
     kernel(
         "no-live-key-sum",
         "fully masked row",
-        "        b_out = b_out / tl.where(l == 0.0, 1.0, l)[:, None]\n        tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)\n    else",
-        "        b_out = b_out / l[:, None]\n        tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)\n    else",
+        "if splits == 1:\n        b_out = b_out / tl.where(l == 0.0, 1.0, l)[:, None]",
+        "if splits == 1:\n        b_out = b_out / l[:, None]",
     ),
     kernel("output-not-rescaled", "lost rescale", "b_v, b_out * alpha[:, None], input", "b_v, b_out, input"),
     kernel("diagonal-ignores-length", "wrong alignment", "last = i_query + n - SQ", "last = i_query + skv - SQ"),
@@ -71,6 +70,12 @@ MUTANTS = (
         "padded head dim",
         "m_out = m_m[:, None] & (o_dv < DV)[None, :]",
         "m_out = m_m[:, None] & (o_dv < DV + 1)[None, :]",
+    ),
+    Mutant(
+        "splitkv/counter-left-behind",
+        "stale state",
+        ("workspace",),
+        (Edit(KERNEL, "tl.store(p_arrived + i_bh, 0)", "tl.store(p_arrived + i_bh, 1)"),),
     ),
     Mutant(
         "splitkv/scale-by-width-of-values",

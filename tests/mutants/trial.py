@@ -10,6 +10,7 @@ import functools
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,14 +40,15 @@ class Found(BaseException):
 def try_out(mutant: Mutant, answers: Connection) -> None:
     """Plant the bug and try one law after the other until one is broken.
 
-    What a law says by an AssertionError is a bug found. Any other error is one of the mutant's own (``broken``): a patch
-    that does not run shows nothing.
+    What a law says by an AssertionError is a bug found. Any other error is one of the mutant's own (``broken``): a
+    patch that does not run shows nothing.
     """
     with tempfile.TemporaryDirectory(prefix="attnkit-mutant-") as folder:
         try:
             mutant.plant(Path(folder))
             sys.path.insert(0, folder)
             sys.dont_write_bytecode = True
+            warnings.simplefilter("ignore")  # what is wrong makes numpy warn of nan
             # the examples of CI; none are kept
             hypothesis.settings.load_profile("ci")
             from tests.mutants import checks

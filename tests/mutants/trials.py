@@ -35,8 +35,8 @@ class Verdict:
 
     Attributes:
         mutant: Which.
-        result: ``caught`` by a law; ``survived`` all of them, which a control should (``passed``); ``broken``, the patch
-            itself does not run; ``unfinished`` within the limit; ``skipped``, it needs what is not here.
+        result: ``caught`` by a law; ``survived`` all of them, which a control should (``passed``); ``broken``, the
+            patch itself does not run; ``unfinished`` within the limit; ``skipped``, it needs what is not here.
         by: The law, and a signal where the process died of one; for what was skipped the reason.
         example: At which example of that law; for what passed the examples of all laws.
         seconds: Duration.

@@ -2,7 +2,8 @@
 
 import numpy as np  # noqa: F401
 import pytest  # noqa: F401
-import torch  # noqa: F401
+import torch._dynamo
+import torch.nn.attention.flex_attention  # noqa: F401
 import triton.language  # noqa: F401
 
 from tests.mutants import trial  # noqa: F401
