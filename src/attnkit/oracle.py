@@ -23,7 +23,16 @@ import torch
 
 from attnkit.problem import Boolean, Documents, Mask, Options, Prefix, Window
 
-__all__ = ["Gradients", "Uncertainty", "forward", "gradients", "inherited", "sink_gradient", "uncertainty"]
+__all__ = [
+    "Gradients",
+    "Uncertainty",
+    "forward",
+    "gradients",
+    "inherited",
+    "inherited_by_sink",
+    "sink_gradient",
+    "uncertainty",
+]
 
 BLOCK_ELEMENTS = 2**26  # scores of one block of rows: 512 MiB in float64
 FLOAT32 = torch.finfo(torch.float32).eps
@@ -196,13 +205,34 @@ def inherited(
     for rows in row_blocks(q, k):
         b_q = q[..., rows, :]
         weights, _, _, bend, _ = softmax(b_q, k, rows, sq, options)
-        out = weights @ v
-        out = out.where(out != out.to(dtype), 0.0)  # what the dtype has is stored as it is, as the v of a lone key
-        error = (dout[..., rows, :] * out).square().sum(-1, keepdim=True).sqrt() * torch.finfo(dtype).eps * factor
+        error = of_a_rounded_out(weights @ v, dout[..., rows, :], dtype)[..., None] * factor
         weights = weights if bend is None else weights * bend
         dq[..., rows, :] = error * (weights @ k).abs()
         dk += (weights.square().mT @ (error * b_q).square()).sum(2, keepdim=True)
     return heads_last(dq), heads_last(dk.sqrt())
+
+
+def inherited_by_sink(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, **options: Unpack[Options]
+) -> torch.Tensor:
+    """Return how far dsink [hq] must be expected off for the same reason: √ Σ (p e)², p the weight of the sink.
+
+    Inputs as for `sink_gradient`.
+    """
+    dtype, sq = q.dtype, q.shape[1]
+    dout = grouped(dout, k.shape[2])
+    q, k, v = heads_first(q, k, v)
+    squares = q.new_zeros(q.shape[1:3])  # [hkv, group]
+    for rows in row_blocks(q, k):
+        found = softmax(q[..., rows, :], k, rows, sq, options)
+        squares += (found.sink * of_a_rounded_out(found.weights @ v, dout[..., rows, :], dtype)).square().sum((0, 3))
+    return squares.sqrt().flatten()
+
+
+def of_a_rounded_out(out: torch.Tensor, dout: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return e of `inherited`, how far rowsum(dO ∘ O) of each row is off where O was stored in a dtype."""
+    out = out.where(out != out.to(dtype), 0.0)  # what the dtype has is stored as it is, as the v of a lone key
+    return (dout * out).square().sum(-1).sqrt() * torch.finfo(dtype).eps
 
 
 def softmax(b_q: torch.Tensor, k: torch.Tensor, rows: slice, sq: int, options: Options) -> Rows:

@@ -17,7 +17,8 @@ float32 is known to 6e-6, which is the relative error of an exp of it; a softmax
 while a backward that makes P again from the log-sum-exp has not. In 16 bits u is small beside the rest.
 
 FlashAttention's backward also inherits the rounding of out, and with few keys that may be worse than anything the naive
-computation does: for dq and dk the larger of naive's and `oracle.inherited`'s counts, in the maximum and in the mean.
+computation does: for dq, dk and dsink the larger of naive's and the oracle's `inherited` counts, in the maximum and in
+the mean.
 
 The mean catches a corrupt tile that the maximum over everything would forgive. It has no round trip: r is the rounding
 of 0.3, which in bf16 may be 0.001, and over thousands of keys most of dk and dv is smaller than that. What carries the
@@ -234,6 +235,7 @@ def _expected(
         inherited = dict(zip(("dq", "dk"), errors, strict=True))
         if problem.sink and part is None:
             truth["dsink"], unknown["dsink"] = oracle.sink_gradient(q, k, v, dout, **options)
+            inherited["dsink"] = oracle.inherited_by_sink(q, k, v, dout, **options)
         q, k, v = (x.requires_grad_() for x in (q, k, v))
     yardstick = _compute(naive.VARIANT.attention, Inputs(q, k, v, dout), options, pass_)
     heads = {name: problem.group if name in SUMMED_OVER_A_GROUP else 1 for name in truth}

@@ -9,7 +9,7 @@ import torch
 
 from attnkit import oracle
 from attnkit.mask import Boolean, Documents, Prefix, Window
-from attnkit.problem import Options, Problem
+from attnkit.problem import Dtype, Options, Problem
 from tests.attnkit import by_hand
 
 PROBLEMS = [
@@ -193,6 +193,21 @@ def test_what_a_softcap_makes_flat_inherits_nothing_and_what_it_leaves_alone_the
         oracle.inherited(q, k, v, dout, mask="full", scale=None, softcap=1e-3), without, strict=True
     ):
         assert float(found.max()) < 0.01 * float(error.max())
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_what_a_sink_inherits_of_a_rounded_out_is_as_large_as_what_rounding_does(dtype: Dtype) -> None:
+    problem = Problem(b=2, hq=256, hkv=1, sq=20, d=8, dtype=dtype, mask="causal", sink=True)
+    q, k, v, dout = problem.inputs("cpu")
+    options = problem.options("cpu")
+    out, lse = oracle.forward(q, k, v, **options)
+    weight = (options["sink"].double()[:, None] - lse).exp()
+    rounded = -(weight * (out.to(q.dtype).double() * dout.double()).sum(-1).mT).sum((0, 2))
+    errors = rounded - oracle.sink_gradient(q, k, v, dout, **options)[0]
+    inherited = oracle.inherited_by_sink(q, k, v, dout, **options)
+    # eps is the distance of two numbers next to 1; rounding is uniform within half of it, or of less for other numbers
+    ratio = float(errors.square().mean().sqrt() / inherited.square().mean().sqrt())
+    assert 0.15 < ratio < 0.3
 
 
 def test_a_query_without_a_live_key_leaves_nothing_open() -> None:

@@ -7,6 +7,7 @@ tf32: test_triton_compile.py has the one, a GPU the other.
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
@@ -14,10 +15,20 @@ import torch
 pytest.importorskip("triton")
 
 from attnkit import oracle
+from attnkit.mask import Boolean, Documents, Prefix, Window
 from attnkit.problem import Problem
 from attnkit.variants import naive, triton_flash, triton_flash_tiles
 from attnkit.variants.triton_flash import attention, attention_with_lse
-from attnkit.variants.triton_flash_tiles import MAX_D, MAX_ROW_STRIDE, ROW_PADDING, TABLE, Config, choose, copyable
+from attnkit.variants.triton_flash_tiles import (
+    MAX_D,
+    MAX_ROW_STRIDE,
+    ROW_PADDING,
+    TABLE,
+    Config,
+    Form,
+    choose,
+    copyable,
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KERNELS = ("forward", "dkdv", "dq")
@@ -31,6 +42,22 @@ PROBLEMS = [
     Problem(b=2, hq=2, sq=33, skv=50, d=40, dtype="bf16", layout="bhsd"),
     Problem(b=2, hq=2, sq=1, skv=50, d=64, dtype="fp16", layout="padded", mask="causal"),
     Problem(b=2, hq=2, sq=65, d=16, dtype="fp32", scale=0.7, layout="packed", mask="causal"),
+    Problem(b=1, hq=2, sq=65, skv=100, d=32, dv=16, dtype="bf16", mask="causal"),
+    Problem(b=1, hq=2, sq=65, skv=100, d=16, dv=40, dtype="fp32"),
+    Problem(b=1, hq=2, hkv=1, sq=100, skv=64, d=16, dtype="fp32", mask="causal-top-left"),
+    Problem(b=1, hq=2, hkv=1, sq=65, skv=100, d=16, dtype="fp32", mask=Window(20, 3)),
+    Problem(b=1, hq=2, sq=96, skv=64, d=16, dtype="bf16", mask=Window(None, 40)),
+    Problem(b=1, hq=2, sq=64, skv=96, d=16, dtype="fp32", mask=Window(10, None)),
+    Problem(b=1, hq=2, sq=100, skv=80, d=16, dtype="fp32", mask=Prefix(37)),
+    Problem(b=1, hq=2, sq=100, d=16, dtype="fp32", mask=Documents((30, 1, 60, 9))),
+    Problem(b=1, hq=2, sq=96, d=16, dtype="bf16", mask=Documents((48, 48), causal=False)),
+    Problem(b=1, hq=2, hkv=1, sq=65, skv=50, d=16, dtype="fp32", mask=Boolean(0.05)),
+    Problem(b=1, hq=3, sq=65, skv=50, d=16, dtype="fp32", mask="causal", softcap=2.0),
+    Problem(b=1, hq=4, hkv=2, sq=65, skv=80, d=16, dtype="fp32", alibi=True),
+    Problem(b=2, hq=4, hkv=2, sq=65, skv=50, d=16, dtype="fp32", mask="causal", sink=True),
+    Problem(b=1, hq=3, sq=65, skv=80, d=16, dtype="bf16", mask=Window(30, 0), softcap=2.0, alibi=True, sink=True),
+    Problem(b=1, hq=2, sq=65, skv=80, d=16, dtype="fp32", mask="causal", scale=-0.3),
+    Problem(b=1, hq=2, sq=65, skv=50, d=16, dtype="fp32", mask="causal", scale=0.0),
 ]
 
 
@@ -58,16 +85,20 @@ def test_every_way_to_load_gives_attention(loads: str, problem: Problem) -> None
     q, k, v, dout = problem.inputs(DEVICE, requires_grad=True)
     if loads != "pointer" and not all(map(copyable, (q, k, v))):
         pytest.skip(f"the copy engine cannot load {problem.name}")
-    out, lse = attention_with_lse(q, k, v, mask=problem.mask, scale=problem.scale, configs=configs(loads))
-    gradients = torch.autograd.grad(out, (q, k, v), dout)
-    textbook = naive.VARIANT.attention(q, k, v, mask=problem.mask, scale=problem.scale)
-    theirs = torch.autograd.grad(textbook, (q, k, v), dout)
+    options = problem.options(DEVICE, requires_grad=True)
+    leaves = [q, k, v, *([options["sink"]] if problem.sink else [])]
+    out, lse = attention_with_lse(q, k, v, **options, configs=configs(loads))
+    gradients = torch.autograd.grad(out, leaves, dout)
+    textbook = naive.VARIANT.attention(q, k, v, **options)
+    theirs = torch.autograd.grad(textbook, leaves, dout)
 
     data = [t.detach() for t in (q, k, v)]
-    truth, truth_lse = oracle.forward(*data, mask=problem.mask, scale=problem.scale)
-    truths = oracle.gradients(*data, dout, mask=problem.mask, scale=problem.scale)
+    truth, truth_lse = oracle.forward(*data, **options)
+    truths = list(oracle.gradients(*data, dout, **options))
+    if problem.sink:
+        truths.append(oracle.sink_gradient(*data, dout, **options)[0])
     assert close(out, textbook, truth)
-    for name, mine, other, exact in zip(("dq", "dk", "dv"), gradients, theirs, truths, strict=True):
+    for name, mine, other, exact in zip(("dq", "dk", "dv", "dsink"), gradients, theirs, truths, strict=False):
         assert close(mine, other, exact), name
     live = torch.isfinite(truth_lse)
     assert torch.equal(torch.isfinite(lse), live)
@@ -193,10 +224,10 @@ def test_the_copy_engine_wants_multiples_of_16_bytes_and_nothing_broadcast() -> 
 def test_the_table_serves_every_call(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_flash_tiles, "family", lambda device: arch)
     choices = itertools.product(
-        KERNELS, (torch.float16, torch.float32), range(1, MAX_D + 1), (False, True), (False, True)
+        KERNELS, (torch.float16, torch.float32), range(1, MAX_D + 1), get_args(Form), (False, True)
     )
-    for kernel, dtype, d, causal, can_copy in choices:
-        config = choose(kernel, DEVICE, dtype, d, causal, can_copy)
+    for kernel, dtype, d, form, can_copy in choices:
+        config = choose(kernel, DEVICE, dtype, d, form, can_copy)
         assert can_copy or config.loads == "pointer"
 
 
@@ -213,18 +244,23 @@ def test_a_row_of_the_table_is_a_form_the_kernels_have(arch: int, key: tuple[str
 
 def test_what_it_cannot_do_it_says() -> None:
     rejects = triton_flash.VARIANT.rejects
-    assert "dv" in (rejects(Problem(b=1, hq=1, sq=8, d=32, dv=64), DEVICE, "fwd") or "")
     assert "256" in (rejects(Problem(b=1, hq=1, sq=8, d=264), DEVICE, "fwd") or "")
-    assert "scale" in (rejects(Problem(b=1, hq=1, sq=8, d=32, scale=-1.0), DEVICE, "bwd") or "")
+    assert "256" in (rejects(Problem(b=1, hq=1, sq=8, d=32, dv=264), DEVICE, "bwd") or "")
     assert rejects(Problem(b=1, hq=1, sq=8, d=32), DEVICE, "fwd+bwd") is None
 
 
 def test_a_wrong_argument_is_named() -> None:
     q, k, v, _ = Problem(b=1, hq=3, sq=8, d=16, dtype="fp32").inputs(DEVICE)
-    with pytest.raises(ValueError, match="scale must be positive, got 0"):
-        attention(q, k, v, scale=0.0)
-    with pytest.raises(ValueError, match=r"k and v \[b, skv, hkv, d\], got"):
-        attention(q, k, v[..., :8])
+    with pytest.raises(ValueError, match="softcap must be positive, or None for none, got 0"):
+        attention(q, k, v, softcap=0.0)
+    with pytest.raises(ValueError, match=r"sink must be \[3\], float32 on .*, got \[2\]"):
+        attention(q, k, v, sink=torch.zeros(2, device=DEVICE))
+    with pytest.raises(ValueError, match=r"alibi must be \[3\], float32 on .*, got \[3\], torch.float16"):
+        attention(q, k, v, alibi=torch.zeros(3, dtype=torch.float16, device=DEVICE))
+    with pytest.raises(ValueError, match="lengths of documents must sum to sq = skv"):
+        attention(q, k, v, mask=Documents((3, 4)))
+    with pytest.raises(ValueError, match=r"v \[b, skv, hkv, dv\], got"):
+        attention(q, k, v[:, :4])
     with pytest.raises(ValueError, match="one dtype"):
         attention(q, k.half(), v)
     with pytest.raises(ValueError, match="hkv must divide hq"):

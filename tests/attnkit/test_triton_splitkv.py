@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from attnkit import oracle
+from attnkit.mask import Mask, Prefix, Window
 from attnkit.problem import Problem
 from attnkit.variants import naive, triton_splitkv
 from attnkit.variants.triton_splitkv import Workspace, attend
@@ -50,6 +53,8 @@ def in_pages(t: torch.Tensor, page: int, seed: int) -> tuple[torch.Tensor, torch
     page=st.sampled_from([None, 1, 16, 48]),
     dtype=st.sampled_from(["fp32", "bf16"]),
     full=st.booleans(),
+    mask=st.sampled_from(["causal", "full", Window(9, 0), Window(70, 2), Window(200, None), Prefix(20)]),
+    modifiers=st.sampled_from([{}, {}, {"softcap": 2.0}, {"alibi": True, "sink": True}]),
     seed=st.integers(0, 3),
 )
 def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
@@ -61,10 +66,13 @@ def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
     page: int | None,
     dtype: str,
     full: bool,
+    mask: Mask,
+    modifiers: dict[str, Any],
     seed: int,
 ) -> None:
     hq, hkv = heads
-    problem = Problem(b=b, hq=hq, hkv=hkv, sq=sq, skv=skv, d=d, dtype=dtype, mask="causal")
+    problem = Problem(b=b, hq=hq, hkv=hkv, sq=sq, skv=skv, d=d, dtype=dtype, **modifiers)
+    options = problem.options(DEVICE, seed) | {"mask": mask}
     q, k, v, _ = problem.inputs(DEVICE, seed)
     lengths = torch.randint(1, skv + 1, (b,), generator=torch.Generator().manual_seed(seed)).int()
     if full:
@@ -79,14 +87,31 @@ def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
         keys, table = in_pages(k, page, seed)
         values, _ = in_pages(v, page, seed)
     # every split of one cache: few that are drawn are long, and split so that tiles are left over
-    outs = [attend(q, keys, values, lengths.to(DEVICE), table=table, splits=splits) for splits in SPLITS]
+    outs = [attend(q, keys, values, lengths.to(DEVICE), table=table, splits=splits, **options) for splits in SPLITS]
     for i, length in enumerate(lengths):
         one = (q[i : i + 1], k[i : i + 1, :length], v[i : i + 1, :length])
-        truth = oracle.forward(*one, mask="causal", scale=None)[0]
-        plain = naive.VARIANT.attention(*one, mask="causal")
+        truth = oracle.forward(*one, **options)[0]
+        plain = naive.VARIANT.attention(*one, **options)
         for splits, out in zip(SPLITS, outs, strict=True):
             # both round P and the output; ours rounds P before it is normalised
             assert error(out[i : i + 1], truth) <= 1.5 * error(plain, truth) + 1e-6, f"{splits} splits"
+
+
+@pytest.mark.parametrize("right", [0, 9, None])
+def test_a_window_wider_than_queries_and_keys_together_hides_nothing_more(right: int | None) -> None:
+    problem = Problem(b=1, hq=1, sq=8, skv=5, d=16, dtype="fp32", mask=Window(50, right))
+    q, k, v, _ = problem.inputs(DEVICE)
+    torch.testing.assert_close(attend(q, k, v, mask=problem.mask), naive.VARIANT.attention(q, k, v, mask=problem.mask))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_keys_before_a_window_are_not_read(splits: int) -> None:
+    q, k, v, _ = Problem(b=1, hq=2, sq=2, skv=300, d=16, dtype="fp32").inputs(DEVICE)
+    window = Window(100, 0)
+    expected = attend(q, k, v, mask=window, splits=splits)
+    begin = (300 - 2 - 100) // BLOCK_N * BLOCK_N
+    k[:, :begin], v[:, :begin] = float("nan"), float("nan")
+    assert torch.equal(attend(q, k, v, mask=window, splits=splits), expected)
 
 
 def test_one_length_may_stand_for_all() -> None:
@@ -146,6 +171,8 @@ def test_the_chosen_splits_leave_no_processor_much_more_than_its_share(heads: in
         ({"q": (1, 1, 3, 32)}, "hkv must divide hq, got hq=3 and hkv=2"),
         ({"q": (2, 1, 4, 32)}, "one batch, got 2 and 1: pages need a table"),
         ({"k": (1, 5, 2, 32)}, r"q must be \[b, sq, hq, d\]"),
+        ({"mask": "causal-top-left"}, "mask must be full, causal, a Window or a Prefix, got 'causal-top-left'"),
+        ({"sink": torch.zeros(3)}, r"sink must be \[4\], float32, got \[3\]"),
         ({"splits": 0}, "splits must be from 1 to 128, got 0"),
         ({"lengths": torch.ones(1)}, r"lengths must be int32 \[1\], got torch.float32"),
         ({"table": torch.zeros(1, 2, dtype=torch.int32)}, "needs lengths"),

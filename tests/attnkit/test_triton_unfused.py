@@ -8,10 +8,13 @@ import torch
 pytest.importorskip("triton")
 
 from attnkit import oracle
+from attnkit.mask import Boolean, Mask, Window
+from attnkit.mask import name as mask_name
 from attnkit.problem import Problem
 from attnkit.variants import naive, triton_unfused
 from attnkit.variants.triton_unfused import attention
 from attnkit.variants.triton_unfused_kernel import probabilities
+from tests.attnkit import by_hand
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -48,18 +51,32 @@ def test_it_is_attention(problem: Problem) -> None:
         assert error(ours, truth) <= 1.5 * error(theirs, truth) + 1e-6, name
 
 
+@pytest.mark.parametrize("mask", ["causal", Window(20, 3), Window(0, 0), Boolean(0.1)], ids=mask_name)
 @pytest.mark.parametrize(("sq", "skv"), [(200, 90), (90, 200), (130, 130)])
-def test_rows_of_p_sum_to_one_over_live_keys(sq: int, skv: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, _, _ = Problem(b=1, hq=2, hkv=1, sq=sq, skv=skv, d=32, dtype="fp32").inputs(DEVICE)
+def test_rows_of_p_sum_to_one_over_live_keys(sq: int, skv: int, mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(b=1, hq=2, hkv=1, sq=sq, skv=skv, d=32, dtype="fp32", mask=mask)
+    q, k, _, _ = problem.inputs(DEVICE)
     empty = torch.empty
     # whatever the kernel does not write stays NaN
     monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(float("nan")))
-    p = probabilities(q, k, causal=True, scale=0.3)
-    queries, keys = torch.arange(sq, device=DEVICE)[:, None], torch.arange(skv, device=DEVICE)[None, :]
-    live = keys <= queries + skv - sq
+    p, _, _ = probabilities(q, k, mask=mask, scale=0.3)
+    live = torch.tensor(by_hand.seen(problem), device=DEVICE)
     assert torch.equal(p > 0, live.expand_as(p))
     want = live.any(1).float().expand(p.shape[:3])
     torch.testing.assert_close(p.sum(-1), want)
+
+
+def test_what_a_sink_takes_rows_of_p_do_not_have_and_a_score_that_is_capped_bends() -> None:
+    problem = Problem(b=1, hq=2, sq=70, skv=50, d=16, dtype="fp32", mask=Window(9, 0), softcap=2.0, sink=True)
+    q, k, _, _ = problem.inputs(DEVICE)
+    p, bend, weight = probabilities(q, k, bends=True, **problem.options(DEVICE) | {"scale": 0.3})
+    assert bend is not None
+    assert weight is not None
+    torch.testing.assert_close(p.sum(-1) + weight, torch.ones_like(weight))
+    live = torch.tensor(by_hand.seen(problem), device=DEVICE)
+    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * 0.3
+    torch.testing.assert_close(bend[:, :, live], 1 - (scores / 2)[:, :, live].tanh().square())
+    assert bend.isfinite().all()
 
 
 def test_a_last_dimension_that_is_not_contiguous_is_copied() -> None:

@@ -1,5 +1,6 @@
 """The builds of triton_flash: every row of the table of tiles, for the masks that need the most and the least of it.
 
+Of other masks and of modified scores there are a few, which their builds name.
 ``causal-ragged`` is the causal mask on lengths that no tile divides, the form with the most masks; ``full-even`` has
 none; ``causal-even`` is what is timed most. float16 is left out: it has bfloat16's tiles, and instructions that differ
 in the names of their types alone.
@@ -8,7 +9,7 @@ in the names of their types alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -16,58 +17,125 @@ import torch
 
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
-from attnkit.variants.triton_flash_tiles import Config, Kernel, Loads, padded, precision, row
+from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, padded, precision, row
 
-__all__ = ["binary", "builds"]
+__all__ = ["ABSENT", "binary", "builds"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DS = (64, 128, 256)
 """The head dims that the table tells apart."""
-FORMS = {"causal-ragged": (True, False), "causal-even": (True, True), "full-even": (False, True)}
-"""Whether the mask is causal, and whether tiles divide the lengths."""
+FORMS: dict[str, tuple[Literal["full", "causal"], bool]] = {
+    "causal-ragged": ("causal", False),
+    "causal-even": ("causal", True),
+    "full-even": ("full", True),
+}
+"""The mask, and whether tiles divide the lengths."""
+
+MASKS: dict[str, dict[str, str]] = {
+    "full": {},
+    "causal": {},
+    "band": {"lower": "i32", "upper": "i32"},
+    "prefix": {"upper": "i32"},
+    "documents": {"lower": "*i32", "upper": "*i32"},
+    "boolean": {"lower": "*u8"},
+}
+"""What the kernels are given for each of triton_scores' kinds of mask."""
+
+Modifier = Literal["softcap", "alibi", "sink"]
+MODIFIERS: dict[Modifier, dict[str, str]] = {
+    "softcap": {"scale_cap": "fp32", "cap_log2": "fp32"},
+    "alibi": {"p_slope": "*fp32"},
+    "sink": {"p_sink": "*fp32"},
+}
+ABSENT = ("lower", "upper", "scale_cap", "cap_log2", "p_slope", "p_sink")
+"""None where neither mask nor modifiers need them."""
+
+OTHERS: dict[str, tuple[Form, str, tuple[Modifier, ...], int]] = {
+    "d128-window": ("other", "band", (), 128),
+    "d128-documents": ("other", "documents", (), 128),
+    "d128-boolean": ("boolean", "boolean", (), 128),
+    "d128-causal-softcap": ("other", "causal", ("softcap",), 128),
+    "d128-window-softcap-alibi-sink": ("other", "band", ("softcap", "alibi", "sink"), 128),
+    "d192-dv128-causal": ("causal", "causal", (), 192),
+}
+"""The table's form, the kind of mask, what modifies scores, and the head dim of q and k."""
+DV = 128
+"""That of v in all of these."""
 
 Want = Literal["", "dk", "dv"]
 """Which of its results a split dkdv computes; all of them if empty."""
 
 
 def builds(arch: int) -> Iterator[Build]:
-    """Every configuration that the table can give to a call on this architecture."""
+    """Every configuration that the table can give to full and causal attention on this architecture, and the others."""
     for kernel, dtype, d, form, loads in itertools.product(get_args(Kernel), DTYPES, DS, FORMS, get_args(Loads)):
-        causal, even = FORMS[form]
-        width = DTYPES[dtype]
-        config = row(arch, kernel, width, d, causal, loads)
-        if config is None and loads == "pointer":
-            config = row(80, kernel, width, d, causal, loads)  # what `choose` does
-        if config is None:
-            continue
-        wants: tuple[Want, ...] = ("dk", "dv") if config.split else ("",)
-        for want in wants:
-            name = f"triton_flash/{want or kernel}/{dtype}-d{d}-{form}-{loads}"
-            yield Build(name, arch, partial(binary, arch, kernel, dtype, d, causal, even, config, want))
+        mask, even = FORMS[form]
+        if config := tiles(arch, kernel, dtype, d, mask, loads):
+            for want in wants(config):
+                name = f"triton_flash/{want or kernel}/{dtype}-d{d}-{form}-{loads}"
+                yield Build(name, arch, partial(binary, arch, kernel, dtype, d, mask, even, config, want))
     for dtype, d in itertools.product(DTYPES, DS):
         yield Build(f"triton_flash/statistics/{dtype}-d{d}", arch, partial(statistics, arch, dtype, d))
+    yield from others(arch)
+
+
+def others(arch: int) -> Iterator[Build]:
+    """What else attention may be, in one dtype, on lengths that no tile divides, loaded the fastest way there is."""
+    for kernel, (form, (kind, mask, modifiers, d)) in itertools.product(get_args(Kernel), OTHERS.items()):
+        config = tiles(arch, kernel, "bf16", d, kind, "tma") or tiles(arch, kernel, "bf16", d, kind, "pointer")
+        if config is None:
+            raise LookupError(f"no tiles for {kernel}, {form}")
+        for want in wants(config):
+            name = f"triton_flash/{want or kernel}/bf16-{form}-{config.loads}"
+            compiled = partial(binary, arch, kernel, "bf16", d, mask, False, config, want, dv=DV, modifiers=modifiers)
+            yield Build(name, arch, compiled)
+
+
+def tiles(arch: int, kernel: Kernel, dtype: str, d: int, form: Form, loads: Loads) -> Config | None:
+    """Take a row of the table as `choose` does."""
+    config = row(arch, kernel, DTYPES[dtype], d, form, loads)
+    return row(80, kernel, DTYPES[dtype], d, form, loads) if config is None and loads == "pointer" else config
+
+
+def wants(config: Config) -> tuple[Want, ...]:
+    """Say what launches there are with this configuration."""
+    return ("dk", "dv") if config.split else ("",)
 
 
 def binary(
-    arch: int, kernel: Kernel, dtype: str, d: int, causal: bool, even: bool, config: Config, want: Want = "",
-    **options: Any,
+    arch: int, kernel: Kernel, dtype: str, d: int, mask: str, even: bool, config: Config, want: Want = "",
+    *, dv: int | None = None, modifiers: Collection[Modifier] = (), **options: Any,
 ) -> Binary:  # fmt: skip
     """Compile forward, dkdv or dq; `options` go to the compiler beside the configuration's."""
     from attnkit.variants import triton_flash_backward as backward
     from attnkit.variants import triton_flash_forward as forward
 
     function = {"forward": forward.forward_kernel, "dkdv": backward.dkdv_kernel, "dq": backward.dq_kernel}[kernel]
-    tiles = {"q": config.block_m, "dout": config.block_m, "k": config.block_n, "v": config.block_n}
+    dv = d if dv is None else dv
+    loaded = {
+        "q": (config.block_m, d),
+        "k": (config.block_n, d),
+        "v": (config.block_n, dv),
+        "dout": (config.block_m, dv),
+    }
     types = dict.fromkeys(("p_out", "p_dq", "p_dk", "p_dv"), f"*{dtype}")
     types |= dict.fromkeys(("p_lse", "p_lse2", "p_delta"), "*fp32")
-    for name, rows in tiles.items():
-        types[name] = f"tensordesc<{dtype}[1,1,{rows},{padded(d)}]>" if config.loads == "tma" else f"*{dtype}"
-    constants = {
-        "D": d, "DP": padded(d), "BM": config.block_m, "BN": config.block_n, "CAUSAL": causal,
+    for name, (rows, width) in loaded.items():
+        types[name] = f"tensordesc<{dtype}[1,1,{rows},{padded(width)}]>" if config.loads == "tma" else f"*{dtype}"
+    types |= MASKS[mask]
+    for modifier in modifiers:
+        types |= MODIFIERS[modifier]
+    constants: dict[str, object] = {
+        "D": d, "DP": padded(d), "DV": dv, "DVP": padded(dv), "BM": config.block_m, "BN": config.block_n,
+        "MASK": mask, "SCALED": bool({"softcap", "alibi"} & set(modifiers)),
         "EVEN_Q": even, "EVEN_KV": even, "LOADS": config.loads, "PRECISION": precision(DTYPES[dtype]),
         "WANT_DK": want != "dv", "WANT_DV": want != "dk",
     }  # fmt: skip
-    return compile_kernel(function, arch, types, constants, num_warps=config.warps, num_stages=config.stages, **options)
+    constants |= {name: None for name in ABSENT if name not in types}
+    return compile_kernel(
+        function, arch, types, constants, unaligned=("lower", "upper"), num_warps=config.warps,
+        num_stages=config.stages, **options,
+    )  # fmt: skip
 
 
 def statistics(arch: int, dtype: str, d: int) -> Binary:

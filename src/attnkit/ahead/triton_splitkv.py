@@ -23,17 +23,25 @@ def builds(arch: int) -> Iterator[Build]:
     for d, rows, page in itertools.product(DS, ROWS, PAGES):
         name = f"triton_splitkv/decode/bf16-d{d}-rows{rows}-page{page}"
         yield Build(name, arch, partial(binary, arch, "bf16", d, rows, page))
+    name = "triton_splitkv/decode/bf16-d128-rows8-page16-window-softcap-alibi-sink"
+    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 16, modified=True))
 
 
-def binary(arch: int, dtype: str, d: int, rows: int, page: int) -> Binary:
-    """Compile it."""
+def binary(arch: int, dtype: str, d: int, rows: int, page: int, modified: bool = False) -> Binary:
+    """Compile it, plain or with a window and all that modifies scores."""
     from attnkit.variants.triton_splitkv_kernel import BLOCK_N, padded, splitkv_kernel
 
-    constants = {
+    constants: dict[str, object] = {
         "SQ": 1, "GROUP": rows, "D": d, "DP": padded(d), "DV": d, "DVP": padded(d), "BM": padded(rows), "BN": BLOCK_N,
-        "PAGE": page, "CAUSAL": True, "HAS_LENGTHS": True, "PRECISION": "ieee",
+        "PAGE": page, "MASK": "band" if modified else "causal", "HAS_LENGTHS": True, "PRECISION": "ieee",
     }  # fmt: skip
     types = {name: f"*{dtype}" for name in splitkv_kernel.arg_names if name.startswith("p_")}
     types |= dict.fromkeys(("p_lengths", "p_table", "p_arrived"), "*i32") | {"p_partial": "*fp32"}
+    optional = {"left": "i32", "upper": "i32", "scale_cap": "fp32", "cap_log2": "fp32"}
+    optional |= dict.fromkeys(("p_slope", "p_sink"), "*fp32")
+    if modified:
+        types |= optional
+    else:
+        constants |= dict.fromkeys(optional)
     stages = 3 if d <= 128 else 2
     return compile_kernel(splitkv_kernel, arch, types, constants, unaligned=("s_tb",), num_warps=4, num_stages=stages)

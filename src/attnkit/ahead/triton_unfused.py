@@ -22,17 +22,26 @@ def builds(arch: int) -> Iterator[Build]:
     """What a call can ask for; its lengths are never taken to be multiples of the tiles."""
     for dtype, d, mask in itertools.product(DTYPES, DS, ("causal", "full")):
         name = f"triton_unfused/probabilities/{dtype}-d{d}-{mask}"
-        yield Build(name, arch, partial(binary, arch, dtype, d, mask == "causal"))
+        yield Build(name, arch, partial(binary, arch, dtype, d, mask))
+    name = "triton_unfused/probabilities/bf16-d128-window-softcap-alibi-sink"
+    yield Build(name, arch, partial(binary, arch, "bf16", 128, "band", modified=True))
 
 
-def binary(arch: int, dtype: str, d: int, causal: bool) -> Binary:
+def binary(arch: int, dtype: str, d: int, mask: str, modified: bool = False) -> Binary:
     """Compile it."""
     from attnkit.variants import triton_unfused_kernel as unfused
 
     block_m, block_n, warps = unfused.tiles(DTYPES[dtype], d)
-    constants = {
-        "D": d, "DP": d, "BM": block_m, "BN": block_n, "CAUSAL": causal,
+    constants: dict[str, object] = {
+        "D": d, "DP": d, "BM": block_m, "BN": block_n, "MASK": mask,
         "PRECISION": "tf32x3" if dtype == "fp32" else "ieee",
     }  # fmt: skip
     types = dict.fromkeys(("p_q", "p_k", "p_p"), f"*{dtype}")
+    if modified:
+        types |= {"p_bend": f"*{dtype}", "scale_cap": "fp32", "cap_log2": "fp32"}
+        types |= dict.fromkeys(("p_weight", "p_slope", "p_sink"), "*fp32")
+    if mask == "band":
+        types |= {"lower": "i32", "upper": "i32"}
+    optional = ("p_bend", "p_weight", "lower", "upper", "scale_cap", "cap_log2", "p_slope", "p_sink")
+    constants |= {name: None for name in optional if name not in types}
     return compile_kernel(unfused.probabilities_kernel, arch, types, constants, num_warps=warps, num_stages=2)

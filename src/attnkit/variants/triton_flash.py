@@ -1,7 +1,9 @@
 """FlashAttention-2 in plain Triton: the variant people can read (Dao, FlashAttention-2, 2023).
 
-Forward keeps the log-sum-exp of every row; backward is deterministic. The kernels are in triton_flash_forward.py and
-triton_flash_backward.py, the tile sizes in triton_flash_tiles.py; this module is what the outside sees.
+Forward keeps the log-sum-exp of every row; backward is deterministic. Every mask and modifier is a form of the same
+kernels, and tiles that a mask hides are not visited, but for a boolean mask, which has no structure. The kernels are in
+triton_flash_forward.py and triton_flash_backward.py, masks and scores in attnkit/triton_scores.py, the tile sizes in
+triton_flash_tiles.py; this module is what the outside sees.
 
 float32 products are three tf32 products on the tensor cores (``tf32x3``: each factor split into two tf32 numbers, the
 smallest of the four partial products dropped), which keeps float32's accuracy; ``ieee`` would avoid tensor cores, spill
@@ -15,18 +17,44 @@ TRITON_INTERPRET=1 was set before Triton was first imported.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from attnkit import triton_device
+from attnkit.mask import check
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Variant
-from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, loadable
+from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_of, loadable
 
 __all__ = ["VARIANT", "Config", "attention", "attention_with_lse"]
 
 Configs = dict[Kernel, Config]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """What attention is called with that has no gradient, beside the tiles by kernel that replace the table's."""
+
+    mask: Mask
+    scale: float
+    softcap: float | None
+    alibi: torch.Tensor | None
+    configs: Configs
+
+    def options(self) -> dict[str, Any]:
+        """What the launchers are given."""
+        return {"mask": self.mask, "scale": self.scale, "softcap": self.softcap, "alibi": self.alibi}
+
+    def config(self, kernel: Kernel, *loaded: torch.Tensor) -> Config:
+        """The configuration for a kernel that loads these tensors: q, k, v and perhaps dout."""
+        if kernel in self.configs:
+            return self.configs[kernel]
+        q, _, v = loaded[:3]
+        widest = max(q.shape[3], v.shape[3])
+        form = form_of(self.mask, self.softcap is not None or self.alibi is not None)
+        return choose(kernel, q.device, q.dtype, widest, form, all(map(copyable, loaded)))
 
 
 class Flash(torch.autograd.Function):
@@ -34,35 +62,29 @@ class Flash(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float, configs: Configs
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sink: torch.Tensor | None, call: Call
     ) -> tuple[torch.Tensor, torch.Tensor]:
         from attnkit.variants import triton_flash_forward
 
         q, k, v = loadable(q), loadable(k), loadable(v)
-        config = configs.get("forward") or chosen("forward", causal, q, k, v)
-        out, lse = triton_flash_forward.forward(q, k, v, causal=causal, scale=scale, config=config)
-        ctx.save_for_backward(q, k, v, out, lse)
+        config = call.config("forward", q, k, v)
+        out, lse = triton_flash_forward.forward(q, k, v, sink=sink, config=config, **call.options())
+        ctx.save_for_backward(q, k, v, out, lse, sink)
         ctx.mark_non_differentiable(lse)
-        ctx.causal, ctx.scale, ctx.configs = causal, scale, configs
+        ctx.call = call
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor, _dlse: object) -> tuple[torch.Tensor | None, ...]:
         from attnkit.variants import triton_flash_backward
 
-        q, k, v, out, lse = ctx.saved_tensors
-        dout = loadable(dout)
-        dkdv, dq = (ctx.configs.get(kernel) or chosen(kernel, ctx.causal, q, k, v, dout) for kernel in ("dkdv", "dq"))
+        q, k, v, out, lse, sink = ctx.saved_tensors
+        call, dout = ctx.call, loadable(dout)
+        dkdv, dq = (call.config(kernel, q, k, v, dout) for kernel in ("dkdv", "dq"))
         gradients = triton_flash_backward.backward(
-            q, k, v, out, lse, dout, causal=ctx.causal, scale=ctx.scale, dkdv=dkdv, dq=dq
+            q, k, v, out, lse, dout, sink=sink, dkdv=dkdv, dq=dq, **call.options()
         )
-        return *gradients, None, None, None
-
-
-def chosen(kernel: Kernel, causal: bool, *loaded: torch.Tensor) -> Config:
-    """The table's configuration for a kernel that loads these tensors."""
-    q = loaded[0]
-    return choose(kernel, q.device, q.dtype, q.shape[3], causal, all(map(copyable, loaded)))
+        return *gradients, None
 
 
 def attention_with_lse(
@@ -72,59 +94,64 @@ def attention_with_lse(
     *,
     mask: Mask = "full",
     scale: float | None = None,
+    softcap: float | None = None,
+    alibi: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
     configs: Configs | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and the log-sum-exp of its scaled scores.
+    """Attention and the log-sum-exp of its scores, as scaled and modified.
 
     Args:
         q: ``[b, sq, hq, d]``, float16, bfloat16 or float32.
         k: ``[b, skv, hkv, d]``, hkv divides hq: query head h reads key head ``h // (hq // hkv)``.
-        v: ``[b, skv, hkv, d]``.
-        mask: ``full``, or ``causal``: query i sees key j where ``j <= i + skv - sq``.
-        scale: Positive; ``1 / sqrt(d)`` unless given.
+        v: ``[b, skv, hkv, dv]``.
+        mask: Any of mask.py; causal is aligned bottom-right.
+        scale: ``1 / sqrt(d)`` unless given.
+        softcap: Positive: scores stay between it and its negative.
+        alibi: ``[hq]``, float32: what a key's score loses by its distance. No gradient.
+        sink: ``[hq]``, float32: a logit that takes weight and has no value; with a gradient.
         configs: Tiles by kernel, in place of the table's.
 
     Returns:
-        out ``[b, sq, hq, d]`` in the dtype of q, and lse ``[b, hq, sq]`` in float32 (natural logarithm, no gradient).
-        A query without a live key has out 0 and lse ``-inf``.
+        out ``[b, sq, hq, dv]`` in the dtype of q, and lse ``[b, hq, sq]`` in float32 (natural logarithm, no gradient),
+        the sink in it. A query without a live key has out 0, and lse ``-inf`` or its sink.
 
     Raises:
-        ValueError: For shapes, dtypes or a scale that do not fit together.
+        ValueError: For shapes, dtypes, a mask or modifiers that do not fit together.
     """
-    if not (q.ndim == k.ndim == v.ndim == 4 and k.shape == v.shape and q.shape[::3] == k.shape[::3]):
+    if not (q.ndim == k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3] and q.shape[::3] == k.shape[::3]):
         shapes = f"{list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
-        raise ValueError(f"q must be [b, sq, hq, d] and k and v [b, skv, hkv, d], got {shapes}")
+        raise ValueError(f"q must be [b, sq, hq, d], k [b, skv, hkv, d] and v [b, skv, hkv, dv], got {shapes}")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
-    if q.shape[2] % k.shape[2] or q.shape[3] > MAX_D:
-        raise ValueError(f"hkv must divide hq and d be at most {MAX_D}, got {list(q.shape)} and {list(k.shape)}")
+    if q.shape[2] % k.shape[2] or max(q.shape[3], v.shape[3]) > MAX_D:
+        raise ValueError(
+            f"hkv must divide hq, and d and dv be at most {MAX_D}, got {list(q.shape)} and {list(v.shape)}"
+        )
+    check(mask, q.shape[1], k.shape[1])
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, or None for none, got {softcap}")
+    for name, x in (("alibi", alibi), ("sink", sink)):
+        if x is not None and (x.shape != q.shape[2:3] or x.dtype != torch.float32 or x.device != q.device):
+            got = f"{list(x.shape)}, {x.dtype} on {x.device}"
+            raise ValueError(f"{name} must be [{q.shape[2]}], float32 on {q.device}, got {got}")
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}: scale q instead")
-    return Flash.apply(q, k, v, mask == "causal", scale, configs or {})
+    alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
+    return Flash.apply(q, k, v, sink, Call(mask, scale, softcap, alibi, configs or {}))
 
 
-def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    mask: Mask = "full",
-    scale: float | None = None,
-    configs: Configs | None = None,
-) -> torch.Tensor:
-    """q ``[b, sq, hq, d]``, k and v ``[b, skv, hkv, d]`` to out ``[b, sq, hq, d]``; see `attention_with_lse`."""
-    return attention_with_lse(q, k, v, mask=mask, scale=scale, configs=configs)[0]
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+    """q ``[b, sq, hq, d]``, k ``[b, skv, hkv, d]``, v ``[b, skv, hkv, dv]`` to out ``[b, sq, hq, dv]``.
+
+    Options are those of `attention_with_lse`.
+    """
+    return attention_with_lse(q, k, v, **options)[0]
 
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Why these kernels cannot compute a problem on a device. Forward and backward take the same problems."""
-    if problem.d != problem.dv:
-        return f"d must equal dv, got d={problem.d} and dv={problem.dv}"
-    if problem.d > MAX_D:
-        return f"d must be at most {MAX_D}, got {problem.d}"
-    if problem.scale is not None and problem.scale <= 0:
-        return f"scale must be positive, got {problem.scale}"
+    if max(problem.d, problem.dv) > MAX_D:
+        return f"d and dv must be at most {MAX_D}, got {problem.d} and {problem.dv}"
     return triton_device.rejects(device)
 
 
@@ -134,4 +161,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
+    lacks={},
 )

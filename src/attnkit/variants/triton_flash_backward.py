@@ -3,6 +3,8 @@
     P  = exp(S - lse)      dP = dO Vᵀ      delta = rowsum(dO · O)      dS = P · (dP - delta)
     dV = Pᵀ dO             dK = dSᵀ Q · scale             dQ = dS K · scale
 
+A capped score bends dS by its derivative; a sink has dsink = -Σ exp(sink - lse) · delta, over rows and batches.
+
 The forward kept the log-sum-exp, so P is computed again tile by tile (Dao, FlashAttention-2, 2023). Three launches:
     statistics   delta and the log-sum-exp in base 2, padded so that the other two read them without a mask
     dkdv         one program owns BN keys of one key head and walks over the queries of every head of its group
@@ -22,7 +24,20 @@ import torch
 import triton
 import triton.language as tl
 
-from attnkit.variants.triton_flash_forward import LOG2E, is_live, keys_of, load_rows, load_tile
+from attnkit.mask import Mask
+from attnkit.triton_scores import (
+    LOG2E,
+    base_2,
+    first_tile,
+    is_live,
+    is_live_transposed,
+    is_partial,
+    keys_of,
+    mask_arguments,
+    queries_of,
+    score_arguments,
+)
+from attnkit.variants.triton_flash_forward import load_rows, load_tile
 from attnkit.variants.triton_flash_tiles import ROW_PADDING, Config, constants, launch, padded, source
 
 BASE_2 = tl.constexpr(LOG2E)
@@ -49,14 +64,14 @@ def statistics_kernel(
     tl.store(p_delta + p_rows, tl.sum(b_out * b_dout, 1))
 
 
-@triton.jit(do_not_specialize=["hkv", "sq", "skv"])
+@triton.jit(do_not_specialize=["hkv", "sq", "skv", "lower", "upper"])
 def dkdv_kernel(
     q, k, v, dout, p_dk, p_dv, p_lse2, p_delta, scale, scale_log2,
     s_qb, s_qs, s_qh, s_kb, s_ks, s_kh, s_vb, s_vs, s_vh, s_gb, s_gs, s_gh, s_dkb, s_dks, s_dkh, s_dvb, s_dvs, s_dvh,
-    hkv, group, sq, skv, rows,
-    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr, PRECISION: tl.constexpr,
-    WANT_DK: tl.constexpr, WANT_DV: tl.constexpr,
+    hkv, group, sq, skv, rows, lower, upper, scale_cap, cap_log2, p_slope,
+    D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    MASK: tl.constexpr, SCALED: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr,
+    PRECISION: tl.constexpr, WANT_DK: tl.constexpr, WANT_DV: tl.constexpr,
 ):  # fmt: skip
     # under the causal mask the first keys are seen by the most queries, so the natural order starts with the longest
     n_blocks = tl.cdiv(skv, BN)
@@ -72,16 +87,23 @@ def dkdv_kernel(
         v += i_b * tl.cast(s_vb, tl.int64) + i_hkv * tl.cast(s_vh, tl.int64)
     b_k = load_tile(k, s_ks, i_b, i_hkv, i_n, skv, BN, D, DP, EVEN_KV, LOADS)
     if WANT_DK:
-        b_v = load_tile(v, s_vs, i_b, i_hkv, i_n, skv, BN, D, DP, EVEN_KV, LOADS)
+        b_v = load_tile(v, s_vs, i_b, i_hkv, i_n, skv, BN, DV, DVP, EVEN_KV, LOADS)
     b_dk = tl.zeros([BN, DP], tl.float32)
-    b_dv = tl.zeros([BN, DP], tl.float32)
+    b_dv = tl.zeros([BN, DVP], tl.float32)
+    unit = scale_log2
+    if SCALED:
+        unit = 1.0
 
-    # queries before i_some see none of these keys, those from i_all on see all of them
-    i_some = 0
-    i_all = 0
-    if CAUSAL:
-        i_some = tl.maximum(i_n - diagonal, 0) // BM * BM
-        i_all = i_n + BN - 1 - diagonal
+    # keys and queries behind the last ones need no mask: the former are not stored, the latter have lse = +inf
+    i_begin = 0
+    i_left = 0
+    i_full = sq
+    i_end = sq
+    if MASK == "causal":
+        i_begin = tl.maximum(i_n - diagonal, 0) // BM * BM
+        i_left = i_n + BN - 1 - diagonal
+    elif MASK != "full":
+        i_begin, i_left, i_full, i_end = queries_of(i_n, diagonal, sq, lower, upper, BM, BN, MASK)
     for i_g in range(group):
         i_h = i_hkv * group + i_g
         q_head = q
@@ -90,49 +112,60 @@ def dkdv_kernel(
             q_head += i_b * tl.cast(s_qb, tl.int64) + i_h * tl.cast(s_qh, tl.int64)
             dout_head += i_b * tl.cast(s_gb, tl.int64) + i_h * tl.cast(s_gh, tl.int64)
         o_head = (i_b * hkv * group + i_h) * tl.cast(rows, tl.int64)
-        for i_m in tl.range(i_some, sq, BM):
+        slope = None
+        if p_slope is not None:
+            slope = tl.load(p_slope + i_h)
+        for i_m in tl.range(i_begin, i_end, BM):
             o_m = i_m + tl.arange(0, BM)
             b_q = load_tile(q_head, s_qs, i_b, i_h, i_m, sq, BM, D, DP, EVEN_Q, LOADS)
             b_lse2 = tl.load(p_lse2 + o_head + o_m)
             b_st = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
-            b_dout = load_tile(dout_head, s_gs, i_b, i_h, i_m, sq, BM, D, DP, EVEN_Q, LOADS)
+            b_dout = load_tile(dout_head, s_gs, i_b, i_h, i_m, sq, BM, DV, DVP, EVEN_Q, LOADS)
             if WANT_DK:
                 # issued before the exponentials, which then run under it
                 b_dpt = tl.dot(b_v, tl.trans(b_dout), input_precision=PRECISION)
-            b_pt = tl.exp2(b_st * scale_log2 - b_lse2[None, :])
-            if CAUSAL:
-                if i_m < i_all:
-                    b_pt = tl.where(o_n[:, None] <= o_m[None, :] + diagonal, b_pt, 0.0)
+            b_st, b_bend = base_2(
+                b_st, o_m[None, :], o_n[:, None], diagonal, scale_log2, scale_cap, cap_log2, slope, SCALED
+            )  # fmt: skip
+            b_pt = tl.exp2(b_st * unit - b_lse2[None, :])
+            if MASK != "full":
+                if is_partial(i_m, i_left, i_full, MASK, "queries"):
+                    b_pt = tl.where(is_live_transposed(o_m, o_n, diagonal, sq, lower, upper, MASK), b_pt, 0.0)
             if WANT_DV:
                 b_dv = tl.dot(b_pt.to(b_dout.dtype), b_dout, b_dv, input_precision=PRECISION)
             if WANT_DK:
                 b_delta = tl.load(p_delta + o_head + o_m)
                 b_dst = b_pt * (b_dpt - b_delta[None, :])
+                if cap_log2 is not None:
+                    b_dst *= b_bend
                 b_dk = tl.dot(b_dst.to(b_q.dtype), b_q, b_dk, input_precision=PRECISION)
 
     o_row = tl.arange(0, BN)[:, None]
     o_d = tl.arange(0, DP)[None, :]
-    m_out = (o_n < skv)[:, None] & (o_d < D)
+    m_dk = (o_n < skv)[:, None] & (o_d < D)
+    o_dv = tl.arange(0, DVP)[None, :]
+    m_dv = (o_n < skv)[:, None] & (o_dv < DV)
     if WANT_DK:
         p_dk += i_b * tl.cast(s_dkb, tl.int64) + i_hkv * tl.cast(s_dkh, tl.int64) + i_n * tl.cast(s_dks, tl.int64)
-        tl.store(p_dk + (o_row * s_dks + o_d), (b_dk * scale).to(p_dk.dtype.element_ty), mask=m_out)
+        tl.store(p_dk + (o_row * s_dks + o_d), (b_dk * scale).to(p_dk.dtype.element_ty), mask=m_dk)
     if WANT_DV:
         p_dv += i_b * tl.cast(s_dvb, tl.int64) + i_hkv * tl.cast(s_dvh, tl.int64) + i_n * tl.cast(s_dvs, tl.int64)
-        tl.store(p_dv + (o_row * s_dvs + o_d), b_dv.to(p_dv.dtype.element_ty), mask=m_out)
+        tl.store(p_dv + (o_row * s_dvs + o_dv), b_dv.to(p_dv.dtype.element_ty), mask=m_dv)
 
 
-@triton.jit(do_not_specialize=["hq", "sq", "skv"])
+@triton.jit(do_not_specialize=["hq", "sq", "skv", "lower", "upper"])
 def dq_kernel(
     q, k, v, dout, p_dq, p_lse2, p_delta, scale, scale_log2,
     s_qb, s_qs, s_qh, s_kb, s_ks, s_kh, s_vb, s_vs, s_vh, s_gb, s_gs, s_gh, s_dqb, s_dqs, s_dqh,
-    hq, group, sq, skv, rows,
-    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr, PRECISION: tl.constexpr,
+    hq, group, sq, skv, rows, lower, upper, scale_cap, cap_log2, p_slope,
+    D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    MASK: tl.constexpr, SCALED: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(sq, BM)
     i_block = tl.program_id(0) % n_blocks
     i_bh = tl.program_id(0) // n_blocks
-    if CAUSAL:
+    if MASK == "causal":
         # the last queries see the most keys: start them first, so that short blocks fill the end
         i_block = n_blocks - 1 - i_block
     i_b = i_bh // hq
@@ -148,25 +181,39 @@ def dq_kernel(
         v += i_b * tl.cast(s_vb, tl.int64) + i_hkv * tl.cast(s_vh, tl.int64)
         dout += i_b * tl.cast(s_gb, tl.int64) + i_h * tl.cast(s_gh, tl.int64)
     b_q = load_tile(q, s_qs, i_b, i_h, i_m, sq, BM, D, DP, EVEN_Q, LOADS)
-    b_dout = load_tile(dout, s_gs, i_b, i_h, i_m, sq, BM, D, DP, EVEN_Q, LOADS)
+    b_dout = load_tile(dout, s_gs, i_b, i_h, i_m, sq, BM, DV, DVP, EVEN_Q, LOADS)
     o_head = i_bh * tl.cast(rows, tl.int64)
     b_lse2 = tl.load(p_lse2 + o_head + o_m)
     b_delta = tl.load(p_delta + o_head + o_m)
     b_dq = tl.zeros([BM, DP], tl.float32)
 
-    i_full, i_end = keys_of(i_m, diagonal, skv, BM, BN, CAUSAL)
-    for i_n in tl.range(0, i_end, BN):
+    slope = None
+    if p_slope is not None:
+        slope = tl.load(p_slope + i_h)
+    unit = scale_log2
+    if SCALED:
+        unit = 1.0
+    i_left, i_full, i_end = keys_of(i_m, diagonal, skv, lower, upper, BM, BN, MASK)
+    i_begin = 0
+    if MASK == "band" or MASK == "documents":
+        i_begin = first_tile(i_m, diagonal, skv, lower, upper, BN, MASK)
+    for i_n in tl.range(i_begin, i_end, BN):
         o_n = i_n + tl.arange(0, BN)
         b_k = load_tile(k, s_ks, i_b, i_hkv, i_n, skv, BN, D, DP, EVEN_KV, LOADS)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        b_v = load_tile(v, s_vs, i_b, i_hkv, i_n, skv, BN, D, DP, EVEN_KV, LOADS)
+        b_v = load_tile(v, s_vs, i_b, i_hkv, i_n, skv, BN, DV, DVP, EVEN_KV, LOADS)
         # issued before the exponentials, which then run under it
         b_dp = tl.dot(b_dout, tl.trans(b_v), input_precision=PRECISION)
-        b_p = tl.exp2(b_s * scale_log2 - b_lse2[:, None])
-        if CAUSAL or not EVEN_KV:
-            if i_n >= i_full:
-                b_p = tl.where(is_live(o_m, o_n, diagonal, skv, CAUSAL), b_p, 0.0)
+        b_s, b_bend = base_2(
+            b_s, o_m[:, None], o_n[None, :], diagonal, scale_log2, scale_cap, cap_log2, slope, SCALED
+        )  # fmt: skip
+        b_p = tl.exp2(b_s * unit - b_lse2[:, None])
+        if MASK != "full" or not EVEN_KV:
+            if is_partial(i_n, i_left, i_full, MASK, "keys"):
+                b_p = tl.where(is_live(o_m, o_n, diagonal, skv, lower, upper, MASK), b_p, 0.0)
         b_ds = b_p * (b_dp - b_delta[:, None])
+        if cap_log2 is not None:
+            b_ds *= b_bend
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision=PRECISION)
 
     o_d = tl.arange(0, DP)[None, :]
@@ -177,11 +224,16 @@ def dq_kernel(
 
 def backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor,
-    *, causal: bool, scale: float, dkdv: Config, dq: Config,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The gradients of q, k and v; q, out, dout ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, d]``, lse ``[b, hq, sq]``."""
-    b, sq, hq, d = q.shape
-    skv, hkv = k.shape[1:3]
+    *, mask: Mask, scale: float, dkdv: Config, dq: Config,
+    softcap: float | None = None, alibi: torch.Tensor | None = None, sink: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """The gradients of q, k, v and of the sink, where there is one.
+
+    q ``[b, sq, hq, d]``, k ``[b, skv, hkv, d]``, v ``[b, skv, hkv, dv]``, out and dout ``[b, sq, hq, dv]``, lse
+    ``[b, hq, sq]``, sink ``[hq]``.
+    """
+    b, sq, hq, _ = q.shape
+    skv, hkv, dv = v.shape[1:]
     rows = triton.cdiv(sq, ROW_PADDING) * ROW_PADDING
     lse2, delta = torch.empty((2, b, hq, rows), dtype=torch.float32, device=q.device)
     grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
@@ -190,7 +242,7 @@ def backward(
         block = 64
         statistics_kernel[(rows // block * b * hq,)](
             out, dout, lse, lse2, delta, *out.stride()[:3], *dout.stride()[:3], hq, sq, rows,
-            D=d, DP=padded(d), BM=block,
+            D=dv, DP=padded(dv), BM=block,
         )  # fmt: skip
 
     def sources(config: Config) -> list[object]:
@@ -198,22 +250,29 @@ def backward(
         return [source(t, block, config) for t, block in tiles]
 
     strides = [stride for t in (q, k, v, dout) for stride in t.stride()[:3]]
+    scores = score_arguments(scale, softcap, alibi)
 
     def keys(want_dk: bool, want_dv: bool) -> None:
         dkdv_kernel[(triton.cdiv(skv, dkdv.block_n) * b * hkv,)](
             *sources(dkdv), grad_k, grad_v, lse2, delta, scale, scale * LOG2E,
             *strides, *grad_k.stride()[:3], *grad_v.stride()[:3], hkv, hq // hkv, sq, skv, rows,
-            **constants(dkdv, q, k, causal), WANT_DK=want_dk, WANT_DV=want_dv,
+            **constants(dkdv, q, k, v), **mask_arguments(mask, sq, skv, q.device, "keys"), **scores,
+            WANT_DK=want_dk, WANT_DV=want_dv,
         )  # fmt: skip
 
     def queries() -> None:
         dq_kernel[(triton.cdiv(sq, dq.block_m) * b * hq,)](
             *sources(dq), grad_q, lse2, delta, scale, scale * LOG2E,
-            *strides, *grad_q.stride()[:3], hq, hq // hkv, sq, skv, rows, **constants(dq, q, k, causal),
+            *strides, *grad_q.stride()[:3], hq, hq // hkv, sq, skv, rows,
+            **constants(dq, q, k, v), **mask_arguments(mask, sq, skv, q.device, "queries"), **scores,
         )  # fmt: skip
 
     launch(statistics, q.device)
     for wanted in ((True, False), (False, True)) if dkdv.split else ((True, True),):
         launch(partial(keys, *wanted), q.device)
     launch(queries, q.device)
-    return grad_q, grad_k, grad_v
+    grad_sink = None
+    if sink is not None:
+        # its weight in each row, exp(sink - lse), is 0 behind the last row
+        grad_sink = -(torch.exp2(sink[:, None] * LOG2E - lse2) * delta).sum((0, 2))
+    return grad_q, grad_k, grad_v, grad_sink

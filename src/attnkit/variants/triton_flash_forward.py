@@ -2,14 +2,17 @@
 
     S = Q Kᵀ · scale        P = exp(S - rowmax S)        out = P V / rowsum P        lse = log(rowsum P) + rowmax S
 
+What masks and modifiers make of S is in triton_scores.py; a sink is where maximum and sum of a row begin.
+
 One program owns BM queries of one head and walks over the keys in tiles of BN, keeping the running maximum ``m``, the
 running sum ``l`` and the unnormalised output in registers, so scores never reach memory (Dao, FlashAttention-2, 2023;
 the online softmax is Milakov and Gimelshein's, 2018).
 
-Letters: BM queries and BN keys a tile, D the head dim, DP the same rounded up to a power of two. Scores live in base 2:
-``scale_log2 = scale · log2 e`` is folded into the multiply-add in front of exp2.
+Letters: BM queries and BN keys a tile, D and DV the head dims, DP and DVP the same rounded up to a power of two. Scores
+live in base 2: ``scale_log2 = scale · log2 e`` is folded into the multiply-add in front of exp2.
 
-Keys that every row of the tile sees are walked first and without a mask; the diagonal and the ragged tail are masked.
+Tiles of keys that every row sees need no mask; those on an edge of the mask and the ragged tail are masked, and those
+that no row sees are not visited.
 Tiles arrive in one of two ways (``LOADS``):
     pointer   ordinary (asynchronous) loads: any strides, any D
     tma       a 4-D descriptor made by the host: the copy engine computes addresses, and zeroes what lies outside
@@ -21,9 +24,20 @@ import torch
 import triton
 import triton.language as tl
 
+from attnkit.mask import Mask
+from attnkit.triton_scores import (
+    LOG2E,
+    base_2,
+    first_tile,
+    is_live,
+    is_partial,
+    keys_of,
+    mask_arguments,
+    score_arguments,
+)
 from attnkit.variants.triton_flash_tiles import Config, constants, launch, source
 
-LOG2E = 1.4426950408889634
+BASE_2 = tl.constexpr(LOG2E)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -61,38 +75,19 @@ def load_tile(
     return b_rows
 
 
-@triton.jit
-def is_live(o_m, o_n, diagonal, skv, CAUSAL: tl.constexpr):
-    """[BM, BN]: whether query i sees key j. Causal is aligned at the bottom right: j <= i + skv - sq."""
-    last = tl.full(o_m.shape, skv - 1, tl.int32)
-    if CAUSAL:
-        last = tl.minimum(last, o_m + diagonal)
-    return o_n[None, :] <= last[:, None]
-
-
-@triton.jit
-def keys_of(i_m, diagonal, skv, BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr):
-    """``(i_full, i_end)``: every row of the tile sees the keys before i_full, no row those from i_end on."""
-    i_full = skv // BN * BN
-    i_end = skv
-    if CAUSAL:
-        i_full = tl.minimum(i_full, tl.maximum(i_m + diagonal + 1, 0) // BN * BN)
-        i_end = tl.minimum(i_end, i_m + BM + diagonal)
-    return i_full, i_end
-
-
-@triton.jit(do_not_specialize=["hq", "sq", "skv"])
+@triton.jit(do_not_specialize=["hq", "sq", "skv", "lower", "upper"])
 def forward_kernel(
     q, k, v, p_out, p_lse, scale_log2,
     s_qb, s_qs, s_qh, s_kb, s_ks, s_kh, s_vb, s_vs, s_vh, s_ob, s_os, s_oh,
-    hq, group, sq, skv,
-    D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr, PRECISION: tl.constexpr,
+    hq, group, sq, skv, lower, upper, scale_cap, cap_log2, p_slope, p_sink,
+    D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    MASK: tl.constexpr, SCALED: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(sq, BM)
     i_block = tl.program_id(0) % n_blocks
     i_bh = tl.program_id(0) // n_blocks
-    if CAUSAL:
+    if MASK == "causal":
         # the last queries see the most keys: start them first, so that short blocks fill the end
         i_block = n_blocks - 1 - i_block
     i_b = i_bh // hq
@@ -108,28 +103,44 @@ def forward_kernel(
         v += i_b * tl.cast(s_vb, tl.int64) + i_hkv * tl.cast(s_vh, tl.int64)
     b_q = load_tile(q, s_qs, i_b, i_h, i_m, sq, BM, D, DP, EVEN_Q, LOADS)
 
+    slope = None
+    if p_slope is not None:
+        slope = tl.load(p_slope + i_h)
+    unit = scale_log2
+    if SCALED:
+        unit = 1.0
     m = tl.full([BM], float("-inf"), tl.float32)
     l = tl.zeros([BM], tl.float32)
-    b_out = tl.zeros([BM, DP], tl.float32)
-    i_full, i_end = keys_of(i_m, diagonal, skv, BM, BN, CAUSAL)
-    for i_n in tl.range(0, i_end, BN):
+    if p_sink is not None:
+        # as if a key with this score and no value had been seen
+        m = tl.zeros([BM], tl.float32) + tl.load(p_sink + i_h) * BASE_2
+        l += 1.0
+    b_out = tl.zeros([BM, DVP], tl.float32)
+    i_left, i_full, i_end = keys_of(i_m, diagonal, skv, lower, upper, BM, BN, MASK)
+    i_begin = 0
+    if MASK == "band" or MASK == "documents":
+        i_begin = first_tile(i_m, diagonal, skv, lower, upper, BN, MASK)
+    for i_n in tl.range(i_begin, i_end, BN):
         o_n = i_n + tl.arange(0, BN)
         b_k = load_tile(k, s_ks, i_b, i_hkv, i_n, skv, BN, D, DP, EVEN_KV, LOADS)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
-        if CAUSAL or not EVEN_KV:
-            if i_n >= i_full:
-                b_s = tl.where(is_live(o_m, o_n, diagonal, skv, CAUSAL), b_s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(b_s, 1) * scale_log2)
-        if CAUSAL:
+        b_s, _ = base_2(
+            b_s, o_m[:, None], o_n[None, :], diagonal, scale_log2, scale_cap, cap_log2, slope, SCALED
+        )  # fmt: skip
+        if MASK != "full" or not EVEN_KV:
+            if is_partial(i_n, i_left, i_full, MASK, "keys"):
+                b_s = tl.where(is_live(o_m, o_n, diagonal, skv, lower, upper, MASK), b_s, float("-inf"))
+        m_new = tl.maximum(m, tl.max(b_s, 1) * unit)
+        if MASK != "full":
             # a row with no live key yet has m_new = -inf, and -inf - -inf is nan
             shift = tl.where(m_new == float("-inf"), 0.0, m_new)
         else:
             shift = m_new
-        b_p = tl.exp2(b_s * scale_log2 - shift[:, None])
+        b_p = tl.exp2(b_s * unit - shift[:, None])
         alpha = tl.exp2(m - shift)
         l = l * alpha + tl.sum(b_p, 1)
         b_out = b_out * alpha[:, None]
-        b_v = load_tile(v, s_vs, i_b, i_hkv, i_n, skv, BN, D, DP, EVEN_KV, LOADS)
+        b_v = load_tile(v, s_vs, i_b, i_hkv, i_n, skv, BN, DV, DVP, EVEN_KV, LOADS)
         b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision=PRECISION)
         m = m_new
 
@@ -137,20 +148,22 @@ def forward_kernel(
     l_safe = tl.where(l == 0.0, 1.0, l)
     b_out = (b_out / l_safe[:, None]).to(p_out.dtype.element_ty)
     b_lse = (m + tl.log2(l_safe)) * LN2
-    o_d = tl.arange(0, DP)
-    m_out = (o_m < sq)[:, None] & (o_d < D)[None, :]
+    o_d = tl.arange(0, DVP)
+    m_out = (o_m < sq)[:, None] & (o_d < DV)[None, :]
     p_out += i_b * tl.cast(s_ob, tl.int64) + i_h * tl.cast(s_oh, tl.int64) + i_m * tl.cast(s_os, tl.int64)
     tl.store(p_out + (tl.arange(0, BM)[:, None] * s_os + o_d[None, :]), b_out, mask=m_out)
     tl.store(p_lse + i_bh * tl.cast(sq, tl.int64) + o_m, b_lse, mask=o_m < sq)
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, scale: float, config: Config
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, d]`` to out ``[b, sq, hq, d]`` and lse ``[b, hq, sq]`` in float32."""
-    b, sq, hq, d = q.shape
-    skv, hkv = k.shape[1:3]
-    out = torch.empty((b, sq, hq, d), dtype=q.dtype, device=q.device)
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *,
+    mask: Mask, scale: float, config: Config,
+    softcap: float | None = None, alibi: torch.Tensor | None = None, sink: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]`` to out ``[b, sq, hq, dv]`` and lse ``[b, hq, sq]`` in float32."""
+    b, sq, hq, _ = q.shape
+    skv, hkv, dv = v.shape[1:]
+    out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
     lse = torch.empty((b, hq, sq), dtype=torch.float32, device=q.device)
     programs = triton.cdiv(sq, config.block_m) * b * hq
     launch(
@@ -158,7 +171,8 @@ def forward(
             source(q, config.block_m, config), source(k, config.block_n, config), source(v, config.block_n, config),
             out, lse, scale * LOG2E,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], hq, hq // hkv, sq, skv,
-            **constants(config, q, k, causal),
+            p_sink=sink, **constants(config, q, k, v),
+            **mask_arguments(mask, sq, skv, q.device), **score_arguments(scale, softcap, alibi),
         ),
         q.device,
     )  # fmt: skip

@@ -14,8 +14,12 @@ from typing import Any, Literal
 
 import torch
 
+from attnkit.mask import Boolean, Mask
+
 Kernel = Literal["forward", "dkdv", "dq"]
 Loads = Literal["pointer", "tma"]
+Form = Literal["full", "causal", "boolean", "other"]
+"""What is computed: one of two masks and no more, a mask in memory, or any other mask or score."""
 
 MAX_D = 256
 """Largest head dim: a program holds whole rows of Q and of the output."""
@@ -51,18 +55,22 @@ class Config:
     split: bool = False
 
 
-# Family of architectures -> (kernel, dtype, how tiles may arrive, head dim padded to 64, 128 or 256), with "causal"
-# behind it where that mask wants another tile. 80 serves what has no row of its own: it fits 99 KiB of shared memory.
+# Family of architectures -> (kernel, dtype, how tiles may arrive, head dim padded to 64, 128 or 256), and behind it the
+# form that wants another tile. 80 serves what has no row of its own: it fits 99 KiB of shared memory.
 TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
     80: {
         ("forward", "half", "pointer", 64): Config(128, 64, 4, 2),
         ("forward", "half", "pointer", 128): Config(128, 64, 8, 2),
         ("forward", "half", "pointer", 256): Config(64, 32, 4, 2),
+        ("forward", "half", "pointer", 64, "boolean"): Config(64, 64, 8, 2),
+        ("forward", "half", "pointer", 128, "boolean"): Config(64, 64, 8, 2),
+        ("forward", "half", "pointer", 256, "boolean"): Config(64, 64, 8, 2),
         ("dkdv", "half", "pointer", 64): Config(32, 128, 8, 2),
         ("dkdv", "half", "pointer", 128): Config(64, 64, 8, 2),
         ("dkdv", "half", "pointer", 256): Config(32, 64, 8, 1, split=True),
         ("dq", "half", "pointer", 64): Config(128, 64, 8, 2),
         ("dq", "half", "pointer", 128): Config(64, 64, 4, 2),
+        ("dq", "half", "pointer", 128, "boolean"): Config(64, 64, 8, 2),
         ("dq", "half", "pointer", 256): Config(64, 32, 8, 1),
         ("forward", "fp32", "pointer", 64): Config(64, 32, 4, 2),
         ("forward", "fp32", "pointer", 128): Config(32, 16, 4, 2),
@@ -78,14 +86,23 @@ TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
         ("forward", "half", "tma", 64): Config(64, 128, 4, 2, "tma"),
         ("forward", "half", "tma", 128): Config(128, 64, 4, 2, "tma"),
         ("forward", "half", "tma", 256): Config(128, 64, 8, 2, "tma"),
+        ("forward", "half", "tma", 64, "boolean"): Config(64, 64, 8, 2, "tma"),
+        ("forward", "half", "tma", 128, "boolean"): Config(64, 64, 8, 2, "tma"),
+        ("forward", "half", "tma", 256, "boolean"): Config(64, 64, 8, 2, "tma"),
+        ("forward", "half", "tma", 128, "other"): Config(128, 64, 8, 2, "tma"),
         ("forward", "half", "pointer", 64): Config(128, 64, 4, 3),
         ("forward", "half", "pointer", 128): Config(128, 64, 8, 3),
         ("forward", "half", "pointer", 256): Config(64, 32, 4, 3),
+        ("forward", "half", "pointer", 64, "boolean"): Config(64, 64, 8, 2),
+        ("forward", "half", "pointer", 128, "boolean"): Config(64, 64, 8, 2),
+        ("forward", "half", "pointer", 256, "boolean"): Config(64, 64, 8, 2),
         ("dkdv", "half", "tma", 64): Config(64, 64, 4, 3, "tma"),
         ("dkdv", "half", "tma", 128): Config(64, 64, 4, 2, "tma"),
+        ("dkdv", "half", "tma", 128, "other"): Config(64, 64, 8, 2, "tma"),
         ("dkdv", "half", "tma", 256): Config(32, 128, 8, 2, "tma", split=True),
         ("dkdv", "half", "pointer", 64): Config(64, 128, 8, 3),
         ("dkdv", "half", "pointer", 128): Config(64, 128, 8, 3),
+        ("dkdv", "half", "pointer", 128, "other"): Config(64, 64, 8, 2),
         ("dkdv", "half", "pointer", 256): Config(64, 128, 8, 1, split=True),
         ("dq", "half", "tma", 64): Config(128, 64, 8, 3, "tma"),
         ("dq", "half", "tma", 64, "causal"): Config(128, 64, 4, 3, "tma"),
@@ -109,6 +126,9 @@ TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
         ("forward", "half", "pointer", 64): Config(128, 64, 4, 3),
         ("forward", "half", "pointer", 128): Config(128, 64, 8, 3),
         ("forward", "half", "pointer", 256): Config(128, 32, 8, 2),
+        ("forward", "half", "pointer", 64, "boolean"): Config(64, 64, 8, 2),
+        ("forward", "half", "pointer", 128, "boolean"): Config(64, 64, 8, 2),
+        ("forward", "half", "pointer", 256, "boolean"): Config(64, 64, 8, 2),
         ("dq", "half", "pointer", 64): Config(128, 64, 8, 2),
         ("dq", "half", "pointer", 128): Config(128, 64, 8, 2),
         ("dq", "half", "pointer", 256): Config(128, 32, 8, 1),
@@ -128,18 +148,36 @@ def family(device: torch.device) -> int:
 
 
 def row(
-    arch: int, kernel: Kernel, dtype: torch.dtype, d: int, causal: bool, loads: Literal["pointer", "tma"]
+    arch: int, kernel: Kernel, dtype: torch.dtype, d: int, form: Form, loads: Literal["pointer", "tma"]
 ) -> Config | None:
-    """A row of the table, that of the mask before that of any."""
+    """A row of the table, that of the form before that of any."""
     key = (kernel, "fp32" if dtype == torch.float32 else "half", loads, max(64, padded(d)))
-    return TABLE[arch].get((*key, "causal") if causal else key) or TABLE[arch].get(key)
+    return TABLE[arch].get((*key, form)) or TABLE[arch].get(key)
 
 
-def choose(kernel: Kernel, device: torch.device, dtype: torch.dtype, d: int, causal: bool, copyable: bool) -> Config:
-    """The configuration for a call; ``copyable`` says whether the copy engine can load all inputs."""
+def form_of(mask: Mask, modified: bool) -> Form:
+    """The form of a call; ``modified`` says whether softcap or ALiBi change its scores."""
+    if isinstance(mask, Boolean):
+        return "boolean"
+    if modified or (mask != "full" and mask != "causal"):
+        return "other"
+    return mask
+
+
+def choose(kernel: Kernel, device: torch.device, dtype: torch.dtype, d: int, form: Form, copyable: bool) -> Config:
+    """The configuration for a call.
+
+    Args:
+        kernel: Which kernel.
+        device: Where it runs.
+        dtype: Of its inputs.
+        d: The larger head dim.
+        form: What it computes.
+        copyable: Whether the copy engine can load all inputs.
+    """
     arch = family(device)
-    fast = row(arch, kernel, dtype, d, causal, "tma") if copyable else None
-    config = fast or row(arch, kernel, dtype, d, causal, "pointer") or row(80, kernel, dtype, d, causal, "pointer")
+    fast = row(arch, kernel, dtype, d, form, "tma") if copyable else None
+    config = fast or row(arch, kernel, dtype, d, form, "pointer") or row(80, kernel, dtype, d, form, "pointer")
     if config is None:
         raise LookupError(f"no tiles for {kernel}, {dtype}, d={d}: d must be at most {MAX_D}")
     return config
@@ -167,15 +205,16 @@ def copyable(t: torch.Tensor) -> bool:
     return t.data_ptr() % TMA_ALIGNMENT == 0 and all(stride > 0 and stride % unit == 0 for stride in strides)
 
 
-def constants(config: Config, q: torch.Tensor, k: torch.Tensor, causal: bool) -> dict[str, object]:
-    """The compile-time arguments that every kernel has."""
-    d = q.shape[3]
+def constants(config: Config, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, object]:
+    """The compile-time arguments that every kernel has, but for those of masks and modifiers."""
+    d, dv = q.shape[3], v.shape[3]
     return {
         "D": d,
         "DP": padded(d),
+        "DV": dv,
+        "DVP": padded(dv),
         "BM": config.block_m,
         "BN": config.block_n,
-        "CAUSAL": causal,
         "EVEN_Q": q.shape[1] % config.block_m == 0,
         "EVEN_KV": k.shape[1] % config.block_n == 0,
         "LOADS": config.loads,

@@ -12,10 +12,12 @@ on the device, so a graph captured once serves every length. The kernel is in tr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from attnkit import triton_device
+from attnkit.mask import Prefix, Window
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Variant
 
@@ -57,6 +59,9 @@ def attend(
     table: torch.Tensor | None = None,
     mask: Mask = "causal",
     scale: float | None = None,
+    softcap: float | None = None,
+    alibi: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
     splits: int | None = None,
     workspace: Workspace | None = None,
 ) -> torch.Tensor:
@@ -69,8 +74,12 @@ def attend(
         lengths: ``[b]``, int32: how many keys a sequence has, the queries' own among them; skv unless given.
         table: ``[b, n]``, int32: in which page a sequence's keys ``i · page ...`` are. Entries behind its length may be
             anything. Needs lengths.
-        mask: ``causal``, query i sees key j where ``j <= i + length - sq``, or ``full``, it sees all.
+        mask: ``causal``, query i sees key j where ``j <= i + length - sq``, ``full``, it sees all, a window along that
+            diagonal, whose keys alone are read, or a prefix.
         scale: ``1 / sqrt(d)`` unless given.
+        softcap: Positive: scores stay between it and its negative.
+        alibi: ``[hq]``, float32: what a key's score loses by its distance.
+        sink: ``[hq]``, float32: a logit that takes weight and has no value.
         splits: Parts that the keys are split into, from 1 to 128; chosen from the sizes unless given.
         workspace: Kept from call to call it saves the allocation and a kernel that zeroes it.
 
@@ -83,12 +92,20 @@ def attend(
     from attnkit.variants import triton_splitkv_kernel
 
     _check(q, k, v, lengths, table, splits, workspace)
+    for name, x in (("alibi", alibi), ("sink", sink)):
+        if x is not None and (x.shape != q.shape[2:3] or x.dtype != torch.float32):
+            raise ValueError(f"{name} must be [{q.shape[2]}], float32, got {list(x.shape)}, {x.dtype}")
+    if not (isinstance(mask, Window | Prefix) or mask in ("full", "causal")):
+        raise ValueError(f"mask must be full, causal, a Window or a Prefix, got {mask!r}")
     b, _, hq, d = q.shape
     hkv = k.shape[2]
     longest = k.shape[1] if table is None else table.shape[1] * k.shape[1]
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
     lengths, table = (t if t is None else t.contiguous() for t in (lengths, table))
-    splits = splits or triton_splitkv_kernel.choose_splits(b * hkv, longest, q.device)
+    alibi, sink = (x if x is None else x.detach().contiguous() for x in (alibi, sink))
+    # keys that some query may see
+    reach = min(longest, mask.left + q.shape[1]) if isinstance(mask, Window) and mask.left is not None else longest
+    splits = splits or triton_splitkv_kernel.choose_splits(b * hkv, reach, q.device)
     if workspace is None:
         workspace = Workspace.of(b, hkv, q.shape[1] * (hq // hkv), v.shape[3], q.device, splits)
     return triton_splitkv_kernel.attend(
@@ -97,8 +114,11 @@ def attend(
         v,
         lengths,
         table,
-        causal=mask == "causal",
+        mask=mask,
         scale=d**-0.5 if scale is None else scale,
+        softcap=softcap,
+        alibi=alibi,
+        sink=sink,
         splits=splits,
         longest=longest,
         partial=workspace.partial,
@@ -160,10 +180,13 @@ def _too_large(sq: int, group: int, d: int, dv: int) -> str | None:
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", **options: Any
 ) -> torch.Tensor:
-    """Attention of few queries: q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]`` to out ``[b, sq, hq, dv]``."""
-    return attend(q, k, v, mask=mask, scale=scale)
+    """Attention of few queries: q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]`` to out ``[b, sq, hq, dv]``.
+
+    Options are scale and modifiers; see `attend`.
+    """
+    return attend(q, k, v, mask=mask, **options)
 
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
@@ -181,4 +204,7 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
+    lacks=dict.fromkeys(
+        ("causal-top-left", "documents", "boolean"), "the newest queries on a cache are never masked so"
+    ),
 )

@@ -18,7 +18,10 @@ import torch
 import triton
 import triton.language as tl
 
-LOG2E = 1.4426950408889634
+from attnkit.mask import Mask, Prefix, Window
+from attnkit.triton_scores import LOG2E, base_2, keys_seen, score_arguments
+
+BASE_2 = tl.constexpr(LOG2E)
 BLOCK_N = 64
 
 
@@ -38,12 +41,13 @@ def rows_of(
     return tl.load(p_base + (o_row[:, None] + o_d[None, :]), mask=m_n[:, None] & (o_d < D)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["hkv", "skv", "splits"])
+@triton.jit(do_not_specialize=["hkv", "skv", "splits", "left", "upper"])
 def splitkv_kernel(
     p_q, p_k, p_v, p_out, p_lengths, p_table, p_partial, p_arrived, scale_log2,
     s_qb, s_qs, s_qh, s_kb, s_ks, s_kh, s_vb, s_vs, s_vh, s_ob, s_os, s_oh, s_tb, hkv, skv, splits,
+    left, upper, scale_cap, cap_log2, p_slope, p_sink,
     SQ: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, CAUSAL: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, MASK: tl.constexpr, HAS_LENGTHS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     i_split = tl.program_id(0)
@@ -53,9 +57,16 @@ def splitkv_kernel(
     n = skv
     if HAS_LENGTHS:
         n = tl.load(p_lengths + i_b)
+    i_first = 0
+    lower = 0
+    if MASK == "band":
+        # keys before the first query's window are not visited
+        lower = n - SQ - left
+        upper += n - SQ
+        i_first = tl.maximum(lower, 0) // BN * BN
     # whole tiles to each split; the last splits of a short sequence have none
-    tiles = tl.cdiv(tl.cdiv(n, BN), splits)
-    i_start = tl.minimum(i_split * tiles * BN, n)
+    tiles = tl.cdiv(tl.cdiv(n - i_first, BN), splits)
+    i_start = tl.minimum(i_first + i_split * tiles * BN, n)
     i_end = tl.minimum(i_start + tiles * BN, n)
 
     o_m = tl.arange(0, BM)
@@ -77,18 +88,33 @@ def splitkv_kernel(
     p_k += i_h * tl.cast(s_kh, tl.int64)
     p_v += i_h * tl.cast(s_vh, tl.int64)
     last = tl.full([BM], 0, tl.int32) + n - 1
-    if CAUSAL:
+    if MASK == "causal":
         last = i_query + n - SQ
+    elif MASK != "full":
+        first, last = keys_seen(i_query, n - SQ, n, lower, upper, MASK)
+    slope = None
+    if p_slope is not None:
+        slope = tl.load(p_slope + o_head, mask=m_m, other=0.0)[:, None]
 
     m = tl.full([BM], float("-inf"), tl.float32)
     l = tl.zeros([BM], tl.float32)
+    if p_sink is not None:
+        if i_split == 0:
+            # as if a key with this score and no value had been seen
+            m = tl.load(p_sink + o_head, mask=m_m, other=0.0) * BASE_2
+            l += 1.0
     b_out = tl.zeros([BM, DVP], tl.float32)
     for i_n in tl.range(i_start, i_end, BN):
         b_k = rows_of(p_k, p_table, i_n, i_end, s_kb, s_ks, D, DP, BN, PAGE)
         b_v = rows_of(p_v, p_table, i_n, i_end, s_vb, s_vs, DV, DVP, BN, PAGE)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         o_n = i_n + tl.arange(0, BN)
+        b_s, _ = base_2(
+            b_s, i_query[:, None], o_n[None, :], n - SQ, scale_log2, scale_cap, cap_log2, slope, True
+        )  # fmt: skip
         m_live = (o_n[None, :] <= last[:, None]) & (o_n < i_end)[None, :]
+        if MASK == "band":
+            m_live = m_live & (o_n[None, :] >= first[:, None])
         b_s = tl.where(m_live, b_s, float("-inf"))
         m_new = tl.maximum(m, tl.max(b_s, 1))
         # a row with no live key yet has m_new = -inf, and -inf - -inf is nan
@@ -176,8 +202,11 @@ def attend(
     lengths: torch.Tensor | None,
     table: torch.Tensor | None,
     *,
-    causal: bool,
+    mask: Mask,
     scale: float,
+    softcap: float | None,
+    alibi: torch.Tensor | None,
+    sink: torch.Tensor | None,
     splits: int,
     longest: int,
     partial: torch.Tensor,
@@ -189,16 +218,32 @@ def attend(
     group = hq // hkv
     out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
     wide = q.dtype == torch.float32 or max(d, dv) > 128
+    arguments = score_arguments(scale, softcap, alibi)
+    del arguments["SCALED"]  # here scores are, always
     with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
         splitkv_kernel[(splits, b * hkv)](
             q, k, v, out, lengths if lengths is not None else q, table if table is not None else q, partial, arrived,
             scale * LOG2E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             table.stride(0) if table is not None else 0, hkv, longest, splits,
             SQ=sq, GROUP=group, D=d, DP=padded(d), DV=dv, DVP=padded(dv), BM=max(16, padded(sq * group)), BN=BLOCK_N,
-            PAGE=0 if table is None else k.shape[1], CAUSAL=causal, HAS_LENGTHS=lengths is not None,
+            PAGE=0 if table is None else k.shape[1], HAS_LENGTHS=lengths is not None,
+            p_sink=sink, **edges(mask, sq, longest), **arguments,
             PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee", num_warps=4, num_stages=2 if wide else 3,
         )  # fmt: skip
     return out
+
+
+def edges(mask: Mask, sq: int, longest: int) -> dict[str, object]:
+    """What the kernel is given for a mask: its kind, and its edges along the diagonal, which is where a length says."""
+    match mask:
+        case Window(left, right):
+            far = sq + longest
+            left, right = (far if side is None else min(side, far) for side in (left, right))
+            return {"MASK": "band", "left": left, "upper": right}
+        case Prefix(length):
+            return {"MASK": "prefix", "left": None, "upper": min(length, longest)}
+        case _:
+            return {"MASK": mask, "left": None, "upper": None}
 
 
 def padded(size: int) -> int:

@@ -8,6 +8,9 @@ Backward is the explicit formula on the saved P, in torch's operations; it mater
 
     dV = Pᵀ dO        dP = dO Vᵀ        dS = P · (dP - rowsum(P · dP)) · scale        dQ = dS K        dK = dSᵀ Q
 
+The derivative of a capped score the kernel writes beside P, and the weight of a sink, whose gradient is minus the sum
+over rows of weight times rowsum(P · dP).
+
 Inputs may have any strides; q and k are copied first where their last dimension is not contiguous. The matrix products
 see the queries of a group of heads as the rows of one matrix, so K and V are never repeated. float32 scores are three
 tf32 products (``tf32x3``), as accurate as float32.
@@ -39,36 +42,47 @@ class Unfused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sink: torch.Tensor | None, options: dict[str, Any]
     ) -> torch.Tensor:
         """Make P by the kernel and out by a product."""
         from attnkit.variants.triton_unfused_kernel import probabilities
 
         q, k = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k))
         b, sq, hq, _ = q.shape
-        p = probabilities(q, k, causal, scale)
-        ctx.save_for_backward(q, k, v, p)
-        ctx.scale = scale
+        p, bend, weight = probabilities(q, k, sink=sink, bends=any(ctx.needs_input_grad), **options)
+        ctx.save_for_backward(q, k, v, p, bend, weight)
+        ctx.scale = options["scale"]
         out = by_group(p, k.shape[2]) @ v.transpose(1, 2)
         return out.view(b, hq, sq, -1).transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Make dq, dk and dv from P; dS is rounded to the dtype of q for its products, as P was."""
-        q, k, v, p = ctx.saved_tensors
+        """Make dq, dk, dv and dsink from P; dS is rounded to the dtype of q for its products, as P was."""
+        q, k, v, p, bend, weight = ctx.saved_tensors
         b, sq, hq, d = q.shape
         q, p, dout = (by_group(t, k.shape[2]) for t in (q.transpose(1, 2), p, dout.transpose(1, 2)))
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # [b, hkv, skv, ·]
         dv = p.mT @ dout
         dp = (dout @ v.mT).float()
-        ds = (p * (dp - (p * dp).sum(-1, keepdim=True)) * ctx.scale).to(q.dtype)
+        inner = (p * dp).sum(-1, keepdim=True)
+        ds = p * (dp - inner) * ctx.scale
+        ds = (ds if bend is None else ds * by_group(bend, k.shape[1])).to(q.dtype)
         dq = (ds @ k).view(b, hq, sq, d)
         dk = ds.mT @ q
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), None, None
+        dsink = None if weight is None else -(weight * inner.view(b, hq, sq)).sum((0, 2))
+        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), dsink, None
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    mask: Mask = "full",
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention that writes P to memory.
 
@@ -76,13 +90,18 @@ def attention(
         q: ``[b, sq, hq, d]``, float16, bfloat16 or float32; d is at most 256.
         k: ``[b, skv, hkv, d]``, hkv divides hq: query head h reads key head ``h // (hq // hkv)``.
         v: ``[b, skv, hkv, dv]``.
-        mask: ``full``, or ``causal``: query i sees key j where ``j <= i + skv - sq``.
+        mask: Any of mask.py; causal is aligned bottom-right.
         scale: ``1 / sqrt(d)`` unless given.
+        softcap: Positive: scores stay between it and its negative. Backward then reads a second tensor of P's size.
+        alibi: ``[hq]``, float32: what a key's score loses by its distance. No gradient.
+        sink: ``[hq]``, float32: a logit that takes weight and has no value; with a gradient.
 
     Returns:
         out ``[b, sq, hq, dv]``; 0 for a query without a live key.
     """
-    return Unfused.apply(q, k, v, mask == "causal", q.shape[3] ** -0.5 if scale is None else scale)
+    alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    return Unfused.apply(q, k, v, sink, {"mask": mask, "scale": scale, "softcap": softcap, "alibi": alibi})
 
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
@@ -98,4 +117,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
+    lacks={},
 )
