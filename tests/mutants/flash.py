@@ -10,11 +10,14 @@ CHECKS = ("parity triton_flash fwd", "parity triton_flash fwd+bwd")
 
 FORWARD = "variants/triton_flash_forward.py"
 BACKWARD = "variants/triton_flash_backward.py"
+SCORES = "triton_scores.py"
 TILES = "variants/triton_flash_tiles.py"
 HOST = "variants/triton_flash.py"
 
 forward = planter("flash-forward", FORWARD, *CHECKS)
 backward = planter("flash-backward", BACKWARD, CHECKS[1])
+seen = planter("flash-scores", SCORES, *CHECKS)
+seen_by = planter("flash-scores", SCORES, CHECKS[1])
 tiles = planter("flash-tiles", TILES, *CHECKS)
 
 MUTANTS = (
@@ -29,16 +32,7 @@ MUTANTS = (
     ),
     forward("maximum-never-kept", "stale state", "        m = m_new\n", "        m = m\n"),
     forward("accumulator-not-added-to", "stale accumulator", "b_v, b_out, input_precision", "b_v, input_precision"),
-    forward("diagonal-hidden", "mask off by one", "o_n[None, :] <= last[:, None]", "o_n[None, :] < last[:, None]"),
     forward("causal-top-left", "wrong alignment", "diagonal = skv - sq", "diagonal = 0"),
-    forward(
-        "tail-not-masked",
-        "tail not masked",
-        "last = tl.full(o_m.shape, skv - 1",
-        "last = tl.full(o_m.shape, skv + 4095",
-    ),
-    forward("diagonal-tile-not-masked", "wrong block range", "if i_n >= i_full:", "if i_n >= i_full + BN:"),
-    forward("last-tile-of-keys-lost", "wrong block range", "i_m + BM + diagonal)", "i_m + diagonal)"),
     forward("key-head-of-query-head", "wrong head under GQA", "i_hkv = i_h // group", "i_hkv = i_h // group * 0"),
     forward("head-dim-not-masked", "padded head dim", "m_d = (o_d < D)[None, :]", "m_d = (o_d < DP)[None, :]"),
     forward(
@@ -55,8 +49,8 @@ MUTANTS = (
     forward(
         "last-column-unwritten",
         "output not written",
-        "m_out = (o_m < sq)[:, None] & (o_d < D)[None, :]",
-        "m_out = (o_m < sq)[:, None] & (o_d < D - 1)[None, :]",
+        "m_out = (o_m < sq)[:, None] & (o_d < DV)[None, :]",
+        "m_out = (o_m < sq)[:, None] & (o_d < DV - 1)[None, :]",
     ),
     forward("weights-in-bf16", "lost precision", "b_p.to(b_v.dtype), b_v", "b_p.to(tl.bfloat16).to(b_v.dtype), b_v"),
     forward("value-rows-by-query-stride", "transposed stride", "load_tile(v, s_vs,", "load_tile(v, s_vh,"),
@@ -71,20 +65,6 @@ MUTANTS = (
     backward("dq-of-last-tile", "stale accumulator", "b_k, b_dq, input_precision", "b_k, input_precision"),
     backward("dq-key-head", "wrong head under GQA", "i_hkv = i_h // group", "i_hkv = i_h // group * 0"),
     backward(
-        "diagonal-hidden-from-dk",
-        "mask off by one",
-        "o_n[:, None] <= o_m[None, :] + diagonal",
-        "o_n[:, None] < o_m[None, :] + diagonal",
-    ),
-    backward(
-        "first-tile-of-queries-lost",
-        "wrong block range",
-        "i_some = tl.maximum(i_n - diagonal, 0) // BM * BM",
-        "i_some = tl.cdiv(tl.maximum(i_n - diagonal, 0), BM) * BM",
-    ),
-    backward("dk-diagonal-tile-not-masked", "wrong block range", "if i_m < i_all:", "if i_m < i_all - BM:"),
-    backward("dq-diagonal-tile-not-masked", "wrong block range", "if i_n >= i_full:", "if i_n >= i_full + BN:"),
-    backward(
         "no-live-key-takes-part",
         "fully masked row",
         'tl.where(b_lse == float("-inf"), float("inf"), b_lse * BASE_2)',
@@ -93,6 +73,117 @@ MUTANTS = (
     backward("lse-in-base-e", "wrong LSE", "b_lse * BASE_2", "b_lse"),
     backward("ds-in-bf16", "lost precision", "b_ds.to(b_k.dtype)", "b_ds.to(tl.bfloat16).to(b_k.dtype)"),
     backward("launch-of-dv-lost", "output not written", "((True, False), (False, True)) if", "((True, False),) if"),
+    forward("values-by-stride-of-keys", "transposed stride", "*v.stride()[:3], *out", "*k.stride()[:3], *out"),
+    forward("sink-in-base-e", "sink", "tl.load(p_sink + i_h) * BASE_2", "tl.load(p_sink + i_h)"),
+    forward("sink-of-first-head", "sink", "tl.load(p_sink + i_h)", "tl.load(p_sink)"),
+    backward("sink-gradient-with-its-sign-lost", "sink", "grad_sink = -(torch", "grad_sink = (torch"),
+    backward("dk-of-capped-scores", "softcap", "b_dst *= b_bend", "b_dst *= 1.0"),
+    backward("dq-of-capped-scores", "softcap", "b_ds *= b_bend", "b_ds *= 1.0"),
+    seen("bend-not-squared", "softcap", "1.0 - b_tanh * b_tanh", "1.0 - b_tanh"),
+    seen("tanh-of-its-size", "softcap", "tl.where(x < 0.0, -y, y)", "y"),
+    seen("alibi-top-left", "ALiBi", "tl.abs(o_m + diagonal - o_n)", "tl.abs(o_m - o_n)"),
+    seen("alibi-with-a-sign", "ALiBi", "tl.abs(o_m + diagonal - o_n)", "(o_m + diagonal - o_n)"),
+    seen("alibi-in-base-e", "ALiBi", "slope * BASE_2 * tl.abs", "slope * tl.abs"),
+    seen("negative-scale-behind-the-mask", "wrong scale", " or scale <= 0,", ","),
+    seen(
+        "diagonal-hidden",
+        "mask off by one",
+        "live = o_n[None, :] <= last[:, None]",
+        "live = o_n[None, :] < last[:, None]",
+    ),
+    seen("tail-not-masked", "tail not masked", "last = first + (skv - 1)", "last = first + (skv + 4095)"),
+    seen(
+        "window-one-short-on-the-left",
+        "mask off by one",
+        "first = tl.maximum(o_m + lower, 0)",
+        "first = tl.maximum(o_m + lower + 1, 0)",
+    ),
+    seen(
+        "window-left-edge-not-masked",
+        "wrong mask",
+        'if MASK == "band" or MASK == "documents":\n            live',
+        'if MASK == "documents":\n            live',
+    ),
+    seen(
+        "prefix-of-causal-rows-lost",
+        "wrong mask",
+        "tl.minimum(last, tl.maximum(o_m + diagonal, upper - 1))",
+        "tl.minimum(last, o_m * 0 + upper - 1)",
+    ),
+    seen(
+        "documents-not-causal",
+        "wrong mask",
+        "(first, own, own, last) if mask.causal",
+        "(first, last, own, last) if mask.causal",
+    ),
+    seen(
+        "boolean-by-row-of-queries",
+        "transposed stride",
+        "o_m[:, None] * tl.cast(skv, tl.int64)",
+        "o_m[:, None] * tl.cast(skv - diagonal, tl.int64)",
+    ),
+    seen(
+        "top-left-as-bottom-right",
+        "wrong alignment",
+        'kind, lower, upper = "band", -beyond, 0',
+        'kind, lower, upper = "band", -beyond, diagonal',
+    ),
+    seen("window-top-left", "wrong alignment", "max(diagonal - left, -beyond)", "max(-left, -beyond)"),
+    seen(
+        "diagonal-tile-not-masked",
+        "wrong block range",
+        "tl.maximum(i_m + diagonal + 1, 0) // BN * BN",
+        "tl.cdiv(tl.maximum(i_m + diagonal + 1, 0), BN) * BN",
+    ),
+    seen("last-tile-of-keys-lost", "wrong block range", "i_m + BM + diagonal)", "i_m + diagonal)"),
+    seen(
+        "first-tile-of-a-window-lost", "wrong block range", "return first // BN * BN", "return tl.cdiv(first, BN) * BN"
+    ),
+    seen(
+        "edges-of-a-window-not-masked",
+        "wrong block range",
+        "(i_tile < i_left) | (i_tile >= i_full)",
+        "i_tile >= i_full",
+    ),
+    seen_by(
+        "diagonal-hidden-from-dk",
+        "mask off by one",
+        "live = o_n[:, None] <= o_m[None, :] + diagonal",
+        "live = o_n[:, None] < o_m[None, :] + diagonal",
+    ),
+    seen_by(
+        "queries-of-a-window-lost",
+        "mask off by one",
+        "last = tl.minimum(last, o_n - lower)",
+        "last = tl.minimum(last, o_n - lower - 1)",
+    ),
+    seen_by(
+        "queries-of-a-prefix-lost",
+        "wrong mask",
+        "tl.where(o_n < upper, 0, tl.maximum(o_n - diagonal, 0))",
+        "tl.maximum(o_n - diagonal, 0)",
+    ),
+    seen_by(
+        "first-tile-of-queries-lost",
+        "wrong block range",
+        "i_begin = first // BM * BM",
+        "i_begin = tl.cdiv(first, BM) * BM",
+    ),
+    seen_by(
+        "last-tile-of-queries-lost",
+        "wrong block range",
+        '    i_end = last + 1\n    if MASK == "boolean":\n        i_full = 0\n    return i_begin',
+        '    i_end = last // BM * BM\n    if MASK == "boolean":\n        i_full = 0\n    return i_begin',
+    ),
+    seen_by(
+        "dk-edge-not-masked", "wrong block range", "partial = i_tile < i_left\n", "partial = i_tile < i_left - 64\n"
+    ),
+    backward(
+        "first-causal-tile-of-queries-lost",
+        "wrong block range",
+        "i_begin = tl.maximum(i_n - diagonal, 0) // BM * BM",
+        "i_begin = tl.cdiv(tl.maximum(i_n - diagonal, 0), BM) * BM",
+    ),
     tiles("tail-promised-even", "tail not masked", "k.shape[1] % config.block_n == 0", "k.shape[1] % 16 == 0"),
     tiles("copy-engine-s-and-h-swapped", "transposed stride", "for i in (0, 2, 1)", "for i in (0, 1, 2)"),
     Mutant(
@@ -102,8 +193,8 @@ MUTANTS = (
         (
             Edit(
                 FORWARD,
-                'tl.where(is_live(o_m, o_n, diagonal, skv, CAUSAL), b_s, float("-inf"))',
-                'b_s + tl.where(is_live(o_m, o_n, diagonal, skv, CAUSAL), 0.0, float("-inf"))',
+                'b_s = tl.where(is_live(o_m, o_n, diagonal, skv, lower, upper, MASK), b_s, float("-inf"))',
+                'b_s += tl.where(is_live(o_m, o_n, diagonal, skv, lower, upper, MASK), 0.0, float("-inf"))',
             ),
         ),
     ),

@@ -27,8 +27,8 @@ MUTANTS = (
     kernel(
         "tiles-rounded-down",
         "last split lost",
-        "tl.cdiv(tl.cdiv(n, BN), splits)",
-        "tl.maximum(tl.cdiv(n, BN) // splits, 1)",
+        "tl.cdiv(tl.cdiv(n - i_first, BN), splits)",
+        "tl.maximum(tl.cdiv(n - i_first, BN) // splits, 1)",
     ),
     kernel("last-but-one-combines", "stale accumulator", "if arrived == splits - 1:", "if arrived == splits - 2:"),
     kernel("records-overlap", "stale accumulator", "p_mine = p_records + i_split * RECORD", "p_mine = p_records"),
@@ -71,6 +71,16 @@ MUTANTS = (
         "m_out = m_m[:, None] & (o_dv < DV)[None, :]",
         "m_out = m_m[:, None] & (o_dv < DV + 1)[None, :]",
     ),
+    kernel("sink-in-every-split", "sink", "if i_split == 0:", "if i_split >= 0:"),
+    kernel("sink-of-first-head", "sink", "tl.load(p_sink + o_head, mask", "tl.load(p_sink + o_head * 0, mask"),
+    kernel("slope-of-first-head", "ALiBi", "tl.load(p_slope + o_head, mask", "tl.load(p_slope + o_head * 0, mask"),
+    kernel(
+        "first-tile-of-a-window-lost",
+        "wrong block range",
+        "tl.maximum(lower, 0) // BN * BN",
+        "tl.cdiv(tl.maximum(lower, 0), BN) * BN",
+    ),
+    kernel("window-ignores-length", "length ignored", "upper += n - SQ", "upper += skv - SQ"),
     Mutant(
         "splitkv/counter-left-behind",
         "stale state",
