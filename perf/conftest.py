@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +13,9 @@ from perf.problems import SUITES, lineups
 from perfgate import Clock
 from perfgate.binaries import register
 from perfgate.plugin import absent
+
+LONG = {"test_llama.py": "llama"}
+"""Suites of which a case takes many seconds on a GPU, and the word by which a path or -k asks for them."""
 
 # what attnkit compiles itself is known to perfgate by what it is, not taken for a library's
 nvrtc.WATCHERS.append(register)
@@ -51,6 +56,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             else:
                 cases.append(pytest.param(lineup, name, id=f"{name}-{lineup.problem.name}"))
     metafunc.parametrize(("lineup", "variant_name"), cases)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long on a GPU and was not asked for."""
+    if kind(config) == "cpu" or config.getoption("perf_suite") == "full":
+        return
+    names = [Path(arg.partition("::")[0]).name for arg in config.args]
+    asked = " ".join([*names, config.getoption("keyword")])
+    left = [item for item in items if item.path.name in LONG and LONG[item.path.name] not in asked]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

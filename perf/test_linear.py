@@ -59,12 +59,11 @@ def cases(device: str, suite: str) -> Iterator[Case]:
         for int8 in (False, True):
             yield Case(1, 1024, 1024, "fp32", int8)
         return
+    full = suite == "full"
     for int8 in (False, True):
-        for n, k in SHAPES.values():
-            for m in (1, 2, 4, 8) if suite == "full" else (1, 8):
+        for n, k in SHAPES.values() if full else [SHAPES[name] for name in ("o", "gate_up", "down")]:
+            for m in (1, 2, 4, 8, 2048) if full else (1,):
                 yield Case(m, n, k, "bf16", int8)
-        for n, k in SHAPES.values() if suite == "full" else [SHAPES["gate_up"]]:
-            yield Case(2048, n, k, "bf16", int8)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -17,7 +17,7 @@ from perf.peers import PEERS
 from perfgate import Work
 from perfgate.plugin import GpuBenchmark
 
-STEPS = 32
+STEPS = 16
 MODELS = {
     "llama-2-7b": LLAMA_2_7B,
     "tiny": Config(hidden=256, intermediate=688, layers=2, hq=4, vocab=512, positions=2048),

@@ -40,7 +40,8 @@ MODIFIERS: dict[Feature, tuple[dict[str, Any], ...]] = {
 @st.composite
 def masks(draw: st.DrawFn, sq: int, skv: int, features: Sequence[Feature] = FEATURES) -> Mask:
     """Draw a mask for these sizes: full or causal most often, else one of those features that are masks."""
-    reach = st.integers(0, max(sq, skv) + 1)
+    # narrow ones too, which hide whole tiles
+    reach = st.integers(0, 8) | st.integers(0, max(sq, skv) + 1)
     cuts = draw(st.sets(st.integers(1, sq - 1), max_size=4)) if "documents" in features and sq == skv > 1 else set()
     lengths = tuple(end - begin for begin, end in itertools.pairwise((0, *sorted(cuts), sq)))
     top_left: Plain = "causal-top-left"

@@ -65,8 +65,8 @@ class Samples:
             nothing is ever dropped.
         method: How they were taken.
         counters: What else was reported, in SI units: ``peak_bytes``, ``sm_hz``, ``watts``, ``celsius``,
-            ``throttle_reasons`` (NVML's bits), ``calls_per_window``, ``input_sets``, ``half_width`` (relative 95 %
-            interval of the median).
+            ``throttle_reasons`` (NVML's bits), ``calls_per_window``, ``input_sets``, ``window_seconds`` (what
+            a window takes for itself), ``half_width`` (relative 95 % interval of the median).
         notes: What a reader must know, e.g. that the time bound was hit.
         kernels: What a call launches on the device, where the clock can tell.
     """

@@ -13,7 +13,8 @@
   synchronises with the host is timed as it is. `Method.launch` tells which.
 - The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`), but
   for calls of tens of milliseconds, within which it reaches the limit.
-- Nothing is subtracted: the cost of a window's events is in it, small beside its length.
+- The cost of a window's events is in it, small beside its length: the same on every machine, for what it costs more
+  than `EVENTS` is measured in each process, and is taken off.
 - All work goes to one stream, the one of `gpu.use_one_stream`; `CudaClock.shortest` notices what went elsewhere.
 
 This module, `gpu`, `stray` and `windows` are all of perfgate that import torch, and only where a CUDA device is wanted.
@@ -62,6 +63,11 @@ WARMUP_BOUND = 1.0
 """Seconds of work after which warm-up ends, steady or not."""
 DUTY = 0.5
 """Share of the time in which the device works: what it draws in the mean stays far below its power limit."""
+EVENTS = 2.2e-6
+"""Seconds that a window takes for itself where `CALLS` and `COMPANY` were held against CUPTI; elsewhere it takes more,
+and the difference is taken off (`CudaClock.window`)."""
+PROBES = 5
+"""Graphs of the shortest kernel that are played to know what it takes."""
 SLOWER_STARTS = 1.1
 """Times as long as at first that the shortest kernel may take before it is said."""
 
@@ -113,12 +119,12 @@ class CudaClock(Clock):
             torch.cuda.empty_cache()  # a graph's private pool would else stay and squeeze the next case
 
     def _prepare(self, call: Callable[..., object], inputs: Inputs, l2: str) -> CudaPrepared:
-        _ = self._probe  # captured before anything is cached: a capture gives the cache back
+        _ = self._probe, self.window  # captured before anything is cached: a capture gives the cache back
         first, set_bytes = self._first_set(inputs)
         peak, result_bytes = self._peak(call, first)
         trial = self._trial(call, first)
         windows, joined = self._windows(trial.seconds, first, inputs, l2, set_bytes + result_bytes)
-        plan = Plan(windows, joined, l2, self.flush, trial.seconds)
+        plan = Plan(windows, joined, l2, self.flush, trial.seconds, self.window - EVENTS)
         for args in itertools.chain.from_iterable(windows):
             call(*args)  # whatever is done once for an input set is done here
         torch.cuda.synchronize()
@@ -132,6 +138,7 @@ class CudaClock(Clock):
             "calls_per_window": float(plan.calls),
             "windows_per_sample": float(joined),
             "input_sets": float(len({id(args) for window in windows for args in window})),
+            "window_seconds": self.window,
         }
         method = Method(clock="cuda-events", l2=l2, launch=rounds.launch, version=self.VERSION)
         return CudaPrepared(
@@ -143,9 +150,23 @@ class CudaClock(Clock):
         x = torch.zeros(1, device="cuda")
         return GraphRounds(lambda: x.add_(1), Plan((((),) * 64,), 1, "warm", self.flush, 1e-6), self._pace)
 
+    @functools.cached_property
+    def window(self) -> float:
+        """Seconds that a window takes for itself: one of a single short call, without what each further call adds."""
+        sets = tuple((torch.zeros(2048, dtype=torch.bfloat16, device="cuda"),) for _ in range(8))
+        single, eight = (
+            GraphRounds(lambda x: x + 1, Plan(windows, 1, "cold", self.flush, 1e-6), self._pace)
+            for windows in (tuple((args,) for args in sets) * 8, (sets,) * 64)
+        )
+        one, all_ = (
+            statistics.median(itertools.chain.from_iterable(rounds.run() for _ in range(PROBES))) * calls
+            for rounds, calls in ((single, 1), (eight, len(sets)))
+        )
+        return one - (all_ - one) / (len(sets) - 1)
+
     def shortest(self) -> tuple[float, tuple[str, ...]]:
         """Seconds of a kernel that does next to nothing, and what must be said if it took fewer at first."""
-        seconds = min(self._probe.run()[0] for _ in range(5))
+        seconds = min(self._probe.run()[0] for _ in range(PROBES))
         self._first_start = self._first_start or seconds
         if seconds <= SLOWER_STARTS * self._first_start:
             return seconds, ()
@@ -170,9 +191,8 @@ class CudaClock(Clock):
         """Bytes that a call needs at its peak beyond what was there, and bytes that its result keeps."""
         call(*args)
         torch.cuda.synchronize()
-        gc.collect()  # what a collection during the call would free would be missing from its peak
         collecting = gc.isenabled()
-        gc.disable()
+        gc.disable()  # what a collection during the call would free would be missing from its peak
         try:
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()

@@ -8,7 +8,6 @@ so that a test's own work goes there too.
 from __future__ import annotations
 
 import functools
-import gc
 import importlib.metadata
 import os
 from collections.abc import Callable
@@ -26,6 +25,7 @@ __all__ = [
     "canaries",
     "ceilings",
     "environment",
+    "held",
     "let_go",
     "stream",
     "use_one_stream",
@@ -64,9 +64,13 @@ def use_one_stream() -> None:
     torch.cuda.set_stream(stream(torch.cuda.current_device()))
 
 
+def held() -> int:
+    """Bytes of the current device that tensors of this process hold."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+
+
 def let_go() -> None:
     """Give the driver what torch keeps for later, so that another process can have it; nothing if it keeps nothing."""
-    gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

@@ -61,7 +61,17 @@ def of_capture(error: BaseException) -> str | None:
 
 
 def _timed(call: Callable[[], object], calls: int) -> tuple[float, float]:
-    """Seconds of these calls on the current stream, and for how long the device was at work after that."""
+    """Seconds of these calls on the current stream, and for how long the device was at work after that.
+
+    What it takes to find a device idle that has just worked is taken off: longer where another process has its turn.
+    """
+    within, after = _until_idle(call, calls)
+    _, idle = _until_idle(call, 0)
+    return within, after - idle
+
+
+def _until_idle(call: Callable[[], object], calls: int) -> tuple[float, float]:
+    """Seconds of these calls, and seconds on the host from their end until the device is found idle."""
     torch.cuda.synchronize()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
@@ -71,9 +81,7 @@ def _timed(call: Callable[[], object], calls: int) -> tuple[float, float]:
     end.synchronize()
     done = time.perf_counter()
     torch.cuda.synchronize()
-    idle = time.perf_counter()
-    torch.cuda.synchronize()  # what it takes to find an idle device idle
-    return float(begin.elapsed_time(end)) / 1e3, (idle - done) - (time.perf_counter() - idle)
+    return float(begin.elapsed_time(end)) / 1e3, time.perf_counter() - done
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -66,6 +66,7 @@ class Plan:
         l2: ``"cold"``: the cache is flushed before each window; ``"warm"``: the window's first call runs once untimed.
         flush: Fills the cache with other data.
         seconds: Roughly what a call takes.
+        excess: Seconds that a window takes too long for itself.
     """
 
     windows: tuple[tuple[tuple[Any, ...], ...], ...]
@@ -73,6 +74,7 @@ class Plan:
     l2: str
     flush: Callable[[], object]
     seconds: float
+    excess: float = 0.0
 
     @property
     def calls(self) -> int:
@@ -82,6 +84,7 @@ class Plan:
     def samples(self, seconds: Sequence[float]) -> list[float]:
         """Seconds a call, from the seconds of windows."""
         n = self.joined
+        seconds = [max(s - self.excess, s / 2) for s in seconds]
         return [math.fsum(seconds[i : i + n]) / (n * self.calls) for i in range(0, len(seconds), n)]
 
     def prepare(self, call: Callable[..., object], window: tuple[tuple[Any, ...], ...]) -> object:

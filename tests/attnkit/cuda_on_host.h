@@ -6,43 +6,14 @@
 // about time, and what a GPU's memory model lets happen between two points where threads meet.
 #include <ucontext.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <map>
 #include <random>
 #include <vector>
 
-#define __device__
-#define __global__
-#define __shared__
-#define __launch_bounds__(...)
-#define __align__(n) __attribute__((aligned(n)))
-#define __CUDA_ARCH__ 900
-using std::min;
-using std::max;
-
-struct uint2 { uint32_t x, y; };
-struct uint4 { uint32_t x, y, z, w; };
-struct float2 { float x, y; };
-inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-inline float2 make_float2(float x, float y) { return {x, y}; }
-struct dim { int x; };
-
-typedef uint32_t word;
-typedef uint16_t half_bits;
-typedef uint64_t barrier;
-
-inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
-  const uint64_t both = ((uint64_t)b << 32) | a;
-  uint32_t out = 0;
-  for (int i = 0; i < 4; ++i) out |= (uint32_t)((both >> (8 * (selector >> (4 * i) & 7))) & 0xff) << (8 * i);
-  return out;
-}
+#include "device_on_host.h"
 
 namespace host {
 
@@ -106,7 +77,6 @@ float exchange[64][32][6];  // by warp: what its lanes show each other
 
 }  // namespace host
 
-thread_local dim threadIdx, blockIdx, gridDim, blockDim;
 alignas(128) char shared[1 << 20];
 
 inline void start_fiber() {
@@ -178,40 +148,6 @@ inline void run_block(int threads, int block, int grid, int shared_bytes, std::f
 
 // ---- what ptx.cuh has ----
 
-inline float __uint_as_float(word bits) {
-  float number;
-  memcpy(&number, &bits, 4);
-  return number;
-}
-
-inline float to_float(half_bits bits) {
-  if (BF16) return __uint_as_float((word)bits << 16);
-  _Float16 number;
-  memcpy(&number, &bits, 2);
-  return (float)number;
-}
-
-inline half_bits to_half(float number) {
-  half_bits bits;
-  if (BF16) {
-    word w;
-    memcpy(&w, &number, 4);
-    if (number != number) return 0x7fc0;
-    return (half_bits)((w + 0x7fff + ((w >> 16) & 1)) >> 16);
-  }
-  _Float16 half = (_Float16)number;
-  memcpy(&bits, &half, 2);
-  return bits;
-}
-
-template <word mask, word flip>
-inline word masked(word a) { return (a & mask) ^ flip; }
-
-inline word minus(word a, word b) {
-  const half_bits low = to_half(to_float(a & 0xffff) - to_float(b & 0xffff));
-  return low | (word)to_half(to_float(a >> 16) - to_float(b >> 16)) << 16;
-}
-
 inline void __syncwarp() { host::meet(1000 + threadIdx.x / 32, 32); }
 inline void __syncthreads() { host::meet(0, blockDim.x); }
 template <int number, int threads>
@@ -222,18 +158,12 @@ inline void multiply_pair(float (&sums)[4], word a0, word a1, word a2, word a3, 
   const word mine[6] = {a0, a1, a2, a3, b0, b1};
   memcpy(host::exchange[warp][lane], mine, sizeof mine);
   __syncwarp();
-  auto number = [&](int lane, int which, int upper) {
+  float add[4] = {0.f, 0.f, 0.f, 0.f};
+  add_product(add, [&](int lane, int which, int upper) {
     word w;
     memcpy(&w, &host::exchange[warp][lane][which], 4);
     return to_float(upper ? w >> 16 : w & 0xffff);
-  };
-  float add[4] = {0.f, 0.f, 0.f, 0.f};
-  const int g = lane / 4, t = lane % 4;
-  for (int i = 0; i < 4; ++i)
-    for (int k = 0; k < 16; ++k) {
-      const int which = k / 8, quad = k % 8 / 2, upper = k % 2, row = i / 2, column = i % 2;
-      add[i] += number(4 * g + quad, 2 * which + row, upper) * number(4 * (2 * t + column) + quad, 4 + which, upper);
-    }
+  });
   __syncwarp();
   for (int i = 0; i < 4; ++i) sums[i] += add[i];
 }
@@ -251,11 +181,8 @@ inline uint4 load_stream(const char* address) {
 }
 
 inline void prefetch(const void*) {}
-inline void wait_for_previous_kernel() {}
-inline void let_next_kernel_begin() {}
 
 inline void barrier_init(barrier* b, int arrivals) { host::bars[b] = {arrivals, arrivals, 0, 0}; }
-inline void barrier_init_done() {}
 
 inline void barrier_arrive(barrier* b) {
   host::Bar& bar = host::bar(b);

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from attnkit import oracle, testing
 from attnkit.problem import Inputs, Problem
-from attnkit.variant import FEATURES, Variant
+from attnkit.variant import Variant
 from attnkit.variants import TABLE, variant
 from tests.attnkit import by_hand
 from tests.attnkit.strategies import problems
 from tests.attnkit.test_laws import GARBAGE
 from tests.attnkit.test_parity import COMPILED, EXAMPLES, here
+from tests.attnkit.test_parity import known as features
 
 FLOAT32_ROUNDING = 2.0**-24
 OURS = ("naive", "triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv")
@@ -34,7 +35,7 @@ fuzzed = settings(
 
 def known(way: Variant) -> st.SearchStrategy[Problem]:
     """Draw a problem with the features that this variant has."""
-    return problems([feature for feature in FEATURES if feature not in way.lacks])
+    return problems(features(way))
 
 
 def hidden_keys(way: Variant, device: torch.device) -> Callable[[], None]:

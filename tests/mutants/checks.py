@@ -47,7 +47,7 @@ def bound(test: Any, *arguments: object) -> Law:
 
 
 LAWS: dict[str, Callable[..., Law]] = {
-    "parity": lambda name, pass_: test_parity.law(variant(name), pass_, DEVICE),
+    "parity": lambda name, pass_, kind="plain": test_parity.law(variant(name), pass_, DEVICE, kind),
     "hidden-keys": lambda name: test_fuzzed_laws.hidden_keys(variant(name), DEVICE),
     "order": lambda name: test_fuzzed_laws.order(variant(name), DEVICE),
     "lse": lambda: test_fuzzed_laws.test_the_log_sum_exp_is_that_of_the_scores,

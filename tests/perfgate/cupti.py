@@ -55,8 +55,11 @@ KERNELS: dict[str, tuple[Callable[..., object], Make]] = {
 }
 
 
-def durations(flush: Callable[[], object], call: Callable[..., object], make: Make, sets: int) -> list[float]:
-    """Seconds of the kernel in each of many calls, a flush of the L2 before every round over the input sets.
+def durations(
+    flush: Callable[[], object], call: Callable[..., object], make: Make, sets: int, calls: int
+) -> list[float]:
+    """Seconds of the kernel, the mean of as many calls on other inputs as the clock's windows have, after a flush of
+    the L2 as before those.
 
     The device rests as it does when the clock times it: at its power limit it would be slower.
     """
@@ -67,17 +70,19 @@ def durations(flush: Callable[[], object], call: Callable[..., object], make: Ma
 
     pace = Pace(DUTY)
     inputs = [make(i) for i in range(sets)]
-    rounds = -(-200 // sets)
+    windows = [inputs[i : i + calls] for i in range(0, sets - calls + 1, calls)]
+    rounds = max(50, -(-200 // calls))
     for _ in range(rounds):  # as warm as the clock's own
         with pace.piece():
-            for args in inputs:
+            for args in inputs[:calls]:
                 call(*args)
             torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
-        for _ in range(rounds):
+        for i in range(rounds):
             with pace.piece():
                 flush()
-                kept = [call(*args) for args in inputs]  # each writes to memory of its own, as in the clock's graph
+                # each writes to memory of its own, as in the clock's graph
+                kept = [call(*args) for args in windows[i % len(windows)]]
                 torch.cuda.synchronize()
                 del kept
     with tempfile.TemporaryDirectory() as folder:
@@ -85,14 +90,15 @@ def durations(flush: Callable[[], object], call: Callable[..., object], make: Ma
         profiler.export_chrome_trace(str(trace))
         events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("cat") == "kernel"]
     events.sort(key=lambda e: e["ts"])
-    flushing = len(events) // rounds - sets
-    if len(events) != rounds * (flushing + sets):
-        raise RuntimeError(f"{len(events)} kernels in {rounds} rounds of {sets} calls: a call must be one kernel")
-    return [e["dur"] / 1e6 for i, e in enumerate(events) if i % (sets + flushing) >= flushing]
+    flushing = len(events) // rounds - calls
+    if len(events) != rounds * (flushing + calls):
+        raise RuntimeError(f"{len(events)} kernels in {rounds} rounds of {calls} calls: a call must be one kernel")
+    played = (events[i : i + flushing + calls] for i in range(0, len(events), flushing + calls))
+    return [statistics.fmean(e["dur"] for e in one[flushing:]) / 1e6 for one in played]
 
 
 def by_the_clock() -> dict[str, dict[str, float]]:
-    """Median seconds and number of input sets of each kernel."""
+    """Median seconds of each kernel, its number of input sets, and calls a window."""
     from perfgate.clock import Budget
     from perfgate.cuda import CudaClock
     from perfgate.gpu import use_one_stream
@@ -102,17 +108,21 @@ def by_the_clock() -> dict[str, dict[str, float]]:
     found = {}
     for name, (call, make) in KERNELS.items():
         samples = clock.measure(call, make)
-        found[name] = {"seconds": samples.median, "sets": samples.counters["input_sets"]}
+        counters = samples.counters
+        found[name] = {"seconds": samples.median, "sets": counters["input_sets"], "calls": counters["calls_per_window"]}
     return found
 
 
 def by_the_profiler(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The same with as many input sets, and CUPTI's seconds."""
+    """The same for windows of as many calls, with CUPTI's seconds."""
     from perfgate.cuda import CudaClock
 
     flush = CudaClock().flush
     return {
-        name: {**one, "seconds": statistics.median(durations(flush, *KERNELS[name], int(one["sets"])))}
+        name: {
+            **one,
+            "seconds": statistics.median(durations(flush, *KERNELS[name], int(one["sets"]), int(one["calls"]))),
+        }
         for name, one in found.items()
     }
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from perfgate.__main__ import main
-from perfgate.ab import command
+from perfgate.ab import command, trees
 from perfgate.ab.progress import Progress
 from perfgate.gate import Exit
 
@@ -408,6 +408,26 @@ def test_what_torch_compile_keeps_in_the_working_tree_is_nobodys_code(
     assert repository.ab("--base=HEAD", "--blocks=2") == code
 
 
+@pytest.mark.parametrize("name", ["TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"])
+def test_what_a_compiler_keeps_in_the_working_tree_is_no_change_of_it(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    cache = repository.path / "cache"
+    cache.mkdir()
+    (cache / "kept.py").write_text("")
+    repository.commit("has a file there")
+    monkeypatch.setenv(name, str(cache))
+    (cache / "written.py").write_text("")
+    assert not trees.head(repository.path).dirty
+    (cache / "kept.py").write_text("x = 1")
+    assert trees.head(repository.path).dirty
+    repository.git("checkout", "-q", "cache")
+    (repository.path / "mine.py").write_text("")
+    assert trees.head(repository.path).dirty
+    monkeypatch.setenv(name, str(repository.path))
+    assert trees.head(repository.path).dirty
+
+
 def installed(repository: Repository, *, copied: bool) -> Path:
     """Where pip would have put the package, from the tree; a copy of it, or the path of the tree's (editable)."""
     site = repository.path.parent / "site-packages"
@@ -756,11 +776,26 @@ def test_the_command_judges_by_the_rule_of_contests(
     assert main(["ab", "--base=HEAD", "--confirm=2", "--json=result.json"]) == Exit.OK
 
 
-def test_the_progress_is_a_line_with_the_time_left_on_a_terminal_only(
+def test_the_progress_without_a_terminal_is_a_line_each_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Progress(2)(0, 1, 4)
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    progress = Progress(2)
+    progress(0, 0, 4)
+    now = 159.0
+    progress(0, 1, 4)
     assert capsys.readouterr().out == ""
+    now = 160.0
+    progress(0, 2, 4)
+    progress(0, 3, 4)
+    progress.clear()
+    assert capsys.readouterr().out == "block 1 of 2: 2 of 4 cases, 3:00 left\n"
+
+
+def test_the_progress_on_a_terminal_is_a_line_with_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)

@@ -64,6 +64,7 @@ class Cuda(types.ModuleType):
         self.busy = lambda: others or []
         self.environment = lambda: Environment(device="NVIDIA H200", versions={"cuda": "13.0", "torch": "2.11.0"})
         self.use_one_stream = lambda: None
+        self.held = lambda: 0
         self.let_go = lambda: None
         self.ceilings = lambda clock: {"read_bytes_per_second": 1e12}
 

@@ -41,7 +41,7 @@ CONTROLS = 20
 """Controls that are visited again with what is confirmed, besides the canaries."""
 CHECKS = 4
 """Fresh blocks that check again what may have got less accurate, if nothing is to be confirmed of time."""
-VISIT = ("--perf-warmup=0.1", "--perf-max-time=0.2")
+VISIT = ("--perf-warmup=0.03", "--perf-max-time=0.1")
 """A visit is short: the device has just worked at the same case, and processes differ by more than their samples do.
 What is given to pytest wins."""
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}

@@ -7,17 +7,20 @@ import time
 
 __all__ = ["Progress"]
 
+MINUTE = 60.0
+
 
 class Progress:
-    """One line that says where the run is and how long it will take, on a terminal only.
+    """One line that says where the run is and how long it will take; where no terminal is, a line each minute.
 
     Args:
         blocks: How many there will be for all that is known.
     """
 
     def __init__(self, blocks: int) -> None:
-        self._blocks, self._start, self._screened = blocks, time.monotonic(), 0.0
-        self._shown = sys.stdout.isatty()
+        self._blocks, self._start = blocks, time.monotonic()
+        self._said = self._start
+        self._terminal = sys.stdout.isatty()
 
     def extend(self, blocks: int) -> None:
         """There will be more blocks."""
@@ -28,15 +31,17 @@ class Progress:
         now = time.monotonic()
         if done == 0:
             self._start = now
-        if not self._shown:
+        if not self._terminal and now - self._said < MINUTE:
             return
+        self._said = now
         left = ""
         if done:
             seconds = (now - self._start) / done * ((of - done) + of * (self._blocks - block - 1))
             left = f", {seconds // 60:.0f}:{seconds % 60:02.0f} left"
-        print(f"\r\x1b[Kblock {block + 1} of {self._blocks}: {done} of {of} cases{left}", end="", flush=True)
+        line = f"block {block + 1} of {self._blocks}: {done} of {of} cases{left}"
+        print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
 
     def clear(self) -> None:
         """Make room for a line that stays."""
-        if self._shown:
+        if self._terminal:
             print("\r\x1b[K", end="", flush=True)

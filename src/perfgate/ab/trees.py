@@ -32,6 +32,7 @@ __all__ = ["BuildFailed", "Tree", "TreeError", "Trees", "build", "compared_with"
 PREFIX = "perfgate-ab-"
 LOCK = "lock"
 UPSTREAM = ("origin/HEAD", "origin/main", "origin/master")
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 UNCOMMITTED = "with uncommitted changes"
 """The end of the words for a head of which not all is in its commit."""
 
@@ -154,9 +155,17 @@ def head(here: Path) -> Tree:
     """
     root = Path(git("rev-parse", "--show-toplevel", at=here)).resolve()
     commit = _commit("HEAD", root)
-    dirty = bool(git("status", "--porcelain", "--", ".", ":(exclude,glob)**/.perfgate/**", at=root))
+    ours = [":(exclude,glob)**/.perfgate/**", *(f":(exclude,literal){cache}" for cache in _caches(root))]
+    seen = (git("diff", "--name-only", "HEAD", at=root), git("status", "--porcelain", "--", ".", *ours, at=root))
+    dirty = any(seen)
     words = _words(commit, root) + (f" {UNCOMMITTED}" if dirty else "")
     return Tree(side="head", root=root, start=here.resolve(), commit=commit, words=words, dirty=dirty)
+
+
+def _caches(root: Path) -> list[Path]:
+    """Where in a tree compilers keep what they wrote; untracked files there are nobody's edits."""
+    places = [Path(value).resolve() for name in CACHES if (value := os.environ.get(name))]
+    return [place.relative_to(root) for place in places if place != root and place.is_relative_to(root)]
 
 
 def compared_with(wanted: str | None, head: Tree) -> tuple[str, str]:

@@ -74,6 +74,7 @@ class Worker:
         self._canaries: dict[str, tuple[Callable[..., object], Inputs]] = {}
         self._claims: dict[str, str] = {}
         self._found: dict[str, dict[str, float]] = {}
+        self._held = -1
         self._check = True
         self._case: str | None = None
         self._checking = False
@@ -127,7 +128,7 @@ class Worker:
                 # the session stands for a next test of which nothing is known: its own fixtures stay, others end
                 item = items[node]
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=item.session)
-                let_go()
+                self._held = let_go(self._held)
             how, reason = self._ended
             self._channel.send(ended=how, reason=reason, case=self._case, checking=self._checking)
 

@@ -49,7 +49,7 @@ class Plan:
     """
 
     unchanged: int = 200
-    made_up: int = 1000
+    made_up: int = 2000
     rivals: int = 10
     planted: int = 60
     a_size: int = 2

@@ -7,37 +7,14 @@
 // time, and what a GPU's memory model lets happen between two points where threads meet.
 #include <ucontext.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <deque>
 #include <functional>
 #include <map>
 #include <random>
 #include <string>
 #include <vector>
 
-#define __device__
-#define __global__
-#define __launch_bounds__(...)
 #define BF16 1
-using std::max;
-using std::min;
-
-struct uint4 { uint32_t x, y, z, w; };
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
-inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
-
-typedef uint32_t word;
-typedef uint16_t half_bits;
-typedef uint64_t barrier;
-
-struct dim { int x; };
-dim threadIdx, blockIdx, gridDim;
+#include "../device_on_host.h"
 
 namespace host {
 
@@ -144,6 +121,7 @@ inline std::string run(int grid, int block, int shared_bytes, unsigned seed, std
   meetings.clear();
   barriers.clear();
   gridDim.x = grid;
+  blockDim.x = block;
   shared.assign(grid, std::vector<char>(shared_bytes + 256, (char)0xff));
   turn.assign(grid * block, 0);
   if (lanes.size() < (size_t)grid * block) lanes.resize(grid * block);
@@ -186,40 +164,13 @@ inline std::string run(int grid, int block, int shared_bytes, unsigned seed, std
 
 // ---- what cuda/ptx.cuh has ----
 
-inline word __byte_perm(word a, word b, word selector) {
-  const uint64_t both = (uint64_t)b << 32 | a;
-  word out = 0;
-  for (int i = 0; i < 4; ++i) out |= (word)(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
-  return out;
-}
-
-inline float as_float(word bits) { float f; memcpy(&f, &bits, 4); return f; }
-inline float infinity() { return INFINITY; }
-inline word as_bits(float f) { word bits; memcpy(&bits, &f, 4); return bits; }
-inline float to_float(half_bits bits) { return as_float((word)bits << 16); }
-
-inline half_bits to_half(float f) {
-  const word bits = as_bits(f);
-  return f != f ? 0x7fc0 : (half_bits)(bits + 0x7fff + (bits >> 16 & 1) >> 16);
-}
-
-template <word mask, word flip>
-inline word masked(word a) { return (a & mask) ^ flip; }
-
-inline word minus(word a, word b) {
-  return to_half(to_float(a & 0xffff) - to_float(b & 0xffff)) | (word)to_half(to_float(a >> 16) - to_float(b >> 16)) << 16;
-}
-
 inline void __syncwarp() { host::meet(1 + host::warp(), 32); }
 inline void __syncthreads() { host::meet(0, host::threads); }
-inline void wait_for_previous_kernel() {}
-inline void let_next_kernel_begin() {}
 
 inline void barrier_init(barrier* b, int arrivals) {
   if (arrivals != 1) host::fail("barriers of one arrival are all that is known here");
   host::barriers[b] = {};
 }
-inline void barrier_init_done() {}
 
 inline void barrier_arrive_expecting(barrier* b, int bytes) {
   host::Copies& copies = host::at(b);
@@ -252,6 +203,10 @@ inline void copy_bulk(void* to, const char* from, int bytes, barrier* b) {
 
 // ---- what cuda/llama/device.cuh has ----
 
+inline float as_float(word bits) { return __uint_as_float(bits); }
+inline word as_bits(float f) { return __float_as_uint(f); }
+inline float infinity() { return INFINITY; }
+
 inline char* shared_memory() {
   return (char*)(((uintptr_t)host::shared[blockIdx.x].data() + 127) / 128 * 128);
 }
@@ -259,15 +214,8 @@ inline char* shared_memory() {
 inline void multiply_tile(float (&sums)[4], word a0, word a1, word a2, word a3, word b0, word b1) {
   const uint64_t mine[6] = {a0, a1, a2, a3, b0, b1};
   const auto lanes = host::show(mine, 6);
-  const int turn = host::turn[host::current], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const auto number = [&](int lane, int which, int upper) {
-    return to_float(lanes[lane][turn][which] >> 16 * upper & 0xffff);
-  };
-  for (int i = 0; i < 4; ++i) {
-    const int lower = i / 2, column = 2 * t + i % 2;
-    for (int k = 0; k < 16; ++k)
-      sums[i] += number(4 * g + k % 8 / 2, lower + k / 8 * 2, k % 2) * number(4 * column + k % 8 / 2, 4 + k / 8, k % 2);
-  }
+  const int turn = host::turn[host::current];
+  add_product(sums, [&](int lane, int which, int upper) { return to_float(lanes[lane][turn][which] >> 16 * upper & 0xffff); });
 }
 
 inline unsigned long long from_lane_xor(unsigned long long value, int bits) {

@@ -18,6 +18,7 @@ from attnkit.nvrtc import SOURCES
 
 OF_THE_DEVICE = ("ptx.cuh", "llama/device.cuh")
 HEADER = Path(__file__).with_name("grid_on_host.h")
+HEADERS = (HEADER, HEADER.parents[1] / "device_on_host.h")
 
 SIZE = """
 extern "C" int shared_bytes() { return Shared::BYTES; }
@@ -52,7 +53,8 @@ def library(name: str, kernels: tuple[str, ...], options: tuple[str, ...]) -> ct
     code = f'#include "{HEADER}"\n{text(name)}\n{SIZE}' + "".join(
         LAUNCH.replace("KERNEL", kernel) for kernel in kernels
     )
-    key = hashlib.sha256("".join([code, HEADER.read_text(), *options]).encode()).hexdigest()[:16]
+    parts = [code, *(header.read_text() for header in HEADERS), *options]
+    key = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"attnkit-on-host-{key}"
     built = folder / "kernels.so"
     if not built.exists():

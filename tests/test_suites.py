@@ -1,0 +1,36 @@
+"""Which cases a command times on a GPU; none is needed to collect them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Collect = Callable[..., list[str]]
+
+
+@pytest.fixture
+def collect() -> Collect:
+    def run(*arguments: str) -> list[str]:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--perf-device=cuda", *arguments]
+        paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line for line in done.stdout.splitlines() if "::" in line]
+
+    return run
+
+
+def test_a_model_of_billions_is_timed_when_it_is_asked_for(collect: Collect) -> None:
+    cases = collect("perf")
+    assert [case for case in cases if "llama" in case] == []
+    llama = collect("perf/test_llama.py")
+    assert llama
+    assert collect("perf", "-k", "llama") == llama
+    assert set(collect("perf", "--perf-suite=full")) > {*cases, *llama}
