@@ -8,6 +8,8 @@ __all__ = ["CHECKS", "MUTANTS"]
 
 CHECKS = ("parity triton_flash fwd", "parity triton_flash fwd+bwd")
 
+FEATURED = tuple(f"{check} featured" for check in CHECKS)
+
 FORWARD = "variants/triton_flash_forward.py"
 BACKWARD = "variants/triton_flash_backward.py"
 SCORES = "triton_scores.py"
@@ -16,8 +18,12 @@ HOST = "variants/triton_flash.py"
 
 forward = planter("flash-forward", FORWARD, *CHECKS)
 backward = planter("flash-backward", BACKWARD, CHECKS[1])
-seen = planter("flash-scores", SCORES, *CHECKS)
-seen_by = planter("flash-scores", SCORES, CHECKS[1])
+scores = planter("flash-scores", SCORES, *CHECKS)
+transposed = planter("flash-scores", SCORES, CHECKS[1])
+featured = planter("flash-scores", SCORES, *FEATURED)
+featured_backward = planter("flash-scores", SCORES, FEATURED[1])
+forward_featured = planter("flash-forward", FORWARD, *FEATURED)
+backward_featured = planter("flash-backward", BACKWARD, FEATURED[1])
 tiles = planter("flash-tiles", TILES, *CHECKS)
 
 MUTANTS = (
@@ -74,108 +80,108 @@ MUTANTS = (
     backward("ds-in-bf16", "lost precision", "b_ds.to(b_k.dtype)", "b_ds.to(tl.bfloat16).to(b_k.dtype)"),
     backward("launch-of-dv-lost", "output not written", "((True, False), (False, True)) if", "((True, False),) if"),
     forward("values-by-stride-of-keys", "transposed stride", "*v.stride()[:3], *out", "*k.stride()[:3], *out"),
-    forward("sink-in-base-e", "sink", "tl.load(p_sink + i_h) * BASE_2", "tl.load(p_sink + i_h)"),
-    forward("sink-of-first-head", "sink", "tl.load(p_sink + i_h)", "tl.load(p_sink)"),
-    backward("sink-gradient-with-its-sign-lost", "sink", "grad_sink = -(torch", "grad_sink = (torch"),
-    backward("dk-of-capped-scores", "softcap", "b_dst *= b_bend", "b_dst *= 1.0"),
-    backward("dq-of-capped-scores", "softcap", "b_ds *= b_bend", "b_ds *= 1.0"),
-    seen("bend-not-squared", "softcap", "1.0 - b_tanh * b_tanh", "1.0 - b_tanh"),
-    seen("tanh-of-its-size", "softcap", "tl.where(x < 0.0, -y, y)", "y"),
-    seen("alibi-top-left", "ALiBi", "tl.abs(o_m + diagonal - o_n)", "tl.abs(o_m - o_n)"),
-    seen("alibi-with-a-sign", "ALiBi", "tl.abs(o_m + diagonal - o_n)", "(o_m + diagonal - o_n)"),
-    seen("alibi-in-base-e", "ALiBi", "slope * BASE_2 * tl.abs", "slope * tl.abs"),
-    seen("negative-scale-behind-the-mask", "wrong scale", " or scale <= 0,", ","),
-    seen(
+    forward_featured("sink-in-base-e", "sink", "tl.load(p_sink + i_h) * BASE_2", "tl.load(p_sink + i_h)"),
+    forward_featured("sink-of-first-head", "sink", "tl.load(p_sink + i_h)", "tl.load(p_sink)"),
+    backward_featured("sink-gradient-with-its-sign-lost", "sink", "grad_sink = -(torch", "grad_sink = (torch"),
+    backward_featured("dk-of-capped-scores", "softcap", "b_dst *= b_bend", "b_dst *= 1.0"),
+    backward_featured("dq-of-capped-scores", "softcap", "b_ds *= b_bend", "b_ds *= 1.0"),
+    featured("bend-not-squared", "softcap", "1.0 - b_tanh * b_tanh", "1.0 - b_tanh"),
+    featured("tanh-of-its-size", "softcap", "tl.where(x < 0.0, -y, y)", "y"),
+    featured("alibi-top-left", "ALiBi", "tl.abs(o_m + diagonal - o_n)", "tl.abs(o_m - o_n)"),
+    featured("alibi-with-a-sign", "ALiBi", "tl.abs(o_m + diagonal - o_n)", "(o_m + diagonal - o_n)"),
+    featured("alibi-in-base-e", "ALiBi", "slope * BASE_2 * tl.abs", "slope * tl.abs"),
+    scores("negative-scale-behind-the-mask", "wrong scale", " or scale <= 0,", ","),
+    scores(
         "diagonal-hidden",
         "mask off by one",
         "live = o_n[None, :] <= last[:, None]",
         "live = o_n[None, :] < last[:, None]",
     ),
-    seen("tail-not-masked", "tail not masked", "last = first + (skv - 1)", "last = first + (skv + 4095)"),
-    seen(
+    scores("tail-not-masked", "tail not masked", "last = first + (skv - 1)", "last = first + (skv + 4095)"),
+    featured(
         "window-one-short-on-the-left",
         "mask off by one",
         "first = tl.maximum(o_m + lower, 0)",
         "first = tl.maximum(o_m + lower + 1, 0)",
     ),
-    seen(
+    featured(
         "window-left-edge-not-masked",
         "wrong mask",
         'if MASK == "band" or MASK == "documents":\n            live',
         'if MASK == "documents":\n            live',
     ),
-    seen(
+    featured(
         "prefix-of-causal-rows-lost",
         "wrong mask",
         "tl.minimum(last, tl.maximum(o_m + diagonal, upper - 1))",
         "tl.minimum(last, o_m * 0 + upper - 1)",
     ),
-    seen(
+    featured(
         "documents-not-causal",
         "wrong mask",
         "(first, own, own, last) if mask.causal",
         "(first, last, own, last) if mask.causal",
     ),
-    seen(
+    featured(
         "boolean-by-row-of-queries",
         "transposed stride",
         "o_m[:, None] * tl.cast(skv, tl.int64)",
         "o_m[:, None] * tl.cast(skv - diagonal, tl.int64)",
     ),
-    seen(
+    featured(
         "top-left-as-bottom-right",
         "wrong alignment",
         'kind, lower, upper = "band", -beyond, 0',
         'kind, lower, upper = "band", -beyond, diagonal',
     ),
-    seen("window-top-left", "wrong alignment", "max(diagonal - left, -beyond)", "max(-left, -beyond)"),
-    seen(
+    featured("window-top-left", "wrong alignment", "max(diagonal - left, -beyond)", "max(-left, -beyond)"),
+    scores(
         "diagonal-tile-not-masked",
         "wrong block range",
         "tl.maximum(i_m + diagonal + 1, 0) // BN * BN",
         "tl.cdiv(tl.maximum(i_m + diagonal + 1, 0), BN) * BN",
     ),
-    seen("last-tile-of-keys-lost", "wrong block range", "i_m + BM + diagonal)", "i_m + diagonal)"),
-    seen(
+    scores("last-tile-of-keys-lost", "wrong block range", "i_m + BM + diagonal)", "i_m + diagonal)"),
+    featured(
         "first-tile-of-a-window-lost", "wrong block range", "return first // BN * BN", "return tl.cdiv(first, BN) * BN"
     ),
-    seen(
+    featured(
         "edges-of-a-window-not-masked",
         "wrong block range",
         "(i_tile < i_left) | (i_tile >= i_full)",
         "i_tile >= i_full",
     ),
-    seen_by(
+    transposed(
         "diagonal-hidden-from-dk",
         "mask off by one",
         "live = o_n[:, None] <= o_m[None, :] + diagonal",
         "live = o_n[:, None] < o_m[None, :] + diagonal",
     ),
-    seen_by(
+    featured_backward(
         "queries-of-a-window-lost",
         "mask off by one",
         "last = tl.minimum(last, o_n - lower)",
         "last = tl.minimum(last, o_n - lower - 1)",
     ),
-    seen_by(
+    featured_backward(
         "queries-of-a-prefix-lost",
         "wrong mask",
         "tl.where(o_n < upper, 0, tl.maximum(o_n - diagonal, 0))",
         "tl.maximum(o_n - diagonal, 0)",
     ),
-    seen_by(
+    featured_backward(
         "first-tile-of-queries-lost",
         "wrong block range",
         "i_begin = first // BM * BM",
         "i_begin = tl.cdiv(first, BM) * BM",
     ),
-    seen_by(
+    featured_backward(
         "last-tile-of-queries-lost",
         "wrong block range",
         '    i_end = last + 1\n    if MASK == "boolean":\n        i_full = 0\n    return i_begin',
         '    i_end = last // BM * BM\n    if MASK == "boolean":\n        i_full = 0\n    return i_begin',
     ),
-    seen_by(
+    transposed(
         "dk-edge-not-masked", "wrong block range", "partial = i_tile < i_left\n", "partial = i_tile < i_left - 64\n"
     ),
     backward(

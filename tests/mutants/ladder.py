@@ -8,12 +8,15 @@ __all__ = ["FA1", "MUTANTS", "NAIVE", "UNFUSED"]
 
 NAIVE = ("float64", "mask")
 UNFUSED = ("parity triton_unfused fwd", "parity triton_unfused fwd+bwd")
+FEATURED = tuple(f"{check} featured" for check in UNFUSED)
 FA1 = ("parity triton_fa1 fwd",)
 
 naive = planter("naive", "variants/naive.py", "float64")
 mask = planter("mask", "mask.py", "mask", "float64")
 unfused = planter("unfused", "variants/triton_unfused_kernel.py", *UNFUSED)
 product = planter("unfused", "variants/triton_unfused.py", *UNFUSED)
+featured = planter("unfused", "variants/triton_unfused_kernel.py", *FEATURED)
+product_featured = planter("unfused", "variants/triton_unfused.py", FEATURED[1])
 fa1 = planter("fa1", "variants/triton_fa1_kernel.py", *FA1)
 
 MUTANTS = (
@@ -64,18 +67,18 @@ MUTANTS = (
         "for i_n in tl.range(i_hidden, skv, BN)",
         "for i_n in tl.range(skv, skv, BN)",
     ),
-    unfused(
+    featured(
         "zeros-before-a-window-not-written",
         "output not written",
         "for i_n in tl.range(0, i_begin, BN)",
         "for i_n in tl.range(i_begin, i_begin, BN)",
     ),
     unfused("natural-exponent", "exp for exp2", "weight, scale * LOG2E,", "weight, scale,"),
-    unfused("sink-of-first-head", "sink", "tl.load(p_sink + i_h)", "tl.load(p_sink)"),
+    featured("sink-of-first-head", "sink", "tl.load(p_sink + i_h)", "tl.load(p_sink)"),
     product("ds-without-rowsum", "delta", "p * (dp - inner)", "p * dp"),
     product("ds-without-scale", "dropped scale", "(dp - inner) * ctx.scale", "(dp - inner)"),
     product("dp-in-16-bits", "lost precision", "dp = (dout @ v.mT).float()", "dp = (dout @ v.mT).half().float()"),
-    product("ds-of-capped-scores", "softcap", "ds * by_group(bend, k.shape[1])", "ds"),
+    product_featured("ds-of-capped-scores", "softcap", "ds * by_group(bend, k.shape[1])", "ds"),
     fa1("output-not-weighed", "lost rescale", "kept = l * tl.exp2(m - shift)", "kept = tl.exp2(m - shift)"),
     fa1("sum-not-rescaled", "lost rescale", "l_new = kept + tl.sum(b_p, 1)", "l_new = l + tl.sum(b_p, 1)"),
     fa1(
