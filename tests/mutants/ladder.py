@@ -11,7 +11,7 @@ UNFUSED = ("parity triton_unfused fwd", "parity triton_unfused fwd+bwd")
 FA1 = ("parity triton_fa1 fwd",)
 
 naive = planter("naive", "variants/naive.py", "float64")
-mask = planter("mask", "mask.py", "mask", "float64")
+mask = planter("mask", "mask.py", "float64", "mask")
 unfused = planter("unfused", "variants/triton_unfused_kernel.py", *UNFUSED)
 product = planter("unfused", "variants/triton_unfused.py", *UNFUSED)
 fa1 = planter("fa1", "variants/triton_fa1_kernel.py", *FA1)
