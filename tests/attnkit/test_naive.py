@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,10 +9,11 @@ from hypothesis import strategies as st
 from attnkit import oracle, testing
 from attnkit.problem import Problem
 from attnkit.variants import naive
+from tests.attnkit.strategies import kept
 from tests.attnkit.test_oracle import PROBLEMS, in_float64
 
 
-def hold(problem: Problem, seed: int = 0) -> None:
+def hold(problem: Problem, seed: int) -> None:
     q, k, v, dout = (x.clone().requires_grad_() for x in in_float64(problem, seed))
     options = problem.options("cpu", requires_grad=True)
     out = naive.attention(q, k, v, **options)
@@ -26,11 +26,7 @@ def hold(problem: Problem, seed: int = 0) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
-def test_in_float64_it_is_the_oracle(problem: Problem) -> None:
-    hold(problem)
-
-
+@kept(PROBLEMS, seed=0)
 @given(problem=testing.problems(longest=40), seed=st.integers(0, 3))
-def test_in_float64_it_is_the_oracle_wherever(problem: Problem, seed: int) -> None:
+def test_in_float64_it_is_the_oracle(problem: Problem, seed: int) -> None:
     hold(problem, seed)

@@ -56,7 +56,7 @@ LAWS: dict[str, Callable[..., Law]] = {
     "strided": lambda: test_triton_flash.test_a_last_dimension_that_is_not_contiguous_is_copied,
     "splits": lambda: test_triton_splitkv.test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there,
     "workspace": lambda: test_triton_splitkv.test_a_workspace_serves_call_after_call,
-    "float64": lambda: test_naive.test_in_float64_it_is_the_oracle_wherever,
+    "float64": lambda: test_naive.test_in_float64_it_is_the_oracle,
     "mask": lambda: test_problem.test_a_mask_in_memory_is_its_definition,
     "product": lambda name: bound(test_products.test_it_is_the_product, product(name)),
     "tiles": lambda: test_products.test_tiles_do_not_matter,

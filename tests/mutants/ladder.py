@@ -12,7 +12,7 @@ FEATURED = tuple(f"{check} featured" for check in UNFUSED)
 FA1 = ("parity triton_fa1 fwd",)
 
 naive = planter("naive", "variants/naive.py", "float64")
-mask = planter("mask", "mask.py", "mask", "float64")
+mask = planter("mask", "mask.py", "float64", "mask")
 unfused = planter("unfused", "variants/triton_unfused_kernel.py", *UNFUSED)
 product = planter("unfused", "variants/triton_unfused.py", *UNFUSED)
 featured = planter("unfused", "variants/triton_unfused_kernel.py", *FEATURED)
