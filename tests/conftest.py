@@ -38,6 +38,7 @@ USE_A_GPU = (
     "test_parity",
     "test_products",
     "test_triton_flash",
+    "test_triton_scores",
     "test_triton_splitkv",
     "test_triton_unfused",
     "test_tune",

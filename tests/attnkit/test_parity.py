@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from attnkit.mask import Boolean, Documents, Prefix, Window
@@ -81,6 +81,8 @@ def law(way: Variant, pass_: Pass, device: torch.device, kind: Kind = "plain") -
     @given(problem=drawn, seed=st.integers(0, 3))
     def holds(problem: Problem, seed: int) -> None:
         assume(way.rejects(problem, device, pass_) is None)
+        for feature in features(problem) or ["none"]:
+            event(feature)  # pytest --hypothesis-show-statistics says how often each was drawn
         hold(way, problem, device, pass_, seed)
 
     return holds

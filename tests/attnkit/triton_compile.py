@@ -22,19 +22,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from attnkit.ahead.triton_flash import ABSENT
-from attnkit.variants.triton_flash_backward import dkdv_kernel, dq_kernel
-from attnkit.variants.triton_flash_forward import forward_kernel
-from attnkit.variants.triton_flash_tiles import TABLE, Config, precision, row
+from attnkit.ahead import Binary, triton_flash
+from attnkit.ahead.triton_flash import Want
+from attnkit.variants.triton_flash_tiles import TABLE, Config, Kernel, Loads
 
-KERNELS = {"forward": forward_kernel, "dkdv": dkdv_kernel, "dq": dq_kernel}
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+MASKS: tuple[Literal["full", "causal"], ...] = ("full", "causal")
 # bytes a block may ask for; sm_86, sm_89 and sm_120 use the rows of sm_80, so those must fit the smallest
 SHARED = {80: 101376, 90: 232448, 100: 232448}
 INSTRUCTIONS = r"\b(HGMMA|HMMA|UTCHMMA|UTMALDG|LDGSTS|MUFU\.EX2|WARPGROUP\.DEPBAR)\b"
@@ -45,12 +42,12 @@ class Form:
     """One kernel as one architecture gets it."""
 
     arch: int
-    kernel: str
+    kernel: Kernel
     dtype: str
     d: int
-    mask: str
+    mask: Literal["full", "causal"]
     config: Config
-    want: str = ""  # of a split dkdv: dk or dv
+    want: Want = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,54 +71,25 @@ class Compiled:
 
 def forms(archs: list[int], dtypes: list[str], ds: list[int]) -> Iterator[Form]:
     """Every configuration the table can give to a call."""
-    for arch, kernel, dtype, d, mask, loads in itertools.product(
-        archs, KERNELS, dtypes, ds, ("full", "causal"), ("pointer", "tma")
-    ):
-        width = DTYPES[dtype]
-        config = row(arch, kernel, width, d, mask, loads)
-        if config is None and loads == "pointer":
-            config = row(80, kernel, width, d, mask, loads)
-        if config is not None:
-            for want in ("dk", "dv") if config.split else ("",):
+    for arch, kernel, dtype, d, mask, loads in itertools.product(archs, KERNELS, dtypes, ds, MASKS, get_args(Loads)):
+        if config := triton_flash.tiles(arch, kernel, dtype, d, mask, loads):
+            for want in triton_flash.wants(config):
                 yield Form(arch, kernel, dtype, d, mask, config, want)
 
 
 def compile_form(form: Form) -> Compiled:
     """Compile for sizes that no tile divides; strides are multiples of 16, as they are for almost every tensor."""
-    kernel, config = KERNELS[form.kernel], form.config
-    constants = {
-        "D": form.d, "DP": form.d, "DV": form.d, "DVP": form.d, "BM": config.block_m, "BN": config.block_n,
-        "MASK": form.mask, "SCALED": False, **dict.fromkeys(ABSENT),
-        "EVEN_Q": False, "EVEN_KV": False, "LOADS": config.loads, "PRECISION": precision(DTYPES[form.dtype]),
-        "WANT_DK": form.want != "dv", "WANT_DV": form.want != "dk",
-    }  # fmt: skip
-    tiles = {"q": config.block_m, "dout": config.block_m, "k": config.block_n, "v": config.block_n}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in tiles and config.loads == "tma":
-            signature[name] = f"tensordesc<{form.dtype}[1,1,{tiles[name]},{form.d}]>"
-        elif name in tiles or name.startswith("p_"):
-            signature[name] = "*fp32" if name in ("p_lse", "p_lse2", "p_delta") else f"*{form.dtype}"
-        else:
-            signature[name] = "fp32" if name.startswith("scale") else "i32"
-    names = kernel.arg_names
-    aligned = [n for n in names if signature[n].startswith("*") or n.startswith("s_") or n == "rows"]
-    source = ASTSource(
-        kernel,
-        signature,
-        {(names.index(name),): value for name, value in constants.items() if name in names},
-        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    return read(
+        triton_flash.binary(
+            form.arch, form.kernel, form.dtype, form.d, form.mask, even=False, config=form.config, want=form.want
+        )
     )
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    return read(triton.compile(source, target=GPUTarget("cuda", form.arch, 32), options=options))
 
 
-def read(compiled: triton.compiler.CompiledKernel) -> Compiled:
+def read(binary: Binary) -> Compiled:
     """Disassemble."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
+        cubin.write(binary.cubin)
         cubin.flush()
         tool = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
         text = subprocess.run(
@@ -129,7 +97,7 @@ def read(compiled: triton.compiler.CompiledKernel) -> Compiled:
         ).stdout
     registers, stack = (int(number) for number in re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
     counts = Counter(re.findall(INSTRUCTIONS, text))
-    return Compiled(registers, stack, compiled.metadata.shared, compiled.metadata.num_warps, dict(counts))
+    return Compiled(registers, stack, binary.shared, binary.warps, dict(counts))
 
 
 def faults(form: Form, compiled: Compiled) -> list[str]:

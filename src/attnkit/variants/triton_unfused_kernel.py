@@ -17,17 +17,29 @@ import triton
 import triton.language as tl
 
 from attnkit.mask import Mask
-from attnkit.triton_scores import LOG2E, base_2, first_tile, is_live, keys_of, mask_arguments, score_arguments
+from attnkit.triton_scores import (
+    LOG2E,
+    base_2,
+    first_tile,
+    is_live,
+    keys_of,
+    keys_seen,
+    mask_arguments,
+    score_arguments,
+)
 
 BASE_2 = tl.constexpr(LOG2E)
 
 
 @triton.jit
 def scores(
-    b_q, p_k, s_ks, i_n, o_m, diagonal, skv, lower, upper, scale_log2, scale_cap, cap_log2, slope,
+    b_q, p_k, s_ks, i_n, o_m, first, last, diagonal, skv, lower, upper, scale_log2, scale_cap, cap_log2, slope,
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """[BM, BN] in base 2, -inf where row i does not see key j, and the bend of a capped score."""
+    """[BM, BN] in base 2, -inf where row i does not see key j, and the bend of a capped score.
+
+    Where the mask is a span, row i sees the keys from first[i] to last[i].
+    """
     o_row = tl.arange(0, BN)
     o_d = tl.arange(0, DP)
     p_rows = p_k + i_n * tl.cast(s_ks, tl.int64) + (o_row[:, None] * tl.cast(s_ks, tl.int64) + o_d[None, :])
@@ -35,7 +47,13 @@ def scores(
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
     o_n = i_n + o_row
     b_s, b_bend = base_2(b_s, o_m[:, None], o_n[None, :], diagonal, scale_log2, scale_cap, cap_log2, slope, True)
-    return tl.where(is_live(o_m, o_n, diagonal, skv, lower, upper, MASK), b_s, float("-inf")), b_bend
+    if MASK == "boolean":
+        live = is_live(o_m, o_n, diagonal, skv, lower, upper, MASK)
+    else:
+        live = o_n[None, :] <= last[:, None]
+        if MASK == "band" or MASK == "documents":
+            live = live & (o_n[None, :] >= first[:, None])
+    return tl.where(live, b_s, float("-inf")), b_bend
 
 
 @triton.jit(do_not_specialize=["hq", "sq", "lower", "upper"])
@@ -57,14 +75,17 @@ def probabilities_kernel(
     b_q = tl.load(p_q + (o_m[:, None] * tl.cast(s_qs, tl.int64) + o_d[None, :]), mask=m_q, other=0.0)
 
     # no row of the tile sees a key before i_begin or from i_end on
-    diagonal = skv - sq
-    i_begin = 0
-    if MASK == "band" or MASK == "documents":
-        i_begin = first_tile(i_m, diagonal, skv, lower, upper, BN, MASK)
     i_end = skv
-    if MASK != "full":
-        _, _, i_end = keys_of(i_m, diagonal, skv, lower, upper, BM, BN, MASK)
+    last = tl.full([BM], skv - 1, tl.int32)
+    first = last
+    if MASK == "causal":
+        i_end = tl.minimum(skv, tl.maximum(i_m + BM + skv - sq, 0))
+        last = tl.minimum(last, o_m + (skv - sq))
+    diagonal = skv - sq
+    if MASK != "full" and MASK != "causal":
+        _left, _full, i_end = keys_of(i_m, diagonal, skv, lower, upper, BM, BN, MASK)
         i_end = tl.maximum(i_end, 0)
+        first, last = keys_seen(o_m, diagonal, skv, lower, upper, MASK)
 
     slope = None
     if p_slope is not None:
@@ -76,9 +97,12 @@ def probabilities_kernel(
         sink = tl.load(p_sink + i_h) * BASE_2
         m = tl.zeros([BM], tl.float32) + sink
         l += 1.0
+    i_begin = 0
+    if MASK == "band" or MASK == "documents":
+        i_begin = first_tile(i_m, diagonal, skv, lower, upper, BN, MASK)
     for i_n in tl.range(i_begin, i_end, BN):
-        b_s, _ = scores(
-            b_q, p_k, s_ks, i_n, o_m, diagonal, skv, lower, upper, scale_log2, scale_cap, cap_log2, slope,
+        b_s, _bend = scores(
+            b_q, p_k, s_ks, i_n, o_m, first, last, diagonal, skv, lower, upper, scale_log2, scale_cap, cap_log2, slope,
             D, DP, BN, MASK, PRECISION,
         )  # fmt: skip
         m_new = tl.maximum(m, tl.max(b_s, 1))
@@ -98,7 +122,7 @@ def probabilities_kernel(
     o_p = tl.arange(0, BM)[:, None] * tl.cast(skv, tl.int64)
     for i_n in tl.range(i_begin, i_end, BN):
         b_s, b_bend = scores(
-            b_q, p_k, s_ks, i_n, o_m, diagonal, skv, lower, upper, scale_log2, scale_cap, cap_log2, slope,
+            b_q, p_k, s_ks, i_n, o_m, first, last, diagonal, skv, lower, upper, scale_log2, scale_cap, cap_log2, slope,
             D, DP, BN, MASK, PRECISION,
         )  # fmt: skip
         b_p = tl.exp2(b_s - shift[:, None]) * inverse[:, None]
