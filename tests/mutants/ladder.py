@@ -58,8 +58,8 @@ MUTANTS = (
     unfused(
         "mask-forgotten",
         "wrong mask",
-        'tl.where(is_live(o_m, o_n, diagonal, skv, lower, upper, MASK), b_s, float("-inf"))',
-        'tl.where(o_n[None, :] < skv, b_s, float("-inf"))',
+        'return tl.where(live, b_s, float("-inf"))',
+        'return tl.where(o_n[None, :] < skv, b_s, float("-inf"))',
     ),
     unfused(
         "zeros-not-written",
