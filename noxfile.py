@@ -168,6 +168,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)
+def mutants(session: nox.Session) -> None:
+    """Plant bugs and see that the tests' laws find them all; `-- flash` takes those with that in their name."""
+    target = provision(session, "test")
+    target.env["PYTHONPATH"] = from_checkout()["PYTHONPATH"]  # the laws' modules beside the copy with the bug in it
+    target.run("-m", "tests.mutants", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
 def perf(session: nox.Session) -> None:
     """Time the suites and hold them against baselines/; the run's JSON is .perfgate/perf.json."""
     target = provision(session, "perf")

@@ -40,7 +40,8 @@ MODIFIERS: dict[Feature, tuple[dict[str, Any], ...]] = {
 @st.composite
 def masks(draw: st.DrawFn, sq: int, skv: int, features: Sequence[Feature] = FEATURES) -> Mask:
     """Draw a mask for these sizes: full or causal most often, else one of those features that are masks."""
-    reach = st.integers(0, max(sq, skv) + 1)
+    # narrow ones too, which hide whole tiles
+    reach = st.integers(0, 8) | st.integers(0, max(sq, skv) + 1)
     cuts = draw(st.sets(st.integers(1, sq - 1), max_size=4)) if "documents" in features and sq == skv > 1 else set()
     lengths = tuple(end - begin for begin, end in itertools.pairwise((0, *sorted(cuts), sq)))
     top_left: Plain = "causal-top-left"
@@ -56,7 +57,8 @@ def masks(draw: st.DrawFn, sq: int, skv: int, features: Sequence[Feature] = FEAT
     }
     others = [strategy for feature, found in known.items() if feature in features for strategy in found]
     plain: st.SearchStrategy[Mask] = st.sampled_from(("full", "causal"))
-    return draw(st.one_of(plain, plain, st.one_of(others)) if others else plain)
+    # chosen first: one_of counts each strategy of a one_of inside it, and plain masks would be few
+    return draw(draw(st.sampled_from((plain, plain, st.one_of(others)))) if others else plain)
 
 
 @st.composite

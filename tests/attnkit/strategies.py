@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from hypothesis import example
 from hypothesis import strategies as st
 
 from attnkit import testing
 from attnkit.problem import Problem
 from attnkit.variant import FEATURES, Feature
 
-__all__ = ["problems"]
+__all__ = ["kept", "problems"]
 
 
 def problems(features: Sequence[Feature] = FEATURES) -> st.SearchStrategy[Problem]:
@@ -19,3 +21,14 @@ def problems(features: Sequence[Feature] = FEATURES) -> st.SearchStrategy[Proble
     if torch.cuda.is_available():
         return testing.problems(features=features, head_dims=testing.HEAD_DIMS, longest=600)
     return testing.problems(features=features)
+
+
+def kept(chosen: Sequence[Problem], **others: object) -> Callable[[Any], Any]:
+    """Let hypothesis try these problems before it draws any."""
+
+    def decorated(test: Any) -> Any:
+        for problem in reversed(chosen):
+            test = example(problem=problem, **others)(test)
+        return test
+
+    return decorated

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from attnkit import oracle
+from attnkit import oracle, testing
 from attnkit.problem import Problem
 from attnkit.variants import naive
+from tests.attnkit.strategies import kept
 from tests.attnkit.test_oracle import PROBLEMS, in_float64
 
 
-@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
-def test_in_float64_it_is_the_oracle(problem: Problem) -> None:
-    q, k, v, dout = (x.clone().requires_grad_() for x in in_float64(problem))
+def hold(problem: Problem, seed: int) -> None:
+    q, k, v, dout = (x.clone().requires_grad_() for x in in_float64(problem, seed))
     options = problem.options("cpu", requires_grad=True)
     out = naive.attention(q, k, v, **options)
     leaves = (q, k, v, options["sink"]) if problem.sink else (q, k, v)
@@ -23,3 +24,9 @@ def test_in_float64_it_is_the_oracle(problem: Problem) -> None:
         truth.append(oracle.sink_gradient(q, k, v, dout, **options)[0].float())
     for ours, theirs in zip(found, truth, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@kept(PROBLEMS, seed=0)
+@given(problem=testing.problems(longest=40), seed=st.integers(0, 3))
+def test_in_float64_it_is_the_oracle(problem: Problem, seed: int) -> None:
+    hold(problem, seed)

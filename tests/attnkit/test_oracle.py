@@ -36,8 +36,8 @@ PROBLEMS = [
 by_name = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 
 
-def in_float64(problem: Problem) -> tuple[torch.Tensor, ...]:
-    return tuple(x.double() for x in problem.inputs("cpu"))
+def in_float64(problem: Problem, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    return tuple(x.double() for x in problem.inputs("cpu", seed))
 
 
 @by_name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -20,6 +21,10 @@ from attnkit.variants.triton_splitkv_kernel import BLOCK_N, choose_splits
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EXAMPLES = max(1, settings().max_examples // 5)
+SPLITS = (None, 2, 3, 7)
+MASKS: tuple[Mask, ...] = ("causal", "full", Window(9, 0), Window(70, 2), Window(200, None), Prefix(20))
+CACHES = (1, 2, 5, BLOCK_N, BLOCK_N + 1, 3 * BLOCK_N - 1, 3 * BLOCK_N, 4 * BLOCK_N + 1)
+"""Fewer keys than queries, and whole tiles of keys and not."""
 
 
 def error(value: torch.Tensor, truth: torch.Tensor) -> float:
@@ -45,12 +50,12 @@ def in_pages(t: torch.Tensor, page: int, seed: int) -> tuple[torch.Tensor, torch
     b=st.integers(1, 2),
     heads=st.sampled_from([(1, 1), (2, 1), (4, 2), (3, 3), (5, 1)]),
     sq=st.integers(1, 8),
-    skv=st.integers(1, 300),
+    skv=st.sampled_from(CACHES) | st.integers(1, 300),
     d=st.sampled_from([16, 24, 64]),
-    splits=st.sampled_from([None, 1, 2, 3, 7]),
     page=st.sampled_from([None, 1, 16, 48]),
     dtype=st.sampled_from(["fp32", "bf16"]),
-    mask=st.sampled_from(["causal", "full", Window(9, 0), Window(70, 2), Window(200, None), Prefix(20)]),
+    full=st.booleans(),
+    splits=st.sampled_from(SPLITS),
     modifiers=st.sampled_from([{}, {}, {"softcap": 2.0}, {"alibi": True, "sink": True}]),
     seed=st.integers(0, 3),
 )
@@ -60,34 +65,38 @@ def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
     sq: int,
     skv: int,
     d: int,
-    splits: int | None,
     page: int | None,
     dtype: str,
-    mask: Mask,
+    full: bool,
+    splits: int | None,
     modifiers: dict[str, Any],
     seed: int,
 ) -> None:
     hq, hkv = heads
     problem = Problem(b=b, hq=hq, hkv=hkv, sq=sq, skv=skv, d=d, dtype=dtype, **modifiers)
-    options = problem.options(DEVICE, seed) | {"mask": mask}
     q, k, v, _ = problem.inputs(DEVICE, seed)
     lengths = torch.randint(1, skv + 1, (b,), generator=torch.Generator().manual_seed(seed)).int()
+    if full:
+        lengths[-1] = skv
     # what lies behind a sequence's length must not be read
     for i, length in enumerate(lengths):
         k[i, length:] = float("nan")
         v[i, length:] = float("nan")
-    if page is None:
-        out = attend(q, k, v, lengths.to(DEVICE), splits=splits, **options)
-    else:
-        pages_k, table = in_pages(k, page, seed)
-        pages_v, _ = in_pages(v, page, seed)
-        out = attend(q, pages_k, pages_v, lengths.to(DEVICE), table=table, splits=splits, **options)
-    for i, length in enumerate(lengths):
-        one = (q[i : i + 1], k[i : i + 1, :length], v[i : i + 1, :length])
-        truth = oracle.forward(*one, **options)[0]
-        plain = naive.VARIANT.attention(*one, **options)
-        # both round P and the output; ours rounds P before it is normalised
-        assert error(out[i : i + 1], truth) <= 1.5 * error(plain, truth) + 1e-6
+    table = None
+    keys, values = k, v
+    if page is not None:
+        keys, table = in_pages(k, page, seed)
+        values, _ = in_pages(v, page, seed)
+    # every mask on one cache, whole and split: of what is drawn one by one, little is long, masked and split at once
+    for mask, parts in itertools.product(MASKS, (1, splits)):
+        options = problem.options(DEVICE, seed) | {"mask": mask}
+        out = attend(q, keys, values, lengths.to(DEVICE), table=table, splits=parts, **options)
+        for i, length in enumerate(lengths):
+            one = (q[i : i + 1], k[i : i + 1, :length], v[i : i + 1, :length])
+            truth = oracle.forward(*one, **options)[0]
+            plain = naive.VARIANT.attention(*one, **options)
+            # both round P and the output; ours rounds P before it is normalised
+            assert error(out[i : i + 1], truth) <= 1.5 * error(plain, truth) + 1e-6, f"{mask} in {parts} splits"
 
 
 @pytest.mark.parametrize("right", [0, 9, None])

@@ -1,0 +1,72 @@
+"""The laws that mutants are put to, by name: those of the tests, with the examples that the CI profile gives them.
+
+A name is a word and its arguments, ``parity triton_flash fwd``. Imports attnkit, so it is imported where the mutant is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from attnkit.products import product
+from attnkit.products.matvec_tiles import Config
+from attnkit.variants import variant
+from tests.attnkit import (
+    test_fuzzed_laws,
+    test_linear,
+    test_matvec,
+    test_naive,
+    test_parity,
+    test_problem,
+    test_products,
+    test_triton_flash,
+    test_triton_splitkv,
+)
+
+__all__ = ["Law", "law"]
+
+Law = Callable[[], object]
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FORMS: dict[str, tuple[Any, ...]] = {
+    "registers": (torch.bfloat16, "half", Config("registers", 2, 2, 2)),
+    "registers-int8": (torch.float16, "int8", Config("registers", 2, 2, 2)),
+    "bulk": (torch.float16, "half", Config("bulk", 2, 2, 3)),
+    "bulk-int8": (torch.bfloat16, "int8", Config("bulk", 2, 2, 3)),
+}
+
+
+def bound(test: Any, *arguments: object) -> Law:
+    """Return a test that hypothesis drives with the arguments bound that it does not draw."""
+    found = functools.partial(test, *arguments)
+    found.hypothesis = test.hypothesis  # type: ignore[attr-defined] # where trial.py counts examples
+    return found
+
+
+LAWS: dict[str, Callable[..., Law]] = {
+    "parity": lambda name, pass_, kind="plain": test_parity.law(variant(name), pass_, DEVICE, kind),
+    "hidden-keys": lambda name: test_fuzzed_laws.hidden_keys(variant(name), DEVICE),
+    "order": lambda name: test_fuzzed_laws.order(variant(name), DEVICE),
+    "lse": lambda: test_fuzzed_laws.test_the_log_sum_exp_is_that_of_the_scores,
+    "far-apart": lambda: test_triton_flash.test_batches_may_lie_more_than_two_to_the_31_elements_apart,
+    "far-rows": lambda: test_triton_flash.test_rows_too_far_apart_for_offsets_of_32_bits_are_copied,
+    "strided": lambda: test_triton_flash.test_a_last_dimension_that_is_not_contiguous_is_copied,
+    "splits": lambda: test_triton_splitkv.test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there,
+    "workspace": lambda: test_triton_splitkv.test_a_workspace_serves_call_after_call,
+    "float64": lambda: test_naive.test_in_float64_it_is_the_oracle,
+    "mask": lambda: test_problem.test_a_mask_in_memory_is_its_definition,
+    "product": lambda name: bound(test_products.test_it_is_the_product, product(name)),
+    "tiles": lambda: test_products.test_tiles_do_not_matter,
+    "half-a-scale": lambda: test_linear.test_a_weight_is_off_by_half_a_scale_at_most,
+    "whole-range": lambda: test_linear.test_the_largest_weight_of_a_channel_uses_the_whole_range,
+    "matvec": lambda form: bound(test_matvec.test_it_is_the_product, *FORMS[form]),
+}
+
+
+def law(name: str) -> Law:
+    """Return the law of that name."""
+    word, *arguments = name.split()
+    return LAWS[word](*arguments)

@@ -1,0 +1,124 @@
+"""Bugs in the rungs below FlashAttention-2: naive and the masks in memory, triton_unfused, triton_fa1."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import planter
+
+__all__ = ["FA1", "MUTANTS", "NAIVE", "UNFUSED"]
+
+NAIVE = ("float64", "mask")
+UNFUSED = ("parity triton_unfused fwd", "parity triton_unfused fwd+bwd")
+FEATURED = tuple(f"{check} featured" for check in UNFUSED)
+FA1 = ("parity triton_fa1 fwd",)
+
+naive = planter("naive", "variants/naive.py", "float64")
+mask = planter("mask", "mask.py", "float64", "mask")
+unfused = planter("unfused", "variants/triton_unfused_kernel.py", *UNFUSED)
+product = planter("unfused", "variants/triton_unfused.py", *UNFUSED)
+featured = planter("unfused", "variants/triton_unfused_kernel.py", *FEATURED)
+product_featured = planter("unfused", "variants/triton_unfused.py", FEATURED[1])
+fa1 = planter("fa1", "variants/triton_fa1_kernel.py", *FA1)
+
+MUTANTS = (
+    naive(
+        "heads-repeated-in-turn",
+        "wrong head under GQA",
+        "x.repeat_interleave(group, dim=1)",
+        "x.repeat(1, group, 1, 1)",
+    ),
+    naive("scale-by-width-of-values", "wrong scale", "1 / math.sqrt(q.shape[-1])", "1 / math.sqrt(v.shape[-1])"),
+    naive("no-live-key", "fully masked row", "weights.masked_fill(dead, 0)", "weights"),
+    naive("sink-has-a-value", "sink", "[..., :skv]", "[..., -skv:]"),
+    naive("softcap-not-scaled-back", "softcap", ".tanh() * softcap", ".tanh()"),
+    naive("alibi-with-a-sign", "ALiBi", "(i + (skv - sq) - j).abs()", "(i + (skv - sq) - j)"),
+    naive("alibi-top-left", "wrong alignment", "(i + (skv - sq) - j).abs()", "(i - j).abs()"),
+    mask(
+        "causal-top-left",
+        "wrong alignment",
+        'case "causal":\n            return live.tril_(shift)',
+        'case "causal":\n            return live.tril_()',
+    ),
+    mask("window-one-short", "mask off by one", "live.triu_(shift - left)", "live.triu_(shift - left + 1)"),
+    mask("prefix-alone", "wrong mask", "live.tril_(shift)[:, :length] = True", "live.zero_()[:, :length] = True"),
+    mask(
+        "documents-see-the-one-before",
+        "wrong mask",
+        "live[end - n : end, end - n : end] = True",
+        "live[end - n : end, : end] = True",
+    ),
+    unfused("sum-not-rescaled", "lost rescale", "l = l * tl.exp2(m - shift) + tl.sum", "l = l + tl.sum"),
+    unfused("maximum-never-kept", "stale state", "        m = m_new\n", "        m = m\n"),
+    unfused("no-live-key", "fully masked row", "inverse = 1.0 / tl.where(l == 0.0, 1.0, l)", "inverse = 1.0 / l"),
+    unfused(
+        "key-head-of-query-head",
+        "wrong head under GQA",
+        "(i_h // group) * tl.cast(s_kh",
+        "(i_h % (hq // group)) * tl.cast(s_kh",
+    ),
+    unfused(
+        "mask-forgotten",
+        "wrong mask",
+        'return tl.where(live, b_s, float("-inf"))',
+        'return tl.where(o_n[None, :] < skv, b_s, float("-inf"))',
+    ),
+    unfused(
+        "zeros-not-written",
+        "output not written",
+        "for i_n in tl.range(i_hidden, skv, BN)",
+        "for i_n in tl.range(skv, skv, BN)",
+    ),
+    featured(
+        "zeros-before-a-window-not-written",
+        "output not written",
+        "for i_n in tl.range(0, i_begin, BN)",
+        "for i_n in tl.range(i_begin, i_begin, BN)",
+    ),
+    unfused("natural-exponent", "exp for exp2", "weight, scale * LOG2E,", "weight, scale,"),
+    featured("sink-of-first-head", "sink", "tl.load(p_sink + i_h)", "tl.load(p_sink)"),
+    product("ds-without-rowsum", "delta", "p * (dp - inner)", "p * dp"),
+    product("ds-without-scale", "dropped scale", "(dp - inner) * ctx.scale", "(dp - inner)"),
+    product("dp-in-16-bits", "lost precision", "dp = (dout @ v.mT).float()", "dp = (dout @ v.mT).half().float()"),
+    product_featured("ds-of-capped-scores", "softcap", "ds * by_group(bend, k.shape[1])", "ds"),
+    fa1("output-not-weighed", "lost rescale", "kept = l * tl.exp2(m - shift)", "kept = tl.exp2(m - shift)"),
+    fa1("sum-not-rescaled", "lost rescale", "l_new = kept + tl.sum(b_p, 1)", "l_new = l + tl.sum(b_p, 1)"),
+    fa1(
+        "maximum-not-stored", "stale state", "tl.store(p_m + o_m, m_new, mask=m_m)", "tl.store(p_m + o_m, m, mask=m_m)"
+    ),
+    fa1(
+        "tail-not-masked",
+        "tail not masked",
+        "live = (o_n < skv)[None, :] & m_m[:, None]",
+        "live = (o_n >= 0)[None, :] & m_m[:, None]",
+    ),
+    fa1(
+        "diagonal-hidden",
+        "mask off by one",
+        "o_n[None, :] <= o_m[:, None] + diagonal",
+        "o_n[None, :] < o_m[:, None] + diagonal",
+    ),
+    fa1(
+        "first-tile-of-queries-lost",
+        "wrong block range",
+        "tl.maximum(i_n - diagonal, 0) // BM * BM",
+        "tl.cdiv(tl.maximum(i_n - diagonal, 0), BM) * BM",
+    ),
+    fa1("no-live-key", "fully masked row", "b_o / tl.where(l_new == 0.0, 1.0, l_new)[:, None]", "b_o / l_new[:, None]"),
+    fa1(
+        "output-by-width-of-keys",
+        "transposed stride",
+        "p_o += i_bh * tl.cast(sq, tl.int64) * DV",
+        "p_o += i_bh * tl.cast(sq, tl.int64) * D",
+    ),
+    fa1(
+        "values-of-query-head",
+        "wrong head under GQA",
+        "(i_h // group) * tl.cast(s_vh",
+        "(i_h % (hq // group)) * tl.cast(s_vh",
+    ),
+    fa1(
+        "head-dim-not-masked",
+        "padded head dim",
+        "(o_row < n_rows)[:, None] & (o_d < D)[None, :]",
+        "(o_row < n_rows)[:, None]",
+    ),
+)

@@ -1,0 +1,73 @@
+"""Bugs in products: triton_product, int8 weights, and the matrix-vector kernels in CUDA C++ (run on the host)."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import planter
+
+__all__ = ["INT8", "MATVEC", "MUTANTS", "PRODUCT"]
+
+PRODUCT = ("product triton_product", "tiles")
+INT8 = ("half-a-scale", "whole-range")
+MATVEC = ("matvec registers", "matvec registers-int8", "matvec bulk", "matvec bulk-int8")
+
+product = planter("product", "products/triton_product_kernel.py", *PRODUCT)
+linear = planter("int8", "linear.py", *INT8)
+shared = planter("matvec", "cuda/matvec.cuh", *MATVEC[:2])
+int8 = planter("matvec", "cuda/matvec.cuh", MATVEC[1], MATVEC[3])
+bulk = planter("matvec-bulk", "cuda/matvec_bulk.cu", MATVEC[2])
+registers = planter("matvec-registers", "cuda/matvec_registers.cu", MATVEC[0])
+
+MUTANTS = (
+    product(
+        "tail-of-k-not-masked",
+        "tail not masked",
+        "m_k = (i_k + o_k < k)[None, :]",
+        "m_k = (i_k + o_k < k + BK)[None, :]",
+    ),
+    product(
+        "last-tile-of-k-lost",
+        "wrong block range",
+        "for i_k in tl.range(0, k, BK)",
+        "for i_k in tl.range(0, k - BK + 1, BK)",
+    ),
+    product(
+        "accumulator-not-added-to", "stale accumulator", "b_weight.to(b_x.dtype)), b_out)", "b_weight.to(b_x.dtype)))"
+    ),
+    product("scale-dropped", "dropped scale", "b_out *= tl.load(p_scale", "b_out *= 1.0 + 0.0 * tl.load(p_scale"),
+    product("bias-scaled-too", "wrong scale", "if p_bias is not None:", "if p_bias is not None and p_scale is None:"),
+    product("last-column-unwritten", "output not written", "& (o_n < n)[None, :])", "& (o_n < n - 1)[None, :])"),
+    product(
+        "out-by-width-of-x",
+        "transposed stride",
+        "o_m[:, None] * tl.cast(n, tl.int64)",
+        "o_m[:, None] * tl.cast(tl.minimum(k, n), tl.int64)",
+    ),
+    linear("truncated", "lost precision", "(exact / scale[:, None]).round()", "(exact / scale[:, None]).trunc()"),
+    linear("one-scale-for-all", "wrong scale", "exact.abs().amax(1) if", "exact.abs().amax().expand(len(exact)) if"),
+    linear("largest-without-sign", "wrong scale", "exact.abs().amax(1) if", "exact.amax(1) if"),
+    linear("range-to-128", "overflow", "LARGEST = 127", "LARGEST = 128"),
+    linear("scale-of-zeros", "fully masked row", ".clamp(min=torch.finfo(torch.float32).tiny)", ""),
+    int8("sign-bit-lost", "wrong int8", "masked<0x00800080, 0x43004300>(bytes)", "0x43004300"),
+    int8("sign-bit-lost-in-fp16", "wrong int8", "(bytes), 0x64806480)", "(bytes), 0x64006400)"),
+    int8("order-of-bytes", "wrong int8", "v[j].x, v[j].y, 0x7632", "v[j].x, v[j].y, 0x3276"),
+    shared(
+        "last-row-of-tile-lost", "tail not masked", "tile * TILE + r < rows.count", "tile * TILE + r < rows.count - 1"
+    ),
+    shared("odd-rows-unowned", "output not written", "even + (block < odd)", "even"),
+    shared("sums-kept-for-the-next", "stale accumulator", "part[warp * m * TILE] = 0.f;", ""),
+    shared("first-warp-alone", "lost sum", "sum += found[warp];", "sum = found[warp];"),
+    shared("bias-by-tile", "wrong index", "to_float(bias[column])", "to_float(bias[tile * TILE + r])"),
+    registers("lower-half-not-masked", "tail not masked", "there > 8) piece", "there > 0) piece"),
+    registers("sums-never-cleared", "stale accumulator", "    sums = Sums();\n", ""),
+    registers("x-read-before-it-is-there", "missing barrier", "width, stride);\n  __syncthreads();", "width, stride);"),
+    registers(
+        "sums-read-before-they-are-there", "missing barrier", "leave_tile();\n    __syncthreads();", "leave_tile();"
+    ),
+    bulk("sums-read-before-they-are-there", "missing barrier", "    sync_multiplying();\n    finish", "    finish"),
+    bulk("x-read-before-it-is-there", "missing barrier", "width, stride);\n  __syncthreads();", "width, stride);"),
+    bulk("stage-not-waited-for", "missing barrier", "        barrier_wait(full + turn.stage, turn.parity);\n", ""),
+    bulk(
+        "stage-filled-while-read", "missing barrier", "      barrier_wait(empty + turn.stage, turn.parity ^ 1);\n", ""
+    ),
+    bulk("parity-never-turned", "missing barrier", "stage = 0; parity ^= 1;", "stage = 0;"),
+)

@@ -1,0 +1,118 @@
+"""What plants bugs finds those that a law sees, tells those that none does, and is as the sources are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.mutants import __main__ as command
+from tests.mutants import page, trials
+from tests.mutants.mutant import SOURCE, Edit, Mutant
+from tests.mutants.table import CONTROLS, TABLE
+from tests.mutants.trials import Verdict, verdicts
+
+PAGE = Path(__file__).parents[2] / "docs" / "mutants.md"
+LINEAR = "linear.py"
+
+
+def int8(name: str, *edits: Edit) -> Mutant:
+    return Mutant(name, "for this test", ("half-a-scale", "whole-range"), edits)
+
+
+@pytest.mark.parametrize("mutant", TABLE, ids=lambda mutant: mutant.name)
+def test_a_mutant_changes_what_is_in_its_file_once(mutant: Mutant) -> None:
+    assert mutant.edits
+    for edit in mutant.edits:
+        text = (SOURCE / edit.file).read_text()
+        assert text.count(edit.old) == 1, f"{mutant.name}: {edit.file} has {text.count(edit.old)} times {edit.old!r}"
+        changed = text.replace(edit.old, edit.new)
+        assert changed != text
+        if edit.file.endswith(".py"):
+            compile(changed, edit.file, "exec")
+
+
+def test_names_are_each_their_own_and_there_are_forty() -> None:
+    assert len({mutant.name for mutant in TABLE}) == len(TABLE)
+    assert sum(mutant.device == "cpu" for mutant in TABLE) >= 40
+
+
+def test_every_law_has_a_control() -> None:
+    for device in ("cpu", "cuda"):
+        laws = {check for mutant in TABLE if mutant.device == device for check in mutant.checks}
+        assert {check for control in CONTROLS if control.device == device for check in control.checks} == laws
+
+
+def test_a_piece_that_is_not_there_or_twice_is_an_error_that_names_the_mutant(tmp_path: Path) -> None:
+    for piece, times in (("no such text", 0), ("import", "[0-9]+")):
+        mutant = Mutant("family/gone", "", (), (Edit(LINEAR, piece, ""),))
+        with pytest.raises(ValueError, match=f"family/gone: expected once in linear.py, found {times} times"):
+            mutant.plant(tmp_path / piece)
+
+
+def test_the_sources_are_left_as_they_are(tmp_path: Path) -> None:
+    before = (SOURCE / LINEAR).read_text()
+    int8("x", Edit(LINEAR, "LARGEST = 127", "LARGEST = 1")).plant(tmp_path)
+    assert (SOURCE / LINEAR).read_text() == before
+    assert "LARGEST = 1\n" in (tmp_path / "attnkit" / LINEAR).read_text()
+
+
+def test_what_is_wrong_is_caught_what_is_right_survives_and_what_does_not_run_is_broken() -> None:
+    wrong, harmless, broken, dead, control = verdicts(
+        [
+            int8("wrong", Edit(LINEAR, ".round()", ".trunc()")),
+            int8("harmless", Edit(LINEAR, ".round()", ".round().round()")),
+            int8("broken", Edit(LINEAR, ".round()", ".round(to='even')")),
+            int8("dead", Edit(LINEAR, "LARGEST = 127\n", "LARGEST = 127\nimport os\nos.abort()\n")),
+            int8("control"),
+        ],
+        processes=2,
+    )
+    assert (wrong.result, wrong.by) == ("caught", "half-a-scale")
+    assert wrong.example >= 1
+    assert wrong.line.startswith("AssertionError")
+    assert (harmless.result, harmless.example) == ("survived", 200)
+    assert broken.result == "broken"
+    assert "TypeError" in broken.line
+    # before any law was tried: nothing was found
+    assert dead.result == "broken"
+    assert (control.result, control.example) == ("passed", 200)
+    assert [verdict.good for verdict in (wrong, harmless, broken, dead, control)] == [True, False, False, False, True]
+
+
+def test_a_process_that_dies_of_a_bug_shows_it_and_one_without_end_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "LIMIT", 20.0)
+    in_quantize = "    largest = exact.abs().amax(1) if"
+    dies, stays = verdicts(
+        [
+            int8("dies", Edit(LINEAR, in_quantize, f"    import os; os.kill(os.getpid(), 11)\n{in_quantize}")),
+            int8("stays", Edit(LINEAR, in_quantize, f"    while True: pass\n{in_quantize}")),
+        ],
+        processes=2,
+    )
+    assert (dies.result, dies.by, dies.example) == ("caught", "half-a-scale (SIGSEGV)", 1)
+    assert (stays.result, stays.good) == ("unfinished", False)
+
+
+def test_a_survivor_fails_the_command_and_writes_no_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caught = Verdict(int8("a/one", Edit(LINEAR, "", "")), "caught", "half-a-scale", 3, 1.0, "")
+    survived = Verdict(int8("a/two", Edit(LINEAR, "", "")), "survived", "half-a-scale", 200, 1.0, "")
+    for found, code in (([caught], 0), ([caught, survived], 1)):
+        monkeypatch.setattr(command, "verdicts", lambda mutants, processes, found=found: iter(found))
+        assert command.main(["--page", str(tmp_path / f"{code}.md")]) == code
+        assert (tmp_path / f"{code}.md").exists() == (code == 0)
+    assert "a/two survived: half-a-scale" in capsys.readouterr().out
+    assert "| a/one | for this test | half-a-scale | 3 |" in (tmp_path / "0.md").read_text()
+
+
+def test_the_committed_page_has_every_mutant_and_no_survivor() -> None:
+    text = PAGE.read_text()
+    rows = dict(re.findall(r"^\| (\S+/\S+) \| [^|]* \| ([^|]*) \|", text, flags=re.MULTILINE))
+    assert list(rows) == [mutant.name for mutant in TABLE]
+    assert all(rows.values())
+    assert text.startswith(page.HEAD)
