@@ -13,6 +13,8 @@ gradient 0. Scores S = Q Kᵀ · scale may be modified before the softmax, in th
     sink        each head has one logit more that takes weight and has no value: the softmax is over live keys and it
                 (Xiao et al., Attention Sinks, 2024, as a learned logit; gpt-oss, 2025)
 
+Sequences of different lengths may be packed into one (varlen.py): b is 1, sq and skv are all of them together.
+
 Knows nothing of variants.
 """
 
@@ -27,6 +29,7 @@ import torch
 
 from attnkit import mask as masks
 from attnkit.mask import Boolean, Documents, Mask, Prefix, Window
+from attnkit.varlen import Varlen
 
 __all__ = [
     "DTYPES",
@@ -42,6 +45,7 @@ __all__ = [
     "Pass",
     "Prefix",
     "Problem",
+    "Varlen",
     "Window",
 ]
 
@@ -54,6 +58,7 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+START_BYTES = 4  # where a sequence begins is one int32
 LSE_BYTES = 4  # the log-sum-exp of a row is one fp32
 HEAD_BYTES = 4  # what a head has of its own, a slope or a sink, is one fp32
 PADDING = 8  # elements behind each row of the padded layout: rows stay aligned to 16 bytes
@@ -85,6 +90,7 @@ class Options(TypedDict, total=False):
         softcap: Scores stay between it and its negative.
         alibi: Slopes [hq], float32.
         sink: Logits [hq], float32; they may want gradients.
+        varlen: The sequences that are packed into one; the mask is that of each.
     """
 
     mask: Required[Mask]
@@ -92,6 +98,7 @@ class Options(TypedDict, total=False):
     softcap: float
     alibi: torch.Tensor
     sink: torch.Tensor
+    varlen: Varlen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +119,8 @@ class Problem:
         softcap: Bound of the scores; None is none.
         alibi: Whether distance costs a key its score, by a slope for each head.
         sink: Whether each head has a logit that takes weight from the keys.
+        varlen: Sequences of different lengths that are packed into one: b is 1, sq and skv are all of them together,
+            and the mask is that of each, full, causal, a window or a prefix. None is a batch of equal ones.
         layout: ``bshd`` contiguous; ``bhsd`` transposed views of contiguous [b, h, s, d]; ``packed`` q, k and v side by
             side in one [b, s, hq + 2 hkv, d]; ``padded`` rows longer than d (the last dim is contiguous, NaN behind
             it); ``broadcast`` k and v with stride 0 over the batch.
@@ -134,6 +143,7 @@ class Problem:
     softcap: float | None = None
     alibi: bool = False
     sink: bool = False
+    varlen: Varlen | None = None
     layout: Layout = "bshd"
     magnitude: float = 1.0
 
@@ -149,6 +159,8 @@ class Problem:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         masks.check(self.mask, self.sq, self.skv)
+        if self.varlen is not None:
+            self.varlen.check(self.mask, self.b, self.sq, self.skv)
         if self.hq % self.hkv:
             raise ValueError(f"hkv must divide hq, got hq={self.hq} and hkv={self.hkv}")
         if self.scale is not None and not math.isfinite(self.scale):
@@ -178,6 +190,8 @@ class Problem:
         if self.softcap is not None:
             parts.append(f"softcap{float(self.softcap)!r}")
         parts += [modifier for modifier in ("alibi", "sink") if getattr(self, modifier)]
+        if self.varlen is not None:
+            parts.append(self.varlen.name)
         if self.layout != "bshd":
             parts.append(self.layout)
         if self.magnitude != 1.0:
@@ -197,7 +211,16 @@ class Problem:
     @property
     def live_pairs(self) -> int:
         """Pairs of a query and a key that it sees, in one head."""
+        if self.varlen is not None:
+            return self.varlen.live_pairs(self.mask)
         return masks.live_pairs(self.mask, self.sq, self.skv)
+
+    @property
+    def live_keys(self) -> int:
+        """Keys that any query sees, in one head."""
+        if self.varlen is not None:
+            return self.varlen.live_keys(self.mask)
+        return masks.live_keys(self.mask, self.sq, self.skv)
 
     @property
     def tokens(self) -> int:
@@ -219,15 +242,17 @@ class Problem:
 
         Backward also reads out and the log-sum-exp of each row (fp32), which forward is not charged for writing.
         What the broadcast layout shares over the batch is read once. Keys that no query sees need not be read, but have
-        a gradient. A boolean mask is read, a byte a pair; slopes and sinks are read, and sinks have a gradient.
+        a gradient. A boolean mask is read, a byte a pair; slopes and sinks are read, and sinks have a gradient. Where
+        packed sequences begin is read.
         """
         size = self.torch_dtype.itemsize
         q, out = self.tokens * self.hq * self.d * size, self.tokens * self.hq * self.dv * size
         dk_dv = self.b * self.skv * self.hkv * (self.d + self.dv) * size
-        k_v = dk_dv // self.skv * masks.live_keys(self.mask, self.sq, self.skv)
+        k_v = dk_dv // self.skv * self.live_keys
         k_v = k_v // self.b if self.layout == "broadcast" else k_v
         beside = self.sq * self.skv if isinstance(self.mask, Boolean) else 0
         beside += (self.alibi + self.sink) * self.hq * HEAD_BYTES
+        beside += 0 if self.varlen is None else 2 * (len(self.varlen.queries) + 1) * START_BYTES
         moved = {"fwd": q + k_v + out + beside}
         moved["bwd"] = (q + k_v + 2 * out + self.tokens * self.hq * LSE_BYTES + beside) + (q + dk_dv)
         moved["bwd"] += self.sink * self.hq * HEAD_BYTES
@@ -288,6 +313,8 @@ class Problem:
         if self.sink:
             logits = torch.randn(self.hq, generator=torch.Generator().manual_seed(seed))[heads]
             options["sink"] = logits.to(device).requires_grad_(requires_grad)
+        if self.varlen is not None:
+            options["varlen"] = self.varlen
         return options
 
     def slice(self, batch: int, kv_head: int) -> Problem:

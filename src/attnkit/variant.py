@@ -17,7 +17,7 @@ from attnkit.problem import Boolean, Documents, Pass, Prefix, Problem, Window
 
 __all__ = ["FEATURES", "Attention", "Feature", "Variant", "features"]
 
-Feature = Literal["causal-top-left", "window", "prefix", "documents", "boolean", "softcap", "alibi", "sink"]
+Feature = Literal["causal-top-left", "window", "prefix", "documents", "boolean", "softcap", "alibi", "sink", "varlen"]
 """What a problem may ask for beyond full and causal attention."""
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
@@ -39,6 +39,7 @@ def features(problem: Problem) -> list[Feature]:
         "softcap": problem.softcap is not None,
         "alibi": problem.alibi,
         "sink": problem.sink,
+        "varlen": problem.varlen is not None,
     }
     return [feature for feature in FEATURES if asked[feature]]
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from attnkit import mask
 from attnkit.mask import PLAIN, Boolean, Documents, Mask, Prefix, Window, dense, live_keys, live_pairs
 from attnkit.problem import DTYPES, LAYOUTS, PADDING, Problem
-from tests.attnkit.by_hand import seen
+from attnkit.varlen import Varlen
+from tests.attnkit.by_hand import alone, seen
 from tests.attnkit.strategies import problems
 
 SMALL: dict[str, Any] = {"b": 1, "hq": 4, "sq": 8, "d": 16}
@@ -57,7 +58,26 @@ def test_every_mask_of_a_few_queries_and_keys_is_what_one_counts(sq: int, skv: i
 
 @given(problem=problems())
 def test_a_mask_in_memory_is_its_definition(problem: Problem) -> None:
-    assert dense(problem.mask, problem.sq, problem.skv, "cpu").tolist() == seen(problem)
+    assert dense(problem.mask, problem.sq, problem.skv, "cpu").tolist() == alone(problem.mask, problem.sq, problem.skv)
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", Window(1, 0), Window(0, 2), Window(None, 1), Prefix(2)], ids=str)
+def test_live_keys_and_pairs_of_packed_sequences_are_what_one_counts(mask: Mask) -> None:
+    lengths = list(itertools.product(range(4), repeat=2))
+    for first, second in itertools.product(lengths, repeat=2):
+        packed = Varlen(*zip(first, second, strict=True))
+        sq, skv = sum(packed.queries), sum(packed.keys)
+        if sq and skv >= 2:
+            problem = Problem(b=1, hq=1, sq=sq, skv=skv, d=8, mask=mask, varlen=packed)
+            rows = seen(problem)
+            assert problem.live_pairs == sum(map(sum, rows))
+            assert problem.live_keys == sum(map(any, zip(*rows, strict=True)))
+
+
+def test_sequences_lie_behind_each_other() -> None:
+    packed = Varlen((3, 0, 2), (1, 4, 0))
+    assert [tuple(starts.tolist()) for starts in packed.starts(torch.device("cpu"))] == [(0, 3, 3, 5), (0, 1, 5, 5)]
+    assert [*packed.slices()] == [(slice(0, 3), slice(0, 1)), (slice(3, 3), slice(1, 5)), (slice(3, 5), slice(5, 5))]
 
 
 def test_the_head_of_a_module_draws_its_masks_right() -> None:
@@ -100,6 +120,7 @@ def test_bytes_are_those_of_the_tensors_read_and_written(problem: Problem) -> No
     k, v = k[:, :live], v[:, :live]
     beside = problem.sq * problem.skv if isinstance(problem.mask, Boolean) else 0
     options = problem.options("cpu")
+    beside += 0 if problem.varlen is None else sum(4 * x.numel() for x in problem.varlen.starts(torch.device("cpu")))
     beside += sum(4 * options[name].numel() for name in ("alibi", "sink") if name in options)  # type: ignore[literal-required]
     dsink = 4 * problem.hq if problem.sink else 0
     gradients = sum(x.numel() for x in problem.inputs("cpu")[:3]) * problem.torch_dtype.itemsize
@@ -125,6 +146,11 @@ def test_bytes_are_those_of_the_tensors_read_and_written(problem: Problem) -> No
         (SMALL | {"mask": Documents((1, 7), causal=False)}, "b1-h4-s8-d16-bf16-documents1_7"),
         (SMALL | {"mask": Boolean(0.25, 3)}, "b1-h4-s8-d16-bf16-boolean0.25-seed3"),
         (SMALL | {"softcap": 30, "alibi": True, "sink": True}, "b1-h4-s8-d16-bf16-softcap30.0-alibi-sink"),
+        (SMALL | {"varlen": Varlen((3, 0, 5), (3, 0, 5))}, "b1-h4-s8-d16-bf16-varlen3_0_5"),
+        (
+            SMALL | {"mask": "causal", "varlen": Varlen((4, 4, 0), (1, 7, 0))},
+            "b1-h4-s8-d16-bf16-causal-varlen4x2_0-on1_7_0",
+        ),
     ],
 )
 def test_a_name_never_changes(sizes: dict[str, Any], name: str) -> None:
@@ -139,7 +165,7 @@ def test_problems_that_differ_have_names_that_differ(one: Problem, other: Proble
 @pytest.mark.parametrize(
     ("field", "value"),
     [("b", 2), ("hkv", 2), ("skv", 9), ("d", 24), ("dv", 24), ("dtype", "fp32"), ("mask", "causal"), ("scale", 2.0),
-     ("softcap", 5.0), ("alibi", True), ("sink", True),
+     ("softcap", 5.0), ("alibi", True), ("sink", True), ("varlen", Varlen((8,), (8,))),
      ("layout", "bhsd"), ("magnitude", 2.0)],
 )  # fmt: skip
 def test_every_field_is_in_the_name(field: str, value: object) -> None:
@@ -158,6 +184,13 @@ def test_every_field_is_in_the_name(field: str, value: object) -> None:
         ({"mask": Prefix(9)}, "a prefix must not be longer than skv, got 9 and skv=8"),
         ({"mask": Documents((4, 5))}, "lengths of documents must sum to sq = skv, got 9, sq=8, skv=8"),
         ({"mask": Documents((8,)), "skv": 9}, "lengths of documents must sum to sq = skv, got 8, sq=8, skv=9"),
+        ({"varlen": Varlen((9,), (8,))}, "sq must be that of all sequences together, 9, got 8"),
+        ({"varlen": Varlen((8,), (0,))}, "skv must be that of all sequences together, 0, got 8"),
+        ({"varlen": Varlen((8,), (8,)), "b": 2}, "packed sequences are one batch: b must be 1, got 2"),
+        (
+            {"varlen": Varlen((8,), (8,)), "mask": Boolean()},
+            "the mask of sequences must be full, causal, a Window or a Prefix, got Boolean",
+        ),
         ({"softcap": 0.0}, "softcap must be finite and positive, or None for none, got 0.0"),
         ({"layout": "sbhd"}, "layout must be one of bshd, bhsd, packed, padded, broadcast, got 'sbhd'"),
         ({"scale": math.nan}, "scale must be finite, or None"),
@@ -182,10 +215,14 @@ def test_what_is_no_problem_is_refused_by_name(wrong: dict[str, Any], message: s
         (lambda: Documents([4, 4]), "lengths of documents must be a tuple"),
         (lambda: Documents((4, 0)), "length of a document must be a whole number of at least 1, got 0"),
         (lambda: Boolean(1.5), "density of a boolean mask must be from 0 to 1, got 1.5"),
+        (lambda: Varlen((), ()), "queries of sequences must be a tuple that is not empty"),
+        (lambda: Varlen((1,), [1]), "keys of sequences must be a tuple that is not empty"),
+        (lambda: Varlen((1,), (-1,)), "keys of a sequence must be a whole number of at least 0, got -1"),
+        (lambda: Varlen((1, 2), (1,)), "as many lengths of queries as of keys, got 2 and 1"),
         (lambda: Boolean(0.5, -1), "seed of a boolean mask must be a whole number of at least 0, got -1"),
     ],
 )
-def test_what_is_no_mask_is_refused_by_name(make: Callable[[], Mask], message: str) -> None:
+def test_what_is_no_mask_is_refused_by_name(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 

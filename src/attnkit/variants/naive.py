@@ -9,12 +9,13 @@ written to memory and read again, forward and backward.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 
 from attnkit.mask import dense
-from attnkit.problem import Boolean, Mask, Pass, Problem, Window
+from attnkit.problem import Boolean, Mask, Pass, Problem, Varlen, Window
 from attnkit.variant import Variant
 
 __all__ = ["VARIANT"]
@@ -30,11 +31,16 @@ def attention(
     softcap: float | None = None,
     alibi: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    varlen: Varlen | None = None,
 ) -> torch.Tensor:
     """Materialised attention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv].
 
     Keys and values are repeated for each query head that reads them. Slopes `alibi` and logits `sink` are [hq].
+    Packed sequences are computed one after the other.
     """
+    if varlen is not None:
+        alone = functools.partial(attention, mask=mask, scale=scale, softcap=softcap, alibi=alibi, sink=sink)
+        return torch.cat([alone(q[:, i], k[:, j], v[:, j]) for i, j in varlen.slices()], dim=1)
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
     if group > 1:

@@ -117,5 +117,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks={},
+    lacks={"varlen": "P is one tensor, of sequences of one length"},
 )
