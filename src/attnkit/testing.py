@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from attnkit.cache import Cache
 from attnkit.mask import Boolean, Documents, Mask, Plain, Prefix, Window
 from attnkit.parity import parity
 from attnkit.problem import DTYPES, LAYOUTS, Dtype, Layout, Pass, Problem
@@ -38,7 +39,11 @@ MODIFIERS: dict[Feature, tuple[dict[str, Any], ...]] = {
 }
 
 OF_A_SEQUENCE: tuple[Feature, ...] = ("window", "prefix", "softcap", "alibi", "sink")
-"""What there is beside sequences that are packed into one."""
+"""What there is beside sequences of different lengths."""
+BATCHING: tuple[Feature, ...] = ("varlen", "cache", "paged")
+CACHED: tuple[Layout, ...] = ("bshd", "bhsd", "padded")
+MOST_NEWEST = 8
+"""Queries on a cache."""
 
 
 @st.composite
@@ -110,20 +115,27 @@ def problems(
     sq, d = draw(length), draw(st.sampled_from(head_dims))
     skv = sq if layout == "packed" else draw(st.just(sq) | length)
     dv = d if layout == "packed" else draw(st.sampled_from((d, d, d, *value_dims)))
-    varlen = None
-    if "varlen" in features and draw(st.sampled_from((False, False, True))):
-        varlen = draw(sequences(longest // 2))
-        if layout == "packed":
-            varlen = Varlen(varlen.queries, varlen.queries)
-        sq, skv = sum(varlen.queries), sum(varlen.keys)
+    varlen = cache = None
+    batching = [feature for feature in BATCHING if feature in features]
+    if batching and (chosen := draw(st.sampled_from((None, None, *batching)))):
         features = [feature for feature in features if feature in OF_A_SEQUENCE]
+        if chosen == "varlen":
+            varlen = draw(sequences(longest // 2))
+            varlen = Varlen(varlen.queries, varlen.queries) if layout == "packed" else varlen
+            sq, skv = sum(varlen.queries), sum(varlen.keys)
+        else:
+            layout = layout if layout in CACHED else "bshd"
+            page = st.sampled_from((1, 16, 48)) if chosen == "paged" else st.none()
+            lengths = st.lists(st.just(skv) | st.integers(0, skv), min_size=1, max_size=3).filter(any)
+            cache = Cache(tuple(draw(lengths)), draw(page))
+            sq = draw(st.integers(1, MOST_NEWEST))
     group = draw(st.sampled_from(groups))
     # few heads altogether: more of the same find no more, and an interpreted kernel takes its time for each
     hkv = draw(st.integers(1, max(1, MOST_HEADS // (group + 1))))
     modifiers = [way for feature, ways in MODIFIERS.items() if feature in features for way in ways]
     every = {name: value for way in modifiers for name, value in way.items()}
     return Problem(
-        b=draw(st.integers(1, 3)) if varlen is None else 1,
+        b=batch(draw, varlen, cache),
         hq=hkv * group,
         hkv=hkv,
         sq=sq,
@@ -134,11 +146,19 @@ def problems(
         mask=draw(masks(sq, skv, features)),
         scale=draw(st.sampled_from(scales)),
         varlen=varlen,
+        cache=cache,
         layout=layout,
         # large: a few keys have all the weight, and scores have errors that exp makes larger
         magnitude=draw(st.sampled_from((1.0, 1.0, 0.25, 4.0))),
         **draw(st.sampled_from(({},) * 10 + (*modifiers, every))),
     )
+
+
+def batch(draw: st.DrawFn, varlen: Varlen | None, cache: Cache | None) -> int:
+    """Draw a batch, where sequences do not say it."""
+    if varlen is not None:
+        return 1
+    return draw(st.integers(1, 3)) if cache is None else len(cache.lengths)
 
 
 def check(
@@ -148,7 +168,7 @@ def check(
 
     Args:
         attention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv], with the keywords
-            of `attnkit.problem.Options`: mask and scale, and what the problem has of softcap, alibi, sink and varlen.
+            of `attnkit.problem.Options`: mask and scale, and what the problem has of the others.
         problem: What is computed.
         device: Where.
         pass_: ``fwd``, or ``fwd+bwd`` to hold the gradients against the oracle's too.

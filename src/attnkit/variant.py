@@ -17,7 +17,19 @@ from attnkit.problem import Boolean, Documents, Pass, Prefix, Problem, Window
 
 __all__ = ["FEATURES", "Attention", "Feature", "Variant", "features"]
 
-Feature = Literal["causal-top-left", "window", "prefix", "documents", "boolean", "softcap", "alibi", "sink", "varlen"]
+Feature = Literal[
+    "causal-top-left",
+    "window",
+    "prefix",
+    "documents",
+    "boolean",
+    "softcap",
+    "alibi",
+    "sink",
+    "varlen",
+    "cache",
+    "paged",
+]
 """What a problem may ask for beyond full and causal attention."""
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
@@ -40,6 +52,8 @@ def features(problem: Problem) -> list[Feature]:
         "alibi": problem.alibi,
         "sink": problem.sink,
         "varlen": problem.varlen is not None,
+        "cache": problem.cache is not None and problem.cache.page is None,
+        "paged": problem.cache is not None and problem.cache.page is not None,
     }
     return [feature for feature in FEATURES if asked[feature]]
 
@@ -72,6 +86,8 @@ def rejects(
     for feature in features(problem):
         if feature in lacks:
             return f"{feature}: {lacks[feature]}"
+    if problem.cache is not None and pass_ != "fwd":
+        return "what is cached has no gradient: backward is for packed sequences (varlen)"
     return otherwise(problem, device, pass_)
 
 

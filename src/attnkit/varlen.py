@@ -80,8 +80,7 @@ class Varlen:
         for name, size, lengths in (("sq", sq, self.queries), ("skv", skv, self.keys)):
             if size != sum(lengths):
                 raise ValueError(f"{name} must be that of all sequences together, {sum(lengths)}, got {size}")
-        if not (mask in ("full", "causal") or isinstance(mask, Window | Prefix)):
-            raise ValueError(f"the mask of sequences must be full, causal, a Window or a Prefix, got {mask!r}")
+        check(mask)
 
     def live_pairs(self, mask: Mask) -> int:
         """Return the pairs of a query and a key that it sees, in one head."""
@@ -107,6 +106,16 @@ def starts(varlen: Varlen, device: torch.device) -> Starts:
     """Return where sequences begin, on a device."""
     begins = ([0, *accumulate(lengths)] for lengths in (varlen.queries, varlen.keys))
     return Starts(*(torch.tensor(begin, dtype=torch.int32, device=device) for begin in begins))
+
+
+def check(mask: Mask) -> None:
+    """Refuse masks that sequences of different lengths do not have.
+
+    Raises:
+        ValueError: Saying which they have.
+    """
+    if not (mask in ("full", "causal") or isinstance(mask, Window | Prefix)):
+        raise ValueError(f"the mask of sequences must be full, causal, a Window or a Prefix, got {mask!r}")
 
 
 def cut(mask: Mask, skv: int) -> Mask:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from attnkit.mask import Boolean, Documents, Prefix, Window
 from attnkit.parity import parity
-from attnkit.problem import PASSES, Pass, Problem, Varlen
+from attnkit.problem import PASSES, Cache, Pass, Problem, Varlen
 from attnkit.variant import FEATURES, Feature, Variant, features
 from attnkit.variants import TABLE, variant
 from tests.attnkit.strategies import kept, problems
@@ -37,6 +37,9 @@ FIXED = [
     Problem(
         b=1, hq=4, hkv=2, sq=55, skv=146, d=16, mask="causal", alibi=True, varlen=Varlen((5, 0, 3, 47), (130, 9, 0, 7))
     ),
+    # a sequence that has nothing yet, one that is full, and fewer keys than queries
+    Problem(b=3, hq=4, hkv=2, sq=3, skv=150, d=24, dtype="fp16", mask="causal", cache=Cache((2, 150, 0), page=16)),
+    Problem(b=2, hq=2, sq=1, skv=70, d=16, mask=Window(20, 0), alibi=True, layout="bhsd", cache=Cache((70, 33))),
     Problem(b=1, hq=2, hkv=1, sq=128, d=24, dtype="fp16", layout="packed", varlen=Varlen((0, 28, 100), (0, 28, 100))),
 ]
 

@@ -28,7 +28,12 @@ __all__ = ["VARIANT"]
 DECODING_ROWS = 128  # torch takes its kernel for decoding below, and with a block mask a tile of that has no more rows
 MIN_D = 16  # what torch's kernels ask of d and dv on CUDA
 MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
-LACKS: dict[Feature, str] = {"sink": "a function of a score cannot add a logit beside those of keys"}
+NO_CACHE = "lengths that change with every token would be a block mask each"
+LACKS: dict[Feature, str] = {
+    "sink": "a function of a score cannot add a logit beside those of keys",
+    "cache": NO_CACHE,
+    "paged": NO_CACHE,
+}
 
 
 @functools.cache

@@ -25,12 +25,13 @@ import torch
 from attnkit import triton_device
 from attnkit.mask import check
 from attnkit.problem import Mask, Pass, Problem, Varlen
-from attnkit.variant import Variant
+from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_of, loadable
 
 __all__ = ["VARIANT", "Config", "attention", "attention_with_lse"]
 
 Configs = dict[Kernel, Config]
+CACHES: tuple[Feature, ...] = ("cache", "paged")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,5 +172,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks={},
+    lacks=dict.fromkeys(CACHES, "made for prompts: a cache is read by triton_splitkv"),
 )
