@@ -155,7 +155,7 @@ def tests(session: nox.Session) -> None:
     if not target.found["xdist"] or cores == 1:
         target.pytest("tests", *options)
         return
-    many = [*options, f"--numprocesses={min(cores, 8)}", "--dist=worksteal"]
+    many = [*options, f"--numprocesses={min(cores, 16)}", "--dist=worksteal"]
     env = {"OMP_NUM_THREADS": "1"}  # a process a core is enough
     if not target.found["gpu"]:
         target.pytest("tests", *many, env=env)
