@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
@@ -61,6 +61,10 @@ def in_pages(t: torch.Tensor, page: int, seed: int) -> tuple[torch.Tensor, torch
     modifiers=st.sampled_from([{}, {}, {"softcap": 2.0}, {"alibi": True, "sink": True}]),
     seed=st.integers(0, 3),
 )
+@example(
+    # queries that see no key of any split
+    b=1, heads=(2, 1), sq=8, skv=5, d=16, page=None, dtype="fp32", full=True, splits=3, modifiers={}, seed=0
+)  # fmt: skip
 def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
     b: int,
     heads: tuple[int, int],
