@@ -176,6 +176,15 @@ def mutants(session: nox.Session) -> None:
 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)
+def fuzz(session: nox.Session) -> None:
+    """Put thousands of drawn problems to every variant; .perfgate/fuzz.json has failures and errors."""
+    target = provision(session, "test")
+    target.env["PYTHONPATH"] = from_checkout()["PYTHONPATH"]  # the tests' own modules are not installed
+    RESULTS.mkdir(exist_ok=True)
+    target.run("-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
 def perf(session: nox.Session) -> None:
     """Time the suites and hold them against baselines/; the run's JSON is .perfgate/perf.json."""
     target = provision(session, "perf")
