@@ -40,10 +40,12 @@ MODIFIERS: dict[Feature, tuple[dict[str, Any], ...]] = {
 
 OF_A_SEQUENCE: tuple[Feature, ...] = ("window", "prefix", "softcap", "alibi", "sink")
 """What there is beside sequences of different lengths."""
-BATCHING: tuple[Feature, ...] = ("varlen", "cache", "paged")
+SELDOM = 4
+"""How many times as often sequences are of one length as they are packed, or cached."""
+PAGES: dict[Feature, tuple[int | None, ...]] = {"cache": (None,), "paged": (1, 16, 48)}
 CACHED: tuple[Layout, ...] = ("bshd", "bhsd", "padded")
-MOST_NEWEST = 8
-"""Queries on a cache."""
+NEWEST = (1, 2, 3, 8)
+"""Queries on a cache: few numbers, since a kernel may be compiled for each."""
 
 
 @st.composite
@@ -116,8 +118,9 @@ def problems(
     skv = sq if layout == "packed" else draw(st.just(sq) | length)
     dv = d if layout == "packed" else draw(st.sampled_from((d, d, d, *value_dims)))
     varlen = cache = None
-    batching = [feature for feature in BATCHING if feature in features]
-    if batching and (chosen := draw(st.sampled_from((None, None, *batching)))):
+    pages = [page for feature, ways in PAGES.items() if feature in features for page in ways]
+    differing = [*(["varlen"] if "varlen" in features else []), *(["cache"] if pages else [])]
+    if differing and (chosen := draw(st.sampled_from((*[""] * SELDOM, *differing)))):
         features = [feature for feature in features if feature in OF_A_SEQUENCE]
         if chosen == "varlen":
             varlen = draw(sequences(longest // 2))
@@ -125,10 +128,9 @@ def problems(
             sq, skv = sum(varlen.queries), sum(varlen.keys)
         else:
             layout = layout if layout in CACHED else "bshd"
-            page = st.sampled_from((1, 16, 48)) if chosen == "paged" else st.none()
             lengths = st.lists(st.just(skv) | st.integers(0, skv), min_size=1, max_size=3).filter(any)
-            cache = Cache(tuple(draw(lengths)), draw(page))
-            sq = draw(st.integers(1, MOST_NEWEST))
+            cache = Cache(tuple(draw(lengths)), draw(st.sampled_from(pages)))
+            sq = draw(st.sampled_from(NEWEST))
     group = draw(st.sampled_from(groups))
     # few heads altogether: more of the same find no more, and an interpreted kernel takes its time for each
     hkv = draw(st.integers(1, max(1, MOST_HEADS // (group + 1))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attnkit import oracle, testing
@@ -37,9 +37,8 @@ def test_in_float64_it_is_the_oracle(problem: Problem, seed: int) -> None:
 
 @given(problem=problems(CACHES), seed=st.integers(0, 3))
 def test_in_float64_it_is_the_oracle_on_what_is_cached(problem: Problem, seed: int) -> None:
-    assume(problem.cache is not None)
     inputs = Inputs(*(x.double() for x in problem.inputs("cpu", seed)))
     out = naive.attention(*inputs[:3], **problem.options("cpu", seed))
     packed, (q, k, v, _) = problem.packed(inputs)
     truth, _ = oracle.forward(q, k, v, **packed.options("cpu", seed))
-    torch.testing.assert_close(out.flatten(0, 1)[None], truth)
+    torch.testing.assert_close(out if problem.cache is None else out.flatten(0, 1)[None], truth)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perfgate.report import sentences, units
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["figure", "render"]
+__all__ = ["FAINT", "INK", "NAME_POINTS", "figure", "figure_class", "line_styles", "render", "svg"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#777777")
 MARKERS = "sD^vP*Xhp"
@@ -57,7 +57,11 @@ def render(results: Results, axis: Axis | None = None, *, metric: str = "time") 
             reader can take in.
         ModuleNotFoundError: If matplotlib is not installed; the message names the remedy.
     """
-    drawn = figure(results, axis, metric=metric)
+    return svg(figure(results, axis, metric=metric))
+
+
+def svg(drawn: Figure) -> str:
+    """A figure as SVG text: the same figure gives the same bytes everywhere."""
     import matplotlib
 
     # text as paths, a fixed salt and no date: the same picture everywhere, byte for byte
@@ -79,13 +83,8 @@ def figure(results: Results, axis: Axis | None, *, metric: str = "time") -> Figu
         )
     if len(drawn) > MOST_PANELS:
         raise ValueError(f"expected at most {MOST_PANELS} panels, got {len(drawn)}: select fewer cases")
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "a picture needs matplotlib: pip install matplotlib, or this package with its extra 'report'"
-        ) from error
+    figure_of = figure_class()
+    from matplotlib import style
 
     styles = _styles(drawn)
     across = min(len(drawn), 2)
@@ -102,7 +101,7 @@ def figure(results: Results, axis: Axis | None, *, metric: str = "time") -> Figu
     head = 0.3 + 0.22 * len(title) + 0.17 * len(small)
     size = (width * across, height * down + head)
     with style.context("default"):
-        picture = Figure(figsize=size)
+        picture = figure_of(figsize=size)
 
         def write(lines: Sequence[str], down: float, points: float, weight: str) -> None:
             place = (0.15 / size[0], 1 - down / size[1])
@@ -118,15 +117,35 @@ def figure(results: Results, axis: Axis | None, *, metric: str = "time") -> Figu
     return picture
 
 
+def figure_class() -> type[Figure]:
+    """matplotlib's.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed; the message names the remedy.
+    """
+    try:
+        from matplotlib import style  # noqa: F401 - whoever has one wants both
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "a picture needs matplotlib: pip install matplotlib, or this package with its extra 'report'"
+        ) from error
+    return Figure
+
+
 def _styles(drawn: Sequence[Panel]) -> Mapping[str, Style]:
-    """How each alternative is named and drawn, the same in every panel; a reference in black and dashed."""
+    """How each alternative is named and drawn, the same in every panel."""
     references = {name for panel in drawn for (name, _), row in panel.rows.items() if row.case.reference}
+    return line_styles({name for panel in drawn for name in panel.series}, references)
+
+
+def line_styles(names: Iterable[str], references: Collection[str]) -> Mapping[str, Style]:
+    """How each of these is named and drawn; a reference in black and dashed."""
     styles: dict[str, Style] = {}
     for name in references:
         look = {"color": "#000000", "linestyle": (0, (4, 2)), "marker": "o", "markerfacecolor": "white"}
         styles[name] = {"label": f"{name} (ref)", **look}
-    others = {name for panel in drawn for name in panel.series} - references
-    for i, name in enumerate(sorted(others, key=units.natural)):
+    for i, name in enumerate(sorted(set(names) - set(references), key=units.natural)):
         line = "-" if i < len(COLOURS) else (0, (1, 1))
         look = {"color": COLOURS[i % len(COLOURS)], "linestyle": line, "marker": MARKERS[i % len(MARKERS)]}
         styles[name] = {"label": name, **look}
