@@ -15,6 +15,7 @@ from attnkit.products import product
 from attnkit.products.matvec_tiles import Config
 from attnkit.variants import variant
 from tests.attnkit import (
+    test_append,
     test_fuzzed_laws,
     test_laws,
     test_linear,
@@ -60,6 +61,12 @@ LAWS: dict[str, Callable[..., Law]] = {
     ),
     "strided": lambda: test_triton_flash.test_a_last_dimension_that_is_not_contiguous_is_copied,
     "splits": lambda: test_triton_splitkv.test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there,
+    "appended": lambda: test_append.test_the_cache_then_holds_the_new_rows_and_what_it_held,
+    "append-then-attend": lambda: test_append.test_append_then_attend_is_attention_on_both,
+    "no-room": lambda: functools.partial(
+        test_append.test_what_there_is_no_room_for_is_not_written, test_append.append, None
+    ),
+    "far-pages": lambda: test_append.test_pages_may_lie_more_than_two_to_the_31_elements_apart,
     "workspace": lambda: test_triton_splitkv.test_a_workspace_serves_call_after_call,
     "float64": lambda: test_naive.test_in_float64_it_is_the_oracle,
     "mask": lambda: test_problem.test_a_mask_in_memory_is_its_definition,
