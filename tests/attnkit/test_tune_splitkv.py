@@ -22,6 +22,7 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_splitkv, "DEVICE", CPU)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is needed, and there is a GPU")
 def test_forms_are_screened_by_what_they_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     small = problem(1, 16, 64)
     good, bad, torn = Form(), Form(warps=8), Form(warps=2)
