@@ -163,7 +163,7 @@ def tests(session: nox.Session) -> None:
     if not target.found["xdist"] or cores == 1:
         target.pytest("tests", *options)
         return
-    many = [*options, f"--numprocesses={min(cores, 8)}", "--dist=worksteal"]
+    many = [*options, f"--numprocesses={min(cores, 16)}", "--dist=worksteal"]
     env = {"OMP_NUM_THREADS": "1"}  # a process a core is enough
     if not target.found["gpu"]:
         target.pytest("tests", *many, env=env)
@@ -181,6 +181,15 @@ def mutants(session: nox.Session) -> None:
     target = provision(session, "test")
     target.env["PYTHONPATH"] = from_checkout()["PYTHONPATH"]  # the laws' modules beside the copy with the bug in it
     target.run("-m", "tests.mutants", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
+def fuzz(session: nox.Session) -> None:
+    """Put thousands of drawn problems to every variant; .perfgate/fuzz.json has failures and errors."""
+    target = provision(session, "test")
+    target.env["PYTHONPATH"] = from_checkout()["PYTHONPATH"]  # the tests' own modules are not installed
+    RESULTS.mkdir(exist_ok=True)
+    target.run("-m", "tests.fuzz", *session.posargs)
 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)

@@ -69,6 +69,7 @@ class Comparison:
         naive_max_error: The naive computation's largest error, or the inherited one where that is larger.
         naive_mean_error: The same in the mean.
         failures: A sentence for each part of the rule that is broken.
+        open_error: Largest error that rounding the truth once makes, or that sums in float32 leave open.
     """
 
     name: str
@@ -77,6 +78,13 @@ class Comparison:
     naive_max_error: float
     naive_mean_error: float
     failures: tuple[str, ...]
+    open_error: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """The largest error over naive's, or over what is open anyway where naive happens to be better than that."""
+        yardstick = max(self.naive_max_error, self.open_error)
+        return self.max_error / yardstick if yardstick else math.inf if self.max_error else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +162,8 @@ def compare(
         allowed = MEAN_FACTOR * naive_mean + may_be_in_the_mean
         if not mean <= allowed:
             failures.append(f"{name} is off by {mean:.3g} in the mean, allowed {allowed:.3g} (naive {naive_mean:.3g})")
-    return Comparison(name, largest, mean, naive_largest, naive_mean, tuple(failures))
+    open_error = max(float(rounding.max()), float(uncertainty.max()))
+    return Comparison(name, largest, mean, naive_largest, naive_mean, tuple(failures), open_error)
 
 
 def parity(

@@ -220,7 +220,8 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
 
 
 def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
-    rule = rule_of(read(options.file).header if options.file else vars(options))
+    asked = {name: value for name, value in vars(options).items() if value is not None}
+    rule = rule_of(read(options.file).header if options.file else asked)
     return ab.run(
         options,
         arguments,

@@ -19,7 +19,7 @@ from tests.attnkit.strategies import kept, problems
 
 # a problem takes longer than an ordinary example by an order of magnitude
 EXAMPLES = max(1, settings().max_examples // 5)
-COMPILED = ("flex",)
+COMPILED = ("flex", "naive_compiled")
 """Variants that take seconds for each new size: they get the problems of FIXED alone."""
 
 FIXED = [

@@ -314,3 +314,24 @@ def test_the_errors_of_a_tensor_are_averaged_over_the_heads_that_were_compared()
         return Comparison(name, 1.0, mean, 0.0, 0.0, ())
 
     assert Parity((found("out", 1.0), found("dq", 5.0), found("out", 3.0))).errors == {"out": 2.0, "dq": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("naive", "open_error", "ratio"),
+    [(0.5, 0.1, 4.0), (0.1, 0.5, 4.0), (0.0, 0.5, 4.0), (0.0, 0.0, math.inf)],
+)
+def test_where_naive_is_better_than_a_rounding_that_is_the_yardstick_of_a_ratio(
+    naive: float, open_error: float, ratio: float
+) -> None:
+    assert Comparison("out", 2.0, 1.0, naive, 0.0, (), open_error).ratio == ratio
+    assert Comparison("out", 0.0, 0.0, 0.0, 0.0, ()).ratio == 0.0
+
+
+def test_rounding_the_truth_once_has_a_ratio_of_at_most_one() -> None:
+    truth = torch.randn(1, 33, 2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    nothing = torch.zeros_like(truth)
+    # a yardstick that is right to the last bit, but for its dtype
+    once = compare("out", truth.bfloat16(), truth, truth, nothing)
+    assert once.open_error == once.max_error > 0
+    assert once.ratio == 1.0
+    assert compare("out", truth.bfloat16(), truth, truth, nothing + 1.0).ratio == once.max_error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 import attnkit
 from attnkit.mask import Window
-from attnkit.problem import Problem
+from attnkit.problem import Pass, Problem
 from attnkit.variant import Variant
 from attnkit.variants import TABLE, flash_attn, triton_flash, triton_unfused, variant
 
@@ -30,6 +31,7 @@ NAMES = [
     "flash_attn",
     "triton_fa1",
     "triton_splitkv",
+    "naive_compiled",
 ]
 CPU = torch.device("cpu")
 
@@ -85,6 +87,18 @@ def test_a_missing_package_is_named_with_its_remedy(
     assert reason is not None
     assert reason.startswith(remedy)
     assert way.why_not(Problem(b=1, hq=1, sq=8, d=16), CPU, "fwd") == reason
+
+
+@pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
+@pytest.mark.parametrize(("device", "compiler"), [("cpu", "C++ compiler"), ("cuda", "package triton")])
+def test_what_is_compiled_names_the_compiler_that_is_missing(
+    device: str, compiler: str, pass_: Pass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way, problem = variant("naive_compiled"), Problem(b=1, hq=1, sq=8, d=16)
+    assert way.why_not(problem, CPU, pass_) is None or not shutil.which("g++")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert compiler in (way.why_not(problem, torch.device(device), pass_) or "")
 
 
 @pytest.mark.parametrize("name", ["sdpa_efficient", "sdpa_cudnn", "flash_attn"])
@@ -143,7 +157,7 @@ assert attnkit.parity.parity(variant("naive"), problem, "cpu", "bwd").ok
 print(*(way.name for way in TABLE if way.absent() is None))
 """
     )
-    assert here.split() == NAMES[:6]
+    assert here.split() == [*NAMES[:6], "naive_compiled"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels are compiled")

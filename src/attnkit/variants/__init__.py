@@ -17,6 +17,7 @@ TABLE: tuple[Variant, ...] = (
     flash_attn.VARIANT,
     triton_fa1.VARIANT,
     triton_splitkv.VARIANT,
+    naive.COMPILED,
 )
 
 

@@ -5,19 +5,34 @@
 It is what the others are compared with: in speed and memory, and in error (a fused kernel that rounds less often
 must not be further from the truth). Good for small sizes and for reading; bad for anything long, since S and P are
 written to memory and read again, forward and backward.
+
+`naive_compiled` is the same by torch.compile, which makes few kernels of the steps between the two products and stays
+in float32 inside of one: what a compiler gains that knows nothing of attention. It compiles for exactly these sizes,
+strides and dtypes at the first call with them, which takes seconds. The mask is made before, as booleans in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import importlib.util
 import math
+import shutil
+import warnings
+from collections.abc import Callable
 
 import torch
+import torch._dynamo.config
+import torch._functorch.config
 
 from attnkit.mask import dense
 from attnkit.problem import Boolean, Mask, Pass, Problem, Window
 from attnkit.variant import Variant
 
-__all__ = ["VARIANT"]
+__all__ = ["COMPILED", "VARIANT"]
+
+MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
 
 
 def attention(
@@ -35,6 +50,30 @@ def attention(
 
     Keys and values are repeated for each query head that reads them. Slopes `alibi` and logits `sink` are [hq].
     """
+    dead, empty = hidden(q, k, mask)
+    return steps(q, k, v, dead, empty, scale, softcap, alibi, sink)
+
+
+def hidden(q: torch.Tensor, k: torch.Tensor, mask: Mask) -> tuple[torch.Tensor | None, bool]:
+    """Return which keys a query does not see [sq, skv], none for the full mask, and whether some may see no key."""
+    sq, skv = q.shape[1], k.shape[1]
+    if mask == "full":
+        return None, False
+    return dense(mask, sq, skv, q.device).logical_not(), sq > skv or isinstance(mask, Window | Boolean)
+
+
+def steps(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dead: torch.Tensor | None,
+    empty: bool,
+    scale: float | None,
+    softcap: float | None,
+    alibi: torch.Tensor | None,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    """Compute attention where `dead` are the pairs [sq, skv] that do not meet, and some rows may be `empty`."""
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
     if group > 1:
@@ -45,16 +84,16 @@ def attention(
         scores = (scores / softcap).tanh() * softcap
     if alibi is not None:
         scores = scores - (alibi[:, None, None] * distance(sq, skv, q.device)).to(q.dtype)
-    if mask == "full" and sink is None:
-        return (scores.softmax(dim=-1) @ v).transpose(1, 2)
-    dead = dense(mask, sq, skv, q.device).logical_not()
-    scores = scores.masked_fill(dead, -math.inf)
+    if dead is not None:
+        scores = scores.masked_fill(dead, -math.inf)
     if sink is not None:
         # one key more, which takes its weight and has no value
         scores = torch.cat((scores, sink.to(q.dtype)[:, None, None].expand(*scores.shape[:3], 1)), dim=-1)
-    weights = scores.softmax(dim=-1)[..., :skv]
-    if sink is None and (sq > skv or isinstance(mask, Window | Boolean)):
-        # some rows may see no key, and a softmax over nothing is nan
+    weights = scores.softmax(dim=-1)
+    if sink is not None:
+        weights = weights[..., :skv]
+    elif dead is not None and empty:
+        # a softmax over nothing is nan
         weights = weights.masked_fill(dead, 0)
     return (weights @ v).transpose(1, 2)
 
@@ -65,9 +104,53 @@ def distance(sq: int, skv: int, device: torch.device) -> torch.Tensor:
     return (i + (skv - sq) - j).abs()
 
 
+@functools.cache
+def compiled() -> Callable[..., torch.Tensor]:
+    """Return the compiled steps, which keep what was compiled for each kind of input."""
+    with warnings.catch_warnings():
+        # the compiler's own modules use, while they are imported, what torch has deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._inductor.compile_fx")
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MAX_COMPILATIONS))
+    return torch.compile(steps, dynamic=False, fullgraph=True)
+
+
+def attention_compiled(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    mask: Mask = "full",
+    scale: float | None = None,
+    softcap: float | None = None,
+    alibi: torch.Tensor | None = None,
+    sink: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Compute the same, by one compiled function."""
+    dead, empty = hidden(q, k, mask)
+    trained = [x for x in (q, k, v, sink) if x is not None and x.requires_grad]
+    training = torch.is_grad_enabled() and bool(trained)
+    # without donated buffers a graph can be walked backward more than once, as timing backward alone does
+    with torch._functorch.config.patch(donated_buffer=False) if training else contextlib.nullcontext():
+        return compiled()(q, k, v, dead, empty, scale, softcap, alibi, sink)
+
+
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Take everything: only memory sets a limit."""
     return None
 
 
+def rejects_uncompiled(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
+    """Say which compiler is missing where nothing can be computed without one."""
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        return "needs a C++ compiler on the CPU, found neither g++ nor clang++: install one"
+    if device.type != "cpu" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed, which torch compiles by: pip install triton"
+    return None
+
+
 VARIANT = Variant("naive", "materialised in torch, every step in the inputs' dtype", attention, rejects, lacks={})
+COMPILED = Variant(
+    "naive_compiled", "naive, compiled by torch for each size", attention_compiled, rejects_uncompiled, lacks={}
+)

@@ -1,0 +1,71 @@
+"""Fuzz every variant with thousands of problems, in several processes: ``python -m tests.fuzz``.
+
+The exit code is 1 where a variant is wrong, or where the time was over before all problems were computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from attnkit import testing
+from attnkit.variants import TABLE, variant
+from tests.fuzz import page, shares
+from tests.fuzz.draw import Share
+from tests.fuzz.summary import commit, summary
+
+# without a GPU kernels are interpreted: as many as take a minute or two
+GPU, CPU = {"problems": 20_000, "longest": 600}, {"problems": 300, "longest": 48}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the shares, write the JSON, and print counts, errors and failures."""
+    gpu = torch.cuda.is_available()
+    default, names = GPU if gpu else CPU, [way.name for way in TABLE]
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--problems", type=int, default=default["problems"], metavar="N", help="of all processes")
+    parser.add_argument("--longest", type=int, default=default["longest"], metavar="N", help="bound of sq and skv")
+    parser.add_argument("--processes", type=int, default=min(16, len(os.sched_getaffinity(0))), metavar="N")
+    parser.add_argument("--seconds", type=float, default=420.0, help="when the last problems begin")
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other problems")
+    parser.add_argument("--variants", default=",".join(names), metavar="A,B", help="these alone")
+    parser.add_argument("--commit", help="of the sources, where they are in no repository")
+    parser.add_argument("--out", type=Path, default=Path(".perfgate/fuzz.json"), metavar="FILE")
+    chosen = parser.parse_args(arguments)
+    if min(chosen.problems, chosen.longest, chosen.processes) < 1:
+        parser.error("--problems, --longest and --processes must be at least 1")
+    ways = tuple(variant(name).name for name in chosen.variants.split(","))
+    dims = testing.HEAD_DIMS if gpu else testing.HEAD_DIMS[:-2]
+
+    started = time.perf_counter()
+    parts = [
+        Share(
+            seed=chosen.seed,
+            index=index,
+            processes=chosen.processes,
+            problems=-(-chosen.problems // chosen.processes),
+            longest=chosen.longest,
+            head_dims=dims,
+            variants=ways,
+        )
+        for index in range(chosen.processes)
+    ]
+    folder = chosen.out.with_suffix("")
+    records = shares.run(parts, chosen.seconds, folder)
+    asked = {name: getattr(chosen, name) for name in ("problems", "longest", "processes", "seed")}
+    found = summary(records, chosen.commit or commit(), device="cuda" if gpu else "cpu", **asked)
+    chosen.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(page.page(found))
+    seconds = time.perf_counter() - started
+    print(f"{found['problems']} problems and {len(found['failures'])} failures in {seconds:.0f} s: {chosen.out}")
+    return 1 if found["failures"] or found["problems"] < chosen.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""The long fuzz as a page in Markdown: ``python -m tests.fuzz.page FILE > docs/parity.md``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz.summary import LIMITS
+
+__all__ = ["page"]
+
+HEAD = """\
+# Do the variants compute attention?
+
+`nox -s fuzz` draws problems from the strategy that the tests draw from (`attnkit.testing.problems`) and puts each to
+every variant that does not reject it, forward alone and with its gradients; those that compile for each problem get
+few. What is wrong by the rule of `attnkit.parity` is a failure, and so is what raises or ends its process.
+"""
+ERRORS = """\
+## Errors
+
+The largest error of a tensor, over that of the textbook computation in the same dtype (`naive`), for out in the rows of
+fwd and for each gradient in those of bwd. `median` is of this number. Naive may happen to be exact, as with a single
+key, and then it is no yardstick: in `p99` and `max` the error of rounding the truth once, or what sums in float32 leave
+open (`oracle.uncertainty`), counts where that is larger. For dq, dk and dsink what a backward inherits from a rounded
+out counts as naive's error in all three.
+"""
+
+
+def page(found: dict[str, Any]) -> str:
+    """Return the whole document."""
+    run, versions = found["run"], found["environment"]["versions"]
+    software = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    lines = [
+        HEAD,
+        f"On **{found['environment']['device']}** ({software})"
+        + (f" at commit {found['commit']}" if found["commit"] else "")
+        + f", seed {run['seed']}, queries and keys up to {run['longest']}:",
+        "",
+        f"**{found['problems']} problems, {len(found['failures'])} failures.** {found['drawn']} different problems "
+        "were drawn; one that two variants compute, or one variant in both passes, counts twice.",
+        "",
+    ]
+    if found["problems"] < run["problems"]:
+        lines += [f"{run['problems']} were asked for; the time was over before.", ""]
+    lines += ["| variant | forward | forward and backward | failures |", "|---|--:|--:|--:|"]
+    for variant in dict.fromkeys(row["variant"] for row in found["counts"]):
+        rows = {row["pass"]: row for row in found["counts"] if row["variant"] == variant}
+        numbers = [str(rows[pass_]["problems"]) if pass_ in rows else "" for pass_ in ("fwd", "fwd+bwd")]
+        lines.append(f"| `{variant}` | {' | '.join(numbers)} | {sum(row['failed'] for row in rows.values())} |")
+    lines += ["", *(f"- `{variant}`: {reason}" for variant, reason in found["absent"].items())]
+    if found["failures"]:
+        lines += ["", "## Failures", "", *(failure(entry, run["device"]) for entry in found["failures"])]
+    lines += ["", ERRORS, "| variant | dtype | pass | tensors | median | p99 | max | |"]
+    lines.append("|---|---|---|--:|--:|--:|--:|---|")
+    for row in found["errors"]:
+        median = "" if row["plain_median"] is None else f"{row['plain_median']:.2f}"
+        flag = f"over {LIMITS[row['pass']]}" if row["flagged"] else ""
+        cells = [row["dtype"], row["pass"], str(row["tensors"]), median, f"{row['p99']:.2f}", f"{row['max']:.2f}", flag]
+        lines.append(f"| `{row['variant']}` | {' | '.join(cells)} |")
+    limits = f"{LIMITS['fwd']} forward and {LIMITS['bwd']} backward"
+    flagged = sum(row["flagged"] for row in found["errors"])
+    lines += [
+        "",
+        f"Our Triton variants are held to a p99 of {limits}; {flagged or 'none'} of their rows "
+        f"{'is' if flagged == 1 else 'are'} over it.",
+        "",
+        "This page is written by `nox -s fuzz` and `python -m tests.fuzz.page .perfgate/fuzz.json > docs/parity.md`.",
+    ]
+    return "\n".join(lines)
+
+
+def failure(entry: dict[str, Any], device: str) -> str:
+    """Return a failure with what computes it again."""
+    arguments = f'variant("{entry["variant"]}"), {entry["problem"]}, "{device}", "{entry["pass"]}", {entry["seed"]}'
+    return f"- `{entry['variant']}`: {'; '.join(entry['failures'])}\n\n  ```python\n  parity({arguments})\n  ```"
+
+
+if __name__ == "__main__":
+    print(page(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

@@ -1,0 +1,92 @@
+"""The process that does a share: ``python -m tests.fuzz.trial SHARE FIRST UNTIL FILE``.
+
+It appends two lines of JSON for each trial, one before and one behind, so that of a process that died it is known at
+what. What is wrong does not end it; a device that answers no more does, with exit code LOST.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnkit.parity import parity
+from attnkit.variants import variant
+from tests.fuzz.draw import Share, Trial, trials
+
+__all__ = ["DONE", "LOST", "main", "said"]
+
+DONE = 0
+LOST = 3
+
+
+def said(trial: Trial, device: torch.device) -> dict[str, Any]:
+    """Compute a trial and return what came of it: what is wrong, a sentence each, and by tensor two ratios of errors.
+
+    The first is `Comparison.ratio`, the second the error over naive's and nothing else, None where naive has none.
+    """
+    try:
+        found = parity(variant(trial.variant), trial.problem, device, trial.pass_, trial.seed)
+    except Exception as error:  # whatever it is, it is not attention
+        first = (str(error).strip().splitlines() or [""])[0]
+        return {"failures": [f"raised {type(error).__name__}: {first}"], "ratios": {}}
+    ratios = {
+        f"{comparison.name} {n}": [
+            comparison.ratio,
+            comparison.max_error / comparison.naive_max_error if comparison.naive_max_error else None,
+        ]
+        for n, comparison in enumerate(found.comparisons)
+    }
+    return {"failures": found.failures, "ratios": ratios}
+
+
+def main(share: Share, first: int, until: float, file: Path) -> int:
+    """Do a share from its trial number `first` on, until its problems are done or the time (of `time.time`) has come.
+
+    Problems that an earlier process of this share did count.
+    """
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    if not gpu:
+        from tests.attnkit import interpreter
+
+        interpreter.install()
+    with file.open("a", encoding="utf-8") as lines:
+
+        def write(line: dict[str, Any]) -> None:
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+
+        for number, trial in enumerate(trials(share, device)):
+            if number < first:
+                continue
+            if number >= share.problems or time.time() > until:
+                return DONE
+            write(
+                {
+                    "number": number,
+                    "variant": trial.variant,
+                    "pass": trial.pass_,
+                    "dtype": trial.problem.dtype,
+                    "problem": repr(trial.problem),
+                    "seed": trial.seed,
+                }
+            )
+            answer = said(trial, device)
+            write(answer)
+            if gpu and answer["failures"]:
+                try:
+                    torch.cuda.synchronize()
+                except RuntimeError:
+                    return LOST  # of a kernel that read or wrote what is not there no process recovers
+    return DONE
+
+
+if __name__ == "__main__":
+    chosen = json.loads(sys.argv[1])
+    chosen |= {name: tuple(chosen[name]) for name in ("head_dims", "variants")}
+    sys.exit(main(Share(**chosen), int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4])))
