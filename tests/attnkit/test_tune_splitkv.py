@@ -10,9 +10,10 @@ import torch
 
 pytest.importorskip("triton")
 
+from attnkit.problem import Problem
 from attnkit.variants.triton_splitkv_tiles import Form
 from perf import tune_splitkv
-from perf.tune_splitkv import FORMS, PROBLEMS, Trial, chosen, parser, problem, screen, screened, turns
+from perf.tune_splitkv import FORMS, PROBLEMS, Trial, chosen, parser, screen, screened, turns
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_forms_are_screened_by_what_they_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = problem(1, 16, 64)
+    small = Problem(b=1, hq=2, hkv=1, sq=1, skv=64, d=16, mask="causal")
     good, bad, torn = Form(), Form(warps=8), Form(warps=2)
     attend, calls = tune_splitkv.attend, iter(range(10**6))
 
