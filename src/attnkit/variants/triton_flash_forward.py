@@ -165,6 +165,8 @@ def forward(
     skv, hkv, dv = v.shape[1:]
     out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
     lse = torch.empty((b, hq, sq), dtype=torch.float32, device=q.device)
+    if not (q.numel() and k.numel()):
+        return out.zero_(), lse.fill_(float("-inf")) if sink is None else lse.copy_(sink[:, None])
     programs = triton.cdiv(sq, config.block_m) * b * hq
     launch(
         lambda: forward_kernel[(programs,)](

@@ -192,7 +192,7 @@ def choose_splits(heads: int, longest: int, device: torch.device) -> int:
         combining = 2 + triton.cdiv(splits, 4) if splits > 1 else 0
         return triton.cdiv(heads * splits, slots) * triton.cdiv(tiles, splits) + combining
 
-    return min(range(1, min(tiles, 128) + 1), key=lambda splits: (cost(splits), splits))
+    return min(range(1, max(1, min(tiles, 128)) + 1), key=lambda splits: (cost(splits), splits))
 
 
 def attend(
@@ -217,6 +217,8 @@ def attend(
     hkv, dv = v.shape[2:]
     group = hq // hkv
     out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
+    if not (q.numel() and longest):
+        return out.zero_()
     wide = q.dtype == torch.float32 or max(d, dv) > 128
     arguments = score_arguments(scale, softcap, alibi)
     del arguments["SCALED"]  # here scores are, always
