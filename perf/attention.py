@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -27,10 +27,12 @@ def time_attention(
     pass_: Pass,
     device: torch.device,
     title: str | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> None:
     """Time a pass; skip what the variant states it cannot do, fail what it gets wrong.
 
-    The case's name begins with `title`, or with the pass's own.
+    The case's name begins with `title`, or with the pass's own. `kept` are further options of the variant: what its
+    caller keeps from call to call.
 
     Backward alone is timed with the forward's results among its inputs, so they count neither for time nor for memory.
     """
@@ -38,7 +40,7 @@ def time_attention(
     if reason := way.why_not(problem, device, pass_):
         pytest.skip(f"{name} cannot: {reason}")
 
-    options = problem.options(device)
+    options = {**problem.options(device), **(kept or {})}
 
     def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return way.attention(q, k, v, **options)

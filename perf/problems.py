@@ -20,6 +20,7 @@ SUITES: tuple[Suite, ...] = ("default", "full")
 TIMED_ELSEWHERE = ("triton_fa1", "triton_splitkv")  # in decoding
 EVERY = tuple(variant.name for variant in TABLE if variant.name not in TIMED_ELSEWHERE)
 FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", "flash_attn")
+WITHOUT_FLEX = tuple(name for name in FUSED if name != "flex")  # which takes seconds to compile for each problem
 AGAINST_NAIVE = ("naive", "sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn")
 DECODERS = ("naive", "sdpa_flash", "sdpa_cudnn", "flash_attn", "triton_flash", "triton_splitkv")
 ON_CPU = ("naive", "sdpa_math", "sdpa_flash", "flex")
@@ -68,12 +69,13 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Lineup]:
         grid += [(d, 16384, "causal") for d in (64, 256)]
     for d, s, mask in grid:
         problem = Problem(b=16384 // s, hq=2048 // d, sq=s, d=d, mask=mask)
-        yield Lineup(problem=problem, variants=FUSED, reference="sdpa_flash")
+        flex_too = full or (d, s, mask) in [(128, 4096, "causal"), (128, 16384, "full"), (64, 16384, "causal")]
+        yield Lineup(problem=problem, variants=FUSED if flex_too else WITHOUT_FLEX, reference="sdpa_flash")
 
     # Prefill of one prompt: Llama-2-7B (32 heads) and Llama-3-8B (32 query and 8 key heads).
     for hkv, s in [(32, 4096), (8, 8192)] if not full else [(h, s) for h in (32, 8) for s in (512, 2048, 4096, 8192)]:
         problem = Problem(b=1, hq=32, hkv=hkv, sq=s, d=128, mask="causal")
-        yield Lineup(problem=problem, variants=FUSED, reference="sdpa_flash")
+        yield Lineup(problem=problem, variants=FUSED if full else WITHOUT_FLEX, reference="sdpa_flash")
 
     # The eight rows (batch x length x heads x head dim) of the source project with forward, backward and both.
     rows = [

@@ -21,7 +21,13 @@ PAGED = [Problem(b=b, hq=32, hkv=8, sq=1, skv=4096, d=128, mask="causal") for b 
 
 
 def test_decode(gpu_benchmark: GpuBenchmark, lineup: Lineup, variant_name: str, device: torch.device) -> None:
-    time_attention(gpu_benchmark, lineup, variant_name, PASS, device, title="decode")
+    kept = {"workspace": workspace(lineup.problem, device)} if variant_name == triton_splitkv.VARIANT.name else {}
+    time_attention(gpu_benchmark, lineup, variant_name, PASS, device, title="decode", kept=kept)
+
+
+def workspace(problem: Problem, device: torch.device) -> triton_splitkv.Workspace:
+    """What a decoder allocates once, as others plan their splits once."""
+    return triton_splitkv.Workspace.of(problem.b, problem.hkv, problem.sq * problem.group, problem.dv, device)
 
 
 @pytest.mark.parametrize("problem", PAGED, ids=lambda problem: problem.name)
@@ -32,6 +38,7 @@ def test_decode_in_pages(gpu_benchmark: GpuBenchmark, problem: Problem, device: 
     if reason := way.why_not(problem, device, PASS):
         pytest.skip(f"{way.name} cannot: {reason}")
     lengths = torch.full((problem.b,), problem.skv, dtype=torch.int32, device=device)
+    kept = workspace(problem, device)
 
     def inputs(i: int) -> tuple[torch.Tensor, ...]:
         q, k, v, _ = problem.inputs(device, seed=i)
@@ -41,7 +48,7 @@ def test_decode_in_pages(gpu_benchmark: GpuBenchmark, problem: Problem, device: 
         return q, *shuffled, order.argsort().int().view(problem.b, -1)
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        return triton_splitkv.attend(q, k, v, lengths, table=table)
+        return triton_splitkv.attend(q, k, v, lengths, table=table, workspace=kept)
 
     def check(out: torch.Tensor) -> dict[str, float]:
         found = parity(way, problem, device, PASS)

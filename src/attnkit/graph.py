@@ -17,6 +17,7 @@ captured, does torch take another for the capture itself, and nothing runs there
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -59,6 +60,8 @@ class CudaBackend:
         current = torch.cuda.current_stream()
         stream = None if current == torch.cuda.default_stream() else current
         torch.cuda.synchronize()  # else what still runs could be seen as part of the capture's failure
+        collecting = gc.isenabled()
+        gc.disable()  # a graph that is let go during a capture breaks it
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             try:
@@ -72,6 +75,9 @@ class CudaBackend:
                     f"cannot be captured: {reason}. A graph must not wait for the device (.item(), .cpu(), printing, "
                     "sizes that depend on data) nor compile or tune on its way"
                 ) from error
+            finally:
+                if collecting:
+                    gc.enable()
         if any("Graph is empty" in str(warning.message) for warning in said):
             raise CaptureError("the call does nothing on the current CUDA stream: are its tensors on the CPU?")
         return graph.replay, result

@@ -220,7 +220,8 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
 
 
 def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
-    rule = rule_of(read(options.file).header if options.file else vars(options))
+    asked = {name: value for name, value in vars(options).items() if value is not None}
+    rule = rule_of(read(options.file).header if options.file else asked)
     return ab.run(
         options,
         arguments,
@@ -234,7 +235,7 @@ def _report(options: argparse.Namespace) -> int:
         raise ValueError("--label and --along say more of --axis: give that too")
     if options.block and not options.out:
         raise ValueError("--block names a part of a document: give the document with --out")
-    if options.format == "svg" and len(options.files) > 1:
+    if options.format in ("svg", "roofline") and len(options.files) > 1:
         raise ValueError(f"a picture shows one file, got {len(options.files)}")
     axis = Axis(pattern=options.axis, label=options.label, along=options.along) if options.axis else None
     against = baseline.read(options.against) if options.against else None

@@ -24,6 +24,7 @@ from pytest_benchmark.stats import Stats
 from perfgate import nvml, stats
 from perfgate.environment import Environment
 from perfgate.record import Record
+from perfgate.roofline import saved
 from perfgate.verdict import Noise, Rule, visible
 
 __all__ = [
@@ -214,12 +215,16 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if again:
             raise BaselineError(f"process {i} is process {again} again: a process counts once, give each file once")
     merged: dict[str, Any] = copy.deepcopy(dict(documents[0]))
+    ceilings = {
+        name: stats.quantile([p.ceilings[name] for p in parts if name in p.ceilings], 0.5) for name in parts[0].ceilings
+    }
     benchmarks = [b for b in merged["benchmarks"] if (b.get("extra_info") or {}).get("perfgate") is not None]
     for benchmark in benchmarks:
         name = benchmark["extra_info"]["perfgate"]["case"]["name"]
         records = [part.records[name] for part in parts]
         record = Record(case=records[0].case, processes=tuple(s for r in records for s in r.processes))
-        benchmark["extra_info"]["perfgate"] = record.to_json()
+        benchmark["extra_info"].pop("roofline", None)
+        benchmark["extra_info"].update(saved(record, ceilings))
         benchmark["stats"] = _statistics(record, benchmark.get("stats", {}))
     first = parts[0]
     facts = {k: v for k, v in first.environment.facts.items() if all(p.environment.facts.get(k) == v for p in parts)}
@@ -227,9 +232,7 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for private in ("node", "release"):  # a committed file names no host
         merged["machine_info"].pop(private, None)
     merged["benchmarks"] = benchmarks
-    merged["perfgate"]["ceilings"] = {
-        name: stats.quantile([p.ceilings[name] for p in parts if name in p.ceilings], 0.5) for name in first.ceilings
-    }
+    merged["perfgate"]["ceilings"] = ceilings
     merged["perfgate"]["processes"] = sum(p.processes for p in parts)
     return merged
 

@@ -142,7 +142,7 @@ class Binaries:
             return self.named[name]
         if name in self.names:  # with another handle: it was compiled too, and its owner is gone
             return UNKNOWN
-        return LIBRARY if name.startswith(OURS if self.strangers else (*OURS, MANGLED)) else UNKNOWN
+        return LIBRARY if _of_a_library(name, self.strangers) else UNKNOWN
 
 
 def codes() -> Callable[[int, str], str]:
@@ -150,10 +150,15 @@ def codes() -> Callable[[int, str], str]:
 
     To look through all objects of the process takes as long as to time a small case. So it is done once at most, and
     only if there is a function of which nothing is known yet, or whose owner is gone: its handle may be another's now.
+    A name of C++ that only libraries give says enough where no stranger compiles: what is found by looking has names
+    of Python.
     """
     look = functools.cache(loaded)
 
     def code(function: int, name: str) -> str:
+        strangers = _strangers()
+        if function not in _registered and CUDA_CORE not in sys.modules and _of_a_library(name, strangers):
+            return LIBRARY
         said, holds = _answers.get((function, name), ("", None))
         if holds is None or not holds():
             said = look().code(function, name)
@@ -195,6 +200,10 @@ def loaded() -> Binaries:
     named, whole = _of_cuda_core()
     found = _registered | {function: code for function, (_, code) in _owned.items()}
     return Binaries(found, named, frozenset(names), (*_strangers(), *([] if whole else ["cuda.core"])))
+
+
+def _of_a_library(name: str, strangers: tuple[str, ...]) -> bool:
+    return name.startswith(OURS if strangers else (*OURS, MANGLED))
 
 
 def _strangers() -> tuple[str, ...]:

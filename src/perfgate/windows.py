@@ -8,6 +8,7 @@ read every window from a pair of CUDA events on the stream that does the work, a
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import math
 import time
@@ -216,6 +217,8 @@ class QueueRounds:
 def capture(graph: Any, pool: Any = None) -> Iterator[None]:
     """Capture into a graph on the current stream; a capture that fails leaves nothing behind.
 
+    Python collects no garbage meanwhile: a graph that is let go during a capture breaks it.
+
     Args:
         graph: The graph.
         pool: Memory that it shares with other graphs; None for its own.
@@ -225,6 +228,8 @@ def capture(graph: Any, pool: Any = None) -> Iterator[None]:
     """
     pool = pool or torch.cuda.graph_pool_handle()
     refused: RuntimeError | None = None
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
             try:
@@ -238,6 +243,8 @@ def capture(graph: Any, pool: Any = None) -> Iterator[None]:
             _heal(pool)
         raise
     finally:
+        if collecting:
+            gc.enable()
         refused = None  # a cycle else: the error's frames hold the capture's memory, this frame the error
 
 

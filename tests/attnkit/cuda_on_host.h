@@ -168,6 +168,45 @@ inline void multiply_pair(float (&sums)[4], word a0, word a1, word a2, word a3, 
   for (int i = 0; i < 4; ++i) sums[i] += add[i];
 }
 
+inline void multiply_bytes(int (&sums)[4], word a0, word a1, word a2, word a3, word b0, word b1) {
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const word mine[6] = {a0, a1, a2, a3, b0, b1};
+  memcpy(host::exchange[warp][threadIdx.x % 32], mine, sizeof mine);
+  __syncwarp();
+  for (int i = 0; i < 4; ++i) {
+    const int lower = i / 2, column = 2 * t + i % 2;
+    for (int k = 0; k < 32; ++k) {
+      signed char a[24], b[24];
+      memcpy(a, host::exchange[warp][4 * g + k % 16 / 4], 24);
+      memcpy(b, host::exchange[warp][4 * column + k % 16 / 4], 24);
+      sums[i] += a[4 * (lower + k / 16 * 2) + k % 4] * b[4 * (4 + k / 16) + k % 4];
+    }
+  }
+  __syncwarp();
+}
+
+inline word largest_of_warp(word mine) {
+  const int warp = threadIdx.x / 32;
+  memcpy(host::exchange[warp][threadIdx.x % 32], &mine, 4);
+  __syncwarp();
+  word most = 0, theirs;
+  for (int lane = 0; lane < 32; ++lane) {
+    memcpy(&theirs, host::exchange[warp][lane], 4);
+    most = max(most, theirs);
+  }
+  __syncwarp();
+  return most;
+}
+
+inline float plus_neighbour(float mine) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  host::exchange[warp][lane][0] = mine;
+  __syncwarp();
+  const float both = mine + host::exchange[warp][lane ^ 1][0];
+  __syncwarp();
+  return both;
+}
+
 inline void check_global(const char* from, int bytes) {
   if (from < host::global_begin || from + bytes > host::global_end) host::fail("weight is read outside of itself");
   if ((uintptr_t)from % 16) host::fail("weight is read at an address that is not a multiple of 16");

@@ -20,6 +20,7 @@ struct uint4 { uint32_t x, y, z, w; };
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 
@@ -59,6 +60,8 @@ inline half_bits to_half(float number) {
   memcpy(&bits, &half, 2);
   return bits;
 }
+
+inline int to_int(float number) { return (int)rintf(number); }
 
 template <word mask, word flip>
 inline word masked(word a) { return (a & mask) ^ flip; }

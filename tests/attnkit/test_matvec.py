@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from attnkit import nvrtc
 from attnkit.agreement import agreement
 from attnkit.products import matvec_tiles
-from attnkit.products.matvec_tiles import MAX_ROWS, TABLE, Config, Limits, Weights, choose, launch_shape
+from attnkit.products.matvec_tiles import FIXED_ROWS, MAX_ROWS, TABLE, Config, Limits, Weights, choose, launch_shape
 from perf.tune_matvec import CANDIDATES, SHAPES
 from tests.attnkit import cuda_on_host
 
@@ -34,6 +35,13 @@ FORMS = [
     (torch.bfloat16, "int8", Config("bulk", 2, 2, 3)),
     (torch.float16, "int8", Config("bulk", 4, 8, 2)),
 ]
+FIXED_FORMS = [
+    (torch.bfloat16, Config("bulk", 2, 2, 3, fixed=True)),
+    (torch.float16, Config("bulk", 4, 3, 2, fixed=True)),
+    (torch.bfloat16, Config("registers", 2, 2, 2, fixed=True)),
+]
+TWO_WAYS = [Config("registers", 2, 2, 2), Config("bulk", 2, 2, 3)]
+EITHER_X = [*TWO_WAYS, *(dataclasses.replace(config, fixed=True) for config in TWO_WAYS)]
 
 
 def weight_of(weights: str, n: int, k: int, dtype: torch.dtype, gap: int = 0) -> torch.Tensor:
@@ -69,16 +77,52 @@ def test_it_is_the_product(dtype: torch.dtype, weights: Weights, config: Config,
 
 
 @needs_compiler
-@pytest.mark.parametrize("config", [Config("registers", 2, 2, 2), Config("bulk", 2, 2, 3)], ids=str)
+@pytest.mark.parametrize(("dtype", "config"), FIXED_FORMS, ids=str)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_fixed_point_is_the_product_too(dtype: torch.dtype, config: Config, data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "MAX_ROWS", FIXED_ROWS)
+        test_it_is_the_product.hypothesis.inner_test(dtype, "int8", config, data)  # type: ignore[attr-defined]
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", EITHER_X, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_int8_is_itself(dtype: torch.dtype, config: Config) -> None:
     k = 32
     weight = torch.arange(-128, 128, dtype=torch.int8).repeat(k).view(k, 256).T.contiguous()
     weight = torch.stack([column.roll(i) for i, column in enumerate(weight.T)], 1)
-    for first in range(0, k, MAX_ROWS):
-        x = torch.eye(k)[first : first + MAX_ROWS].to(dtype)
+    rows = FIXED_ROWS if config.fixed else MAX_ROWS
+    for first in range(0, k, rows):
+        x = torch.eye(k)[first : first + rows].to(dtype)
         out = cuda_on_host.matvec(x, weight, None, None, config)
-        assert torch.equal(out.float(), weight.T[first : first + MAX_ROWS].float())
+        assert torch.equal(out.float(), weight.T[first : first + rows].float())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_fixed_point_x_is_itself_but_for_what_is_tiny_beside_its_rows_largest(dtype: torch.dtype) -> None:
+    config = Config("bulk", 2, 2, 3, fixed=True)
+    weight = torch.eye(32, dtype=torch.int8)
+    # numbers of eight bits: of these the smallest end where a unit begins
+    x = torch.tensor([[sign * 1.9921875 * 2.0**e for e in range(-11, 12)] + [0.0] * 9 for sign in (1, -1)]).to(dtype)
+    assert torch.equal(cuda_on_host.matvec(x, weight, None, None, config), x)
+    below = x.clone()
+    below[:, 0] /= 16
+    out = cuda_on_host.matvec(below, weight, None, None, config)
+    assert torch.equal(out[:, 1:], below[:, 1:])
+    assert 0 < (out[0, 0] - below[0, 0]).abs() <= 2.0**-19, "half a unit"
+    # the largest may be any warp's
+    far = torch.zeros(1, 1024, dtype=dtype)
+    far[0, 5], far[0, 1000] = 1.0, 4096.0
+    pick = torch.zeros(2, 1024, dtype=torch.int8)
+    pick[0, 5], pick[1, 1000] = 1, 1
+    assert cuda_on_host.matvec(far, pick, None, None, config).tolist() == [[1.0, 4096.0]]
+    # the smallest and largest there are, and nothing
+    for size in (torch.finfo(dtype).tiny, torch.finfo(dtype).max, 0.0):
+        ends = torch.full((1, 32), size, dtype=dtype)
+        assert torch.equal(cuda_on_host.matvec(ends, weight, None, None, config), ends)
 
 
 @needs_compiler
@@ -105,6 +149,11 @@ def test_no_warp_writes_sums_that_another_still_reads(config: Config, monkeypatc
 def test_what_is_not_finite_stays_in_its_row_and_column() -> None:
     x, weight = torch.randn(4, 256).bfloat16(), torch.randn(40, 256).bfloat16()
     x[1, 7], weight[11, 100] = float("inf"), float("nan")
+    fixed = cuda_on_host.matvec(
+        x[:2], torch.ones(40, 256, dtype=torch.int8), None, None, Config("bulk", 4, 8, 2, fixed=True)
+    )
+    assert fixed[0].isfinite().all()
+    assert not fixed[1].isfinite().any()
     for config in (Config("registers", 2, 2, 2), Config("bulk", 4, 8, 2)):
         finite = cuda_on_host.matvec(x, weight, None, None, config).isfinite()
         assert not finite[1].any()

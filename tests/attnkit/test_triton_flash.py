@@ -26,6 +26,7 @@ from attnkit.variants.triton_flash_tiles import (
     TABLE,
     Config,
     Form,
+    Kernel,
     choose,
     copyable,
 )
@@ -171,10 +172,19 @@ def test_every_element_is_written(loads: str, monkeypatch: pytest.MonkeyPatch) -
         assert torch.isfinite(t).all()
 
 
-def test_the_same_input_gives_the_same_bits() -> None:
-    q, k, v, dout = Problem(b=2, hq=4, hkv=2, sq=130, d=32, dtype="fp16", mask="causal").inputs(
-        DEVICE, requires_grad=True
-    )
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem(b=2, hq=4, hkv=2, sq=130, d=32, dtype="fp16", mask="causal"),
+        # many programs at once, each with a tile that is mostly padding
+        Problem(b=4, hq=4, sq=17, d=64, dtype="fp32", mask="causal"),
+        Problem(b=4, hq=4, sq=17, d=128, dtype="fp32", mask="causal"),
+        Problem(b=4, hq=4, sq=17, d=256, dtype="fp32", mask="causal"),
+    ],
+    ids=lambda problem: problem.name,
+)
+def test_the_same_input_gives_the_same_bits(problem: Problem) -> None:
+    q, k, v, dout = problem.inputs(DEVICE, requires_grad=True)
     runs = []
     for _ in range(3):
         out = attention(q, k, v, mask="causal")
@@ -240,6 +250,16 @@ def test_a_row_of_the_table_is_a_form_the_kernels_have(arch: int, key: tuple[str
     assert (config.loads == "pointer") == (loads == "pointer")
     assert kernel == "forward" or ROW_PADDING % config.block_m == 0
     assert kernel == "dkdv" or not config.split
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_two_warp_groups_share_rows_of_float32_on_hopper(kernel: Kernel) -> None:
+    """Triton 3.6 lets them read past the end of shared memory: right in the interpreter, anything on a GPU."""
+    configs = [config for (of, dtype, *_), config in TABLE[90].items() if of == kernel and dtype == "fp32"]
+    assert configs
+    for config in configs:
+        rows = config.block_n if kernel == "dkdv" else config.block_m
+        assert rows < 64 or config.warps * 16 <= rows
 
 
 def test_what_it_cannot_do_it_says() -> None:

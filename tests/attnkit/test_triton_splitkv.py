@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
@@ -17,11 +17,13 @@ from attnkit.mask import Mask, Prefix, Window
 from attnkit.problem import Problem
 from attnkit.variants import naive, triton_splitkv
 from attnkit.variants.triton_splitkv import Workspace, attend
-from attnkit.variants.triton_splitkv_kernel import BLOCK_N, choose_splits
+from attnkit.variants.triton_splitkv_tiles import Form, choose_splits
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BLOCK_N = Form().block_n
 EXAMPLES = max(1, settings().max_examples // 5)
 SPLITS = (None, 2, 3, 7)
+FORMS = (Form(), Form(apart=True), Form(block_n=32, again=False), Form(block_n=128, again=False, apart=True))
 MASKS: tuple[Mask, ...] = ("causal", "full", Window(9, 0), Window(70, 2), Window(200, None), Prefix(20))
 CACHES = (1, 2, 5, BLOCK_N, BLOCK_N + 1, 3 * BLOCK_N - 1, 3 * BLOCK_N, 4 * BLOCK_N + 1)
 """Fewer keys than queries, and whole tiles of keys and not."""
@@ -59,6 +61,10 @@ def in_pages(t: torch.Tensor, page: int, seed: int) -> tuple[torch.Tensor, torch
     modifiers=st.sampled_from([{}, {}, {"softcap": 2.0}, {"alibi": True, "sink": True}]),
     seed=st.integers(0, 3),
 )
+@example(
+    # queries that see no key of any split
+    b=1, heads=(2, 1), sq=8, skv=5, d=16, page=None, dtype="fp32", full=True, splits=3, modifiers={}, seed=0
+)  # fmt: skip
 def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
     b: int,
     heads: tuple[int, int],
@@ -88,15 +94,16 @@ def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
         keys, table = in_pages(k, page, seed)
         values, _ = in_pages(v, page, seed)
     # every mask on one cache, whole and split: of what is drawn one by one, little is long, masked and split at once
-    for mask, parts in itertools.product(MASKS, (1, splits)):
+    for turn, (mask, parts) in enumerate(itertools.product(MASKS, (1, splits))):
+        form = FORMS[(turn + seed) % len(FORMS)]
         options = problem.options(DEVICE, seed) | {"mask": mask}
-        out = attend(q, keys, values, lengths.to(DEVICE), table=table, splits=parts, **options)
+        out = attend(q, keys, values, lengths.to(DEVICE), table=table, splits=parts, form=form, **options)
         for i, length in enumerate(lengths):
             one = (q[i : i + 1], k[i : i + 1, :length], v[i : i + 1, :length])
             truth = oracle.forward(*one, **options)[0]
             plain = naive.VARIANT.attention(*one, **options)
             # both round P and the output; ours rounds P before it is normalised
-            assert error(out[i : i + 1], truth) <= 1.5 * error(plain, truth) + 1e-6, f"{mask} in {parts} splits"
+            assert error(out[i : i + 1], truth) <= 1.5 * error(plain, truth) + 1e-6, f"{mask} in {parts} splits, {form}"
 
 
 @pytest.mark.parametrize("right", [0, 9, None])
@@ -129,13 +136,22 @@ def test_splits_are_combined_in_one_order_so_results_repeat() -> None:
     assert all(torch.equal(attend(q, k, v, splits=5), first) for _ in range(3))
 
 
+@pytest.mark.parametrize("form", [Form(), Form(apart=True)], ids=["last", "apart"])
+def test_many_splits_are_combined_a_few_at_a_time(form: Form) -> None:
+    problem = Problem(b=1, hq=16, hkv=1, sq=4, skv=2000, d=32, dtype="fp32", mask="causal")
+    q, k, v, _ = problem.inputs(DEVICE)
+    truth = oracle.forward(q, k, v, **problem.options(DEVICE))[0]
+    # more than are read at a time, of which some have no keys
+    assert error(attend(q, k, v, splits=100, form=form), truth) <= 1e-5
+
+
 def test_a_workspace_serves_call_after_call() -> None:
     q, k, v, _ = Problem(b=2, hq=4, hkv=2, sq=1, skv=300, d=32, dtype="fp32").inputs(DEVICE)
     workspace = Workspace.of(2, 2, 2, 32, DEVICE)
     expected = attend(q, k, v, splits=4)
-    for _ in range(3):
+    for form in [Form(), Form(apart=True)] * 3:
         workspace.partial.fill_(float("nan"))
-        assert torch.equal(attend(q, k, v, splits=4, workspace=workspace), expected)
+        assert torch.equal(attend(q, k, v, splits=4, workspace=workspace, form=form), expected)
         assert not workspace.arrived.any()
 
 

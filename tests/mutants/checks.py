@@ -63,6 +63,10 @@ LAWS: dict[str, Callable[..., Law]] = {
     "half-a-scale": lambda: test_linear.test_a_weight_is_off_by_half_a_scale_at_most,
     "whole-range": lambda: test_linear.test_the_largest_weight_of_a_channel_uses_the_whole_range,
     "matvec": lambda form: bound(test_matvec.test_it_is_the_product, *FORMS[form]),
+    "matvec-fixed": lambda: bound(test_matvec.test_fixed_point_is_the_product_too, *test_matvec.FIXED_FORMS[0]),
+    "fixed-range": lambda: functools.partial(
+        test_matvec.test_fixed_point_x_is_itself_but_for_what_is_tiny_beside_its_rows_largest, torch.bfloat16
+    ),
 }
 
 

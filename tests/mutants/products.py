@@ -14,6 +14,7 @@ product = planter("product", "products/triton_product_kernel.py", *PRODUCT)
 linear = planter("int8", "linear.py", *INT8)
 shared = planter("matvec", "cuda/matvec.cuh", *MATVEC[:2])
 int8 = planter("matvec", "cuda/matvec.cuh", MATVEC[1], MATVEC[3])
+fixed = planter("matvec-fixed", "cuda/matvec.cuh", "matvec-fixed", "fixed-range")
 bulk = planter("matvec-bulk", "cuda/matvec_bulk.cu", MATVEC[2])
 registers = planter("matvec-registers", "cuda/matvec_registers.cu", MATVEC[0])
 
@@ -57,6 +58,12 @@ MUTANTS = (
     shared("sums-kept-for-the-next", "stale accumulator", "part[warp * m * TILE] = 0.f;", ""),
     shared("first-warp-alone", "lost sum", "sum += found[warp];", "sum = found[warp];"),
     shared("bias-by-tile", "wrong index", "to_float(bias[column])", "to_float(bias[tile * TILE + r])"),
+    fixed("carry-lost", "wrong constant", "(word)x[i] + 0x00808080) ^", "(word)x[i]) ^"),
+    fixed("upper-digits-by-the-lower", "wrong scale", "65536.f * two", "256.f * two"),
+    fixed("units-of-first-row", "wrong scale", "row ? unit.second : unit.first", "unit.first"),
+    fixed("digits-of-first-row", "wrong index", "4 * min(g / 4, m - 1) + g % 4", "g % 4"),
+    fixed("largest-of-first-warp", "missing reduction", "largest[row * ALL + i]", "largest[row * ALL]"),
+    fixed("top-digit-overflows", "overflow", ">> 23) - 29, 1)", ">> 23) - 30, 1)"),
     registers("lower-half-not-masked", "tail not masked", "there > 8) piece", "there > 0) piece"),
     registers("sums-never-cleared", "stale accumulator", "    sums = Sums();\n", ""),
     registers("x-read-before-it-is-there", "missing barrier", "width, stride);\n  __syncthreads();", "width, stride);"),

@@ -15,15 +15,17 @@ SHIFT = 'shift = tl.where(m_new == float("-inf"), 0.0, m_new)\n'
 kernel = planter("splitkv", KERNEL, *CHECKS)
 
 MUTANTS = (
-    kernel("sums-merged-without-weights", "wrong LSE merge", "l = l * alpha + l_theirs * beta", "l = l + l_theirs"),
+    kernel("sums-merged-without-weights", "wrong LSE merge", "tl.sum(l_theirs * beta, 0)", "tl.sum(l_theirs, 0)"),
     kernel(
         "outputs-merged-without-weights",
         "wrong LSE merge",
-        "b_out * alpha[:, None] + b_theirs * beta[:, None]",
-        "b_out + b_theirs",
+        "tl.sum(b_theirs * beta[:, :, None], 0)",
+        "tl.sum(b_theirs, 0)",
     ),
-    kernel("weight-of-what-came-before", "wrong LSE merge", "beta = tl.exp2(m_theirs - shift)", "beta = alpha"),
-    kernel("last-split-lost", "last split lost", "for i in tl.range(0, splits):", "for i in tl.range(0, splits - 1):"),
+    kernel(
+        "weight-of-what-came-before", "wrong LSE merge", "b_out * alpha[:, None] + tl.sum(b_t", "b_out + tl.sum(b_t"
+    ),
+    kernel("last-split-lost", "last split lost", "m_s = (o_s < splits)", "m_s = (o_s < splits - 1)"),
     kernel(
         "tiles-rounded-down",
         "last split lost",
@@ -31,12 +33,12 @@ MUTANTS = (
         "tl.maximum(tl.cdiv(n - i_first, BN) // splits, 1)",
     ),
     kernel("last-but-one-combines", "stale accumulator", "if arrived == splits - 1:", "if arrived == splits - 2:"),
-    kernel("records-overlap", "stale accumulator", "p_mine = p_records + i_split * RECORD", "p_mine = p_records"),
+    kernel("records-overlap", "stale accumulator", "o_rows = i_split * ROWS + o_m", "o_rows = o_m"),
     kernel(
         "splits-without-keys-merged",
         "fully masked row",
-        f"m_new = tl.maximum(m, m_theirs)\n                {SHIFT}",
-        "m_new = tl.maximum(m, m_theirs)\n                shift = m_new\n",
+        f"# a row of which no split has a live key has m_new = -inf\n        {SHIFT}",
+        "shift = m_new\n",
     ),
     kernel(
         "no-live-key-sum",
@@ -97,6 +99,6 @@ MUTANTS = (
         "splitkv/record-of-one-query",
         "stale accumulator",
         CHECKS,
-        (Edit(KERNEL, "RECORD: tl.constexpr = SQ * GROUP * (DV + 2)", "RECORD: tl.constexpr = GROUP * (DV + 2)"),),
+        (Edit(KERNEL, "o_rows = i_split * ROWS + o_m", "o_rows = i_split * GROUP + o_m"),),
     ),
 )

@@ -104,7 +104,10 @@ class Repository:
 
     def ab(self, *arguments: str) -> int:
         blocks = [] if any(a.startswith("--blocks") for a in arguments) else ["--blocks=1"]
-        return ab_stand_in.main([*blocks, "--confirm=2", "--seed=1", "--json=result.json", *arguments])
+        return self.ab_by_default(*blocks, *arguments)
+
+    def ab_by_default(self, *arguments: str) -> int:
+        return ab_stand_in.main(["--confirm=2", "--seed=1", "--json=result.json", *arguments])
 
     def result(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self.path / "result.json").read_text())
@@ -211,6 +214,15 @@ def test_the_base_is_where_head_left_the_upstream(repository: Repository, capfd:
     assert repository.ab() == Exit.OK
     assert repository.states()["speed/c"] == "improved"
     assert "first (where HEAD left origin/main)" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "blocks"), [(300.0, 2), (0.01, 1)])
+def test_a_suite_that_takes_long_is_screened_by_one_block(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, seconds: float, blocks: int
+) -> None:
+    monkeypatch.setattr(command, "SCREENING", seconds)
+    assert repository.ab_by_default("--base=HEAD") == Exit.OK
+    assert [block["stage"] for block in repository.entries("block")] == [1] * blocks
 
 
 def test_a_case_on_one_side_only_is_new_or_missing(repository: Repository) -> None:

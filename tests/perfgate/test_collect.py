@@ -206,7 +206,9 @@ def test_true_sizes_are_measured_apart(pytester: pytest.Pytester, monkeypatch: p
     file = pytester.path / "sizes.jsonl"
     monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'src'}")
     result = pytester.runpytest_inprocess(
-        *collect.plugin_arguments(), "-p", "tests.planted", "--planted=/one:5", f"--planted-measure={file}"
+        *collect.plugin_arguments(),
+        "--perf-allow-busy",  # by other tests, where there is a GPU
+        *("-p", "tests.planted", "--planted=/one:5", f"--planted-measure={file}"),
     )
     result.assert_outcomes(skipped=1)
     (line,) = file.read_text().splitlines()

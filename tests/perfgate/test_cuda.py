@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -150,6 +151,23 @@ def test_a_failed_capture_leaves_the_allocator_as_it_was(clock: cuda.CudaClock) 
     before = torch.cuda.memory_reserved()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= before - 4 * 2**28
+
+
+def test_a_graph_that_nobody_holds_any_more_breaks_no_capture(clock: cuda.CudaClock) -> None:
+    """Python's collector, which may run at any time, would let go of it during the capture."""
+    x = torch.zeros(16, device="cuda")
+
+    def call() -> torch.Tensor:
+        if torch.cuda.is_current_stream_capturing() and gc.isenabled():
+            gc.collect()
+        return x + 1
+
+    lost = [torch.cuda.CUDAGraph()]
+    with torch.cuda.graph(lost[0]):
+        x + 1
+    lost.append(lost)  # type: ignore[arg-type]
+    del lost
+    assert clock.measure(call).method.launch == "graph"
 
 
 def test_a_call_that_waits_for_the_device_is_timed_as_it_is(clock: cuda.CudaClock) -> None:

@@ -15,13 +15,15 @@ class Device:
     def __init__(self) -> None:
         self.now = self.current = self.other = 0.0
         self.hiccups: list[float] = []
-        self.asking = 5e-6
+        self.asking, self.drowsy, self.waited = 5e-6, 0.0, 0.0
 
     def perf_counter(self) -> float:
         return self.now
 
     def synchronize(self) -> None:
-        self.now = max(self.now, self.current, self.other) + self.asking + (self.hiccups.pop() if self.hiccups else 0.0)
+        self.now = max(self.now, self.current, self.other) + self.asking + self.drowsy * self.waited
+        self.now += self.hiccups.pop() if self.hiccups else 0.0
+        self.waited = 0.0
 
     def launch(self, seconds: float, elsewhere: float) -> None:
         self.now += 4e-6
@@ -42,7 +44,8 @@ class Event:
         self.at = max(self.device.now, self.device.current)
 
     def synchronize(self) -> None:
-        self.device.now = max(self.device.now, self.at)
+        self.device.waited = max(0.0, self.at - self.device.now)
+        self.device.now += self.device.waited
 
     def elapsed_time(self, end: Event) -> float:
         return 1e3 * (end.at - self.at)
@@ -51,7 +54,9 @@ class Event:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
-    cuda = types.SimpleNamespace(synchronize=device.synchronize, Event=device.event)
+    cuda = types.SimpleNamespace(
+        synchronize=device.synchronize, Event=device.event, _sleep=lambda cycles: device.launch(cycles / 1.7e9, 0.0)
+    )
     monkeypatch.setattr(stray, "torch", types.SimpleNamespace(cuda=cuda))
     monkeypatch.setattr(stray, "time", device)
     return device
@@ -79,6 +84,12 @@ def test_a_host_that_takes_long_to_find_the_device_idle_finds_no_work(device: De
     device.asking = 80e-6
     assert stray.of_call(lambda: device.launch(1e-3, 0.0), 1e-3) is None
     assert stray.of_call(lambda: device.launch(1e-3, 1.2e-3), 1e-3) is not None
+
+
+def test_a_host_that_needs_longer_the_longer_it_has_waited_finds_no_work(device: Device) -> None:
+    device.drowsy = 0.02
+    assert stray.of_call(lambda: device.launch(5e-3, 0.0), 5e-3) is None
+    assert stray.of_call(lambda: device.launch(5e-3, 5.3e-3), 5e-3) is not None
 
 
 def test_a_share_too_small_to_matter_is_not_told(device: Device) -> None:

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator
 from functools import partial
 
+import torch
+
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
 
@@ -29,11 +31,13 @@ def builds(arch: int) -> Iterator[Build]:
 
 def binary(arch: int, dtype: str, d: int, rows: int, page: int, modified: bool = False) -> Binary:
     """Compile it, plain or with a window and all that modifies scores."""
-    from attnkit.variants.triton_splitkv_kernel import BLOCK_N, padded, splitkv_kernel
+    from attnkit.variants.triton_splitkv_kernel import splitkv_kernel, tiles
+    from attnkit.variants.triton_splitkv_tiles import choose_form
 
-    constants: dict[str, object] = {
-        "SQ": 1, "GROUP": rows, "D": d, "DP": padded(d), "DV": d, "DVP": padded(d), "BM": padded(rows), "BN": BLOCK_N,
+    form = choose_form(torch.bfloat16, d, d)
+    constants: dict[str, object] = tiles(form, 1, rows, d, d) | {
         "PAGE": page, "MASK": "band" if modified else "causal", "HAS_LENGTHS": True, "PRECISION": "ieee",
+        "APART": form.apart, "EARLY": False,
     }  # fmt: skip
     types = {name: f"*{dtype}" for name in splitkv_kernel.arg_names if name.startswith("p_")}
     types |= dict.fromkeys(("p_lengths", "p_table", "p_arrived"), "*i32") | {"p_partial": "*fp32"}
@@ -43,5 +47,7 @@ def binary(arch: int, dtype: str, d: int, rows: int, page: int, modified: bool =
         types |= optional
     else:
         constants |= dict.fromkeys(optional)
-    stages = 3 if d <= 128 else 2
-    return compile_kernel(splitkv_kernel, arch, types, constants, unaligned=("s_tb",), num_warps=4, num_stages=stages)
+    warps, stages = form.warps, form.stages
+    return compile_kernel(
+        splitkv_kernel, arch, types, constants, unaligned=("s_tb",), num_warps=warps, num_stages=stages
+    )

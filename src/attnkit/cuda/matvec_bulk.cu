@@ -35,8 +35,9 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   char* ring = shared;
   barrier* full = (barrier*)(ring + STAGES * TILE * STAGE_PITCH);
   barrier* empty = full + STAGES;
-  half_bits* staged = (half_bits*)(full + 2 * STAGES);
-  float* partial = (float*)(staged + m * stride);
+  staged_x* staged = (staged_x*)(full + 2 * STAGES);
+  float* partial = (float*)(staged + STAGED_ROWS * m * stride);
+  word* largest = (word*)(partial + slots * WARPS * m * TILE);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const Rows rows = rows_of_block(even, odd);
@@ -77,7 +78,7 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   prefetch_rows(scale, 4, rows.first, rows.count);
   prefetch_rows(bias, 2, rows.first, rows.count);
   wait_for_previous_kernel();
-  stage_x<THREADS>(staged, x, x_stride, m, k, width, stride);
+  const Unit unit = stage_x<THREADS>(staged, largest, x, x_stride, m, k, width, stride);
   __syncthreads();
 
   if (warp >= WARPS) {
@@ -88,7 +89,7 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
     return;
   }
 
-  const half_bits* staged_mine = staged + min(g, m - 1) * stride + t * LANE_K;
+  const staged_x* staged_mine = staged + staged_column(g, m) * stride + t * LANE_K;
   for (int begin = 0; begin < tiles; begin += phase) {
     const int end = min(begin + phase, tiles);
     for (tile = begin; tile < end; ++tile) {
@@ -121,7 +122,7 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
       keep(partial, slot_of(tile, slots), warp, m, sums);
     }
     sync_multiplying();
-    finish<32 * WARPS>(partial, slots, begin, end, rows, out, scale, bias, m, n);
+    finish<32 * WARPS>(partial, slots, begin, end, rows, out, scale, bias, m, n, unit);
     if (end < tiles) sync_multiplying();
   }
 }

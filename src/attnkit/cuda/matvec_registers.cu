@@ -24,8 +24,9 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
        int n, int k, int m, int weight_stride, int x_stride, int even, int odd, int phase, int slots) {
   extern __shared__ __align__(16) char shared[];
   const int pieces = (k + PIECE_K - 1) / PIECE_K, width = pieces * PIECE_K, stride = width + X_PAD;
-  half_bits* staged = (half_bits*)shared;
-  float* partial = (float*)(staged + m * stride);
+  staged_x* staged = (staged_x*)shared;
+  float* partial = (float*)(staged + STAGED_ROWS * m * stride);
+  word* largest = (word*)(partial + slots * WARPS * m * TILE);
 
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const Rows rows = rows_of_block(even, odd);
@@ -59,10 +60,10 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   prefetch_rows(scale, 4, rows.first, rows.count);
   prefetch_rows(bias, 2, rows.first, rows.count);
   wait_for_previous_kernel();
-  stage_x<THREADS>(staged, x, x_stride, m, k, width, stride);
+  const Unit unit = stage_x<THREADS>(staged, largest, x, x_stride, m, k, width, stride);
   __syncthreads();
 
-  const half_bits* staged_mine = staged + min(g, m - 1) * stride + t * LANE_K;
+  const staged_x* staged_mine = staged + staged_column(g, m) * stride + t * LANE_K;
   Sums sums;
   int tile = use.tile;
   auto leave_tile = [&] {
@@ -77,7 +78,7 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
       #pragma unroll
       for (int d = 0; d < DEPTH; ++d) {
         if (use.tile != tile) leave_tile();
-        const half_bits* there = staged_mine + use.piece * PIECE_K;
+        const staged_x* there = staged_mine + use.piece * PIECE_K;
         #pragma unroll
         for (int s = 0; s < SPAN; ++s) multiply_step(sums, ring[d][s], (const uint4*)(there + s * STEP_K));
         use.advance(pieces);
@@ -87,7 +88,7 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
     }
     if (use.tile != tile) leave_tile();
     __syncthreads();
-    finish<THREADS>(partial, slots, begin, end, rows, out, scale, bias, m, n);
+    finish<THREADS>(partial, slots, begin, end, rows, out, scale, bias, m, n, unit);
     if (end < tiles) __syncthreads();
   }
 }

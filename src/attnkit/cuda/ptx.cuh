@@ -53,6 +53,22 @@ __device__ inline void multiply_pair(float (&sums)[4], word a0, word a1, word a2
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same of whole numbers, A [16, 32] B [32, 8] in bytes with a sign, four consecutive k in each word: lane 4 g + t has
+// A (g, 4 t ..) in a0, the same of row g + 8 in a1, and of columns 4 t + 16 .. in a2 and a3; B likewise in b0 and b1.
+__device__ inline void multiply_bytes(int (&sums)[4], word a0, word a1, word a2, word a3, word b0, word b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The largest that a lane of this warp has.
+__device__ inline word largest_of_warp(word mine) { return __reduce_max_sync(0xffffffff, mine); }
+
+// A lane's number plus that of the lane beside it: lanes 2 i and 2 i + 1 get the same.
+__device__ inline float plus_neighbour(float mine) { return mine + __shfl_xor_sync(0xffffffff, mine, 1); }
+
+__device__ inline int to_int(float number) { return __float2int_rn(number); }
+
 // 16 bytes that are read once and by nobody else: past the L1, and the L2 may fetch the neighbours with them.
 __device__ inline uint4 load_stream(const char* address) {
   uint4 v;

@@ -18,6 +18,8 @@ Weights = Literal["half", "int8"]
 
 MAX_ROWS = 8
 """Rows of x: what a tensor-core instruction takes beside 8 rows of weight."""
+FIXED_ROWS = 2
+"""The same where a row takes four columns, one for each of its digits."""
 TILE = 16
 LOADERS = 4
 STEP_BYTES = 64
@@ -39,6 +41,8 @@ class Config:
         depth: Loads of that size in flight: a warp's (registers), or a block's (bulk).
         blocks: Blocks an SM.
         overlap: The kernel loads its weights while the one before it on the stream still runs.
+        fixed: x is made a fixed-point number of its row, for the integers' tensor core: int8 weights need no
+            conversion then. For at most two rows of x.
     """
 
     design: Design
@@ -47,6 +51,7 @@ class Config:
     depth: int
     blocks: int = 1
     overlap: bool = False
+    fixed: bool = False
 
     @property
     def source(self) -> str:
@@ -63,6 +68,7 @@ class Config:
         macros = {
             "BF16": int(dtype == torch.bfloat16),
             "INT8": int(weights == "int8"),
+            "FIXED": int(self.fixed),
             "WARPS": self.warps,
             "SPAN": self.span,
             "DEPTH" if self.design == "registers" else "STAGES": self.depth,
@@ -77,6 +83,8 @@ class Config:
         if device.capability < least:
             (need, _), (major, minor) = least, device.capability
             return f"needs compute capability {need}.0 or later, got {major}.{minor}"
+        if self.fixed and (weights != "int8" or m > FIXED_ROWS):
+            return f"fixed-point x is for int8 weights and at most {FIXED_ROWS} rows, got {weights} and {m}"
         shared = launch_shape(self, weights, m, n, k, device.sms).shared
         if shared > device.shared:
             return f"{m} rows of k={k} need {shared} bytes of shared memory, a block has {device.shared}"
@@ -122,6 +130,9 @@ def launch_shape(config: Config, weights: Weights, m: int, n: int, k: int, sms: 
     tiles = _ceil(_ceil(n, grid), TILE)
     pieces = _ceil(k, config.span * step)
     x_bytes = 2 * m * (pieces * config.span * step + (8 if weights == "int8" else 32))
+    if config.fixed:
+        # digits, and a word for each warp's largest
+        x_bytes = 4 * m * (pieces * config.span * step + 64) + 4 * m * (config.threads // 32)
     slot_bytes = 4 * config.warps * m * TILE
     phase = min(tiles, max(1, SUMS_BYTES // slot_bytes))
     shared, slots = x_bytes, phase

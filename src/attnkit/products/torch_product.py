@@ -40,4 +40,19 @@ def rejects(
     return None
 
 
-PRODUCT = Product("torch", "torch's own product; int8 weights become float32 before it", multiply, rejects)
+def explains(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How far off a product may be for partial sums that cuBLAS rounds to the dtype before it adds them: ``[m, n]``.
+
+    Torch lets it (``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction``); a bias is one of the parts.
+    """
+    if not x.is_cuda or weight.dtype == torch.int8:
+        return x.new_zeros(x.shape[0], weight.shape[0])
+    size = x.detach().float().abs() @ weight.detach().float().abs().T
+    if bias is not None:
+        size = size + bias.detach().float().abs()
+    return torch.finfo(x.dtype).eps * size
+
+
+PRODUCT = Product("torch", "torch's own product; int8 weights become float32 before it", multiply, rejects, explains)

@@ -2,11 +2,13 @@
 
 One query a sequence cannot fill a GPU by heads and sequences alone, so each program takes a part of the keys, and the
 last program of a key head to finish combines what all found: one kernel, and the result does not depend on the order
-in which programs finish. The query heads of a key head, and up to eight queries, are the rows of one tile, so the cache
-is read once.
+in which programs finish. For that it counts on a `Workspace`: a caller that decodes token after token keeps one, and
+so has no other kernel than this. The query heads of a key head, and up to eight queries, are the rows of one tile, so
+the cache is read once.
 
 The cache is contiguous, or in pages that a table finds (Kwon et al., vLLM, 2023). How many keys of it there are is read
-on the device, so a graph captured once serves every length. The kernel is in triton_splitkv_kernel.py.
+on the device, so a graph captured once serves every length. The kernels are in triton_splitkv_kernel.py, their tiles
+in triton_splitkv_tiles.py.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from attnkit import triton_device
 from attnkit.mask import Prefix, Window
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Variant
+from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose_form, choose_splits
 
 __all__ = ["VARIANT", "Workspace", "attend", "attention"]
 
@@ -27,7 +30,6 @@ MAX_D = 256
 MAX_ROWS = 128
 """Queries times the query heads of a key head: they are the rows of one tile."""
 MAX_SQ = 8
-MAX_SPLITS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def attend(
     sink: torch.Tensor | None = None,
     splits: int | None = None,
     workspace: Workspace | None = None,
+    form: Form | None = None,
 ) -> torch.Tensor:
     """Attention of the newest queries on a cache.
 
@@ -82,6 +85,7 @@ def attend(
         sink: ``[hq]``, float32: a logit that takes weight and has no value.
         splits: Parts that the keys are split into, from 1 to 128; chosen from the sizes unless given.
         workspace: Kept from call to call it saves the allocation and a kernel that zeroes it.
+        form: What the kernels are compiled for; chosen from dtype and sizes unless given.
 
     Returns:
         out ``[b, sq, hq, dv]`` in the dtype of q; 0 for a query without a live key.
@@ -105,7 +109,8 @@ def attend(
     alibi, sink = (x if x is None else x.detach().contiguous() for x in (alibi, sink))
     # keys that some query may see
     reach = min(longest, mask.left + q.shape[1]) if isinstance(mask, Window) and mask.left is not None else longest
-    splits = splits or triton_splitkv_kernel.choose_splits(b * hkv, reach, q.device)
+    form = form or choose_form(q.dtype, d, v.shape[3])
+    splits = splits or choose_splits(b * hkv, reach, q.device, form.block_n)
     if workspace is None:
         workspace = Workspace.of(b, hkv, q.shape[1] * (hq // hkv), v.shape[3], q.device, splits)
     return triton_splitkv_kernel.attend(
@@ -123,6 +128,7 @@ def attend(
         longest=longest,
         partial=workspace.partial,
         arrived=workspace.arrived,
+        form=form,
     )
 
 

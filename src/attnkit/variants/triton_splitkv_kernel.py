@@ -1,28 +1,31 @@
-"""Split-KV attention of a few queries, in one Triton kernel.
+"""Split-KV attention of a few queries, in Triton kernels.
 
 A program owns one split of the keys of one key head of one sequence. Its tile has a row for each query and each query
 head that reads the key head: row r is query r // group in head r % group. It walks over its keys with the running
-maximum and sum of FlashAttention-2 and writes an unnormalised output, the maximum and the sum. Whoever of a key head's
-programs finishes last combines them, in the order of the splits: the result is the same whoever it was.
+maximum and sum of FlashAttention-2 and leaves a record: an unnormalised output, the maximum and the sum. Records are
+combined by whoever of a key head's programs finishes last, or by a kernel of their own, which waits on the device for
+the one before it. Either takes them in the order of the splits: the result is the same whoever it was.
 
 Letters: BM rows and BN keys a tile, D and DV the head dims, DP and DVP the same rounded up to a power of two, PAGE the
-keys of a page (0: the cache is contiguous).
+keys of a page (0: the cache is contiguous), RP rows that are combined together and SB splits of which records are read
+at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from attnkit.mask import Mask, Prefix, Window
 from attnkit.triton_scores import LOG2E, base_2, keys_seen, score_arguments
+from attnkit.variants.triton_splitkv_tiles import Form
 
 BASE_2 = tl.constexpr(LOG2E)
-BLOCK_N = 64
 
 
 @triton.jit
@@ -41,6 +44,62 @@ def rows_of(
     return tl.load(p_base + (o_row[:, None] + o_d[None, :]), mask=m_n[:, None] & (o_d < D)[None, :], other=0.0)
 
 
+@triton.jit
+def combined(
+    p_values, p_stats, splits, i_row,
+    ROWS: tl.constexpr, DV: tl.constexpr, RP: tl.constexpr, DVP: tl.constexpr, SB: tl.constexpr,
+):  # fmt: skip
+    """[RP, DVP]: rows from i_row on of a key head's output, out of the records of all its splits."""
+    o_r = i_row + tl.arange(0, RP)
+    o_dv = tl.arange(0, DVP)
+    m_r = o_r < ROWS
+    m = tl.full([RP], float("-inf"), tl.float32)
+    l = tl.zeros([RP], tl.float32)
+    b_out = tl.zeros([RP, DVP], tl.float32)
+    for i in tl.range(0, splits, SB):
+        # many at a time, for the way to the L2 and back is what takes long
+        o_s = i + tl.arange(0, SB)
+        m_s = (o_s < splits)[:, None] & m_r[None, :]
+        o_rows = o_s[:, None] * ROWS + o_r[None, :]
+        m_theirs = tl.load(p_stats + o_rows * 2, mask=m_s, other=float("-inf"), cache_modifier=".cg")
+        l_theirs = tl.load(p_stats + o_rows * 2 + 1, mask=m_s, other=0.0, cache_modifier=".cg")
+        b_theirs = tl.load(
+            p_values + (o_rows[:, :, None] * DV + o_dv[None, None, :]),
+            mask=m_s[:, :, None] & (o_dv < DV)[None, None, :], other=0.0, cache_modifier=".cg",
+        )  # fmt: skip
+        m_new = tl.maximum(m, tl.max(m_theirs, 0))
+        # a row of which no split has a live key has m_new = -inf
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)
+        alpha = tl.exp2(m - shift)
+        beta = tl.exp2(m_theirs - shift[None, :])
+        l = l * alpha + tl.sum(l_theirs * beta, 0)
+        b_out = b_out * alpha[:, None] + tl.sum(b_theirs * beta[:, :, None], 0)
+        m = m_new
+    return b_out / tl.where(l == 0.0, 1.0, l)[:, None]
+
+
+@triton.jit(do_not_specialize=["hkv", "splits"])
+def combine_kernel(
+    p_out, p_partial, s_ob, s_os, s_oh, hkv, splits,
+    SQ: tl.constexpr, GROUP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, SB: tl.constexpr, WAIT: tl.constexpr,
+):  # fmt: skip
+    """One row of a key head's output a program."""
+    i_row = tl.program_id(0)
+    i_bh = tl.program_id(1)
+    ROWS: tl.constexpr = SQ * GROUP
+    if WAIT:
+        gdc_wait()
+    p_values = p_partial + i_bh * tl.cast(splits, tl.int64) * (ROWS * DV)
+    p_stats = p_partial + (tl.num_programs(1) * tl.cast(DV, tl.int64) + i_bh * 2) * splits * ROWS
+    b_out = combined(p_values, p_stats, splits, i_row, ROWS, DV, 1, DVP, SB)
+    o_r = i_row + tl.arange(0, 1)
+    o_dv = tl.arange(0, DVP)
+    i_head = i_bh % hkv * GROUP + o_r % GROUP
+    o_out = (o_r // GROUP)[:, None] * tl.cast(s_os, tl.int64) + i_head[:, None] * tl.cast(s_oh, tl.int64)
+    p_out += i_bh // hkv * tl.cast(s_ob, tl.int64)
+    tl.store(p_out + (o_out + o_dv[None, :]), b_out.to(p_out.dtype.element_ty), mask=(o_dv < DV)[None, :])
+
+
 @triton.jit(do_not_specialize=["hkv", "skv", "splits", "left", "upper"])
 def splitkv_kernel(
     p_q, p_k, p_v, p_out, p_lengths, p_table, p_partial, p_arrived, scale_log2,
@@ -48,8 +107,11 @@ def splitkv_kernel(
     left, upper, scale_cap, cap_log2, p_slope, p_sink,
     SQ: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, MASK: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, RP: tl.constexpr, SB: tl.constexpr, AGAIN: tl.constexpr, APART: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_launch_dependents()
     i_split = tl.program_id(0)
     i_bh = tl.program_id(1)
     i_b = i_bh // hkv
@@ -76,10 +138,8 @@ def splitkv_kernel(
     o_head = i_h * GROUP + o_m % GROUP
     m_m = o_m < SQ * GROUP
     p_q += i_b * tl.cast(s_qb, tl.int64)
-    b_q = tl.load(
-        p_q + (i_query[:, None] * tl.cast(s_qs, tl.int64) + o_head[:, None] * tl.cast(s_qh, tl.int64) + o_d[None, :]),
-        mask=m_m[:, None] & (o_d < D)[None, :], other=0.0,
-    )  # fmt: skip
+    o_q = i_query[:, None] * tl.cast(s_qs, tl.int64) + o_head[:, None] * tl.cast(s_qh, tl.int64) + o_d[None, :]
+    m_q = m_m[:, None] & (o_d < D)[None, :]
     if PAGE == 0:
         p_k += i_b * tl.cast(s_kb, tl.int64)
         p_v += i_b * tl.cast(s_vb, tl.int64)
@@ -104,7 +164,13 @@ def splitkv_kernel(
             m = tl.load(p_sink + o_head, mask=m_m, other=0.0) * BASE_2
             l += 1.0
     b_out = tl.zeros([BM, DVP], tl.float32)
+    b_q = tl.zeros([BM, DP], p_q.dtype.element_ty)
+    if not AGAIN:
+        b_q = tl.load(p_q + o_q, mask=m_q, other=0.0)
     for i_n in tl.range(i_start, i_end, BN):
+        if AGAIN:
+            # with each tile, and as if it depended on it: so the first keys need not wait until the queries are there
+            b_q = tl.load(p_q + ((i_n >> 31) * 16 + o_q), mask=m_q, other=0.0)
         b_k = rows_of(p_k, p_table, i_n, i_end, s_kb, s_ks, D, DP, BN, PAGE)
         b_v = rows_of(p_v, p_table, i_n, i_end, s_vb, s_vs, DV, DVP, BN, PAGE)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
@@ -132,67 +198,28 @@ def splitkv_kernel(
         b_out = b_out / tl.where(l == 0.0, 1.0, l)[:, None]
         tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
     else:
-        # a split's record: for each row DV sums of values, then the row's maximum and sum
-        RECORD: tl.constexpr = SQ * GROUP * (DV + 2)
-        p_records = p_partial + i_bh * tl.cast(splits, tl.int64) * RECORD
-        o_values = o_m[:, None] * (DV + 2) + o_dv[None, :]
-        o_stats = o_m * (DV + 2) + DV
-        p_mine = p_records + i_split * RECORD
-        tl.store(p_mine + o_values, b_out, mask=m_out)
-        tl.store(p_mine + o_stats, m, mask=m_m)
-        tl.store(p_mine + o_stats + 1, l, mask=m_m)
-        # every thread's stores come before the one thread's release
-        tl.debug_barrier()
-        arrived = tl.atomic_add(p_arrived + i_bh, 1, sem="acq_rel")
-        if arrived == splits - 1:
+        # all values of all key heads, then for each row its maximum and its sum
+        ROWS: tl.constexpr = SQ * GROUP
+        p_values = p_partial + i_bh * tl.cast(splits, tl.int64) * (ROWS * DV)
+        p_stats = p_partial + (tl.num_programs(1) * tl.cast(DV, tl.int64) + i_bh * 2) * splits * ROWS
+        o_rows = i_split * ROWS + o_m
+        tl.store(p_values + (o_rows[:, None] * DV + o_dv[None, :]), b_out, mask=m_out)
+        tl.store(p_stats + o_rows * 2, m, mask=m_m)
+        tl.store(p_stats + o_rows * 2 + 1, l, mask=m_m)
+        if not APART:
+            # every thread's stores come before the one thread's release
             tl.debug_barrier()
-            m = tl.full([BM], float("-inf"), tl.float32)
-            l = tl.zeros([BM], tl.float32)
-            b_out = tl.zeros([BM, DVP], tl.float32)
-            for i in tl.range(0, splits):
-                p_theirs = p_records + i * RECORD
-                m_theirs = tl.load(p_theirs + o_stats, mask=m_m, other=float("-inf"), cache_modifier=".cg")
-                l_theirs = tl.load(p_theirs + o_stats + 1, mask=m_m, other=0.0, cache_modifier=".cg")
-                b_theirs = tl.load(p_theirs + o_values, mask=m_out, other=0.0, cache_modifier=".cg")
-                m_new = tl.maximum(m, m_theirs)
-                shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-                alpha = tl.exp2(m - shift)
-                beta = tl.exp2(m_theirs - shift)
-                l = l * alpha + l_theirs * beta
-                b_out = b_out * alpha[:, None] + b_theirs * beta[:, None]
-                m = m_new
-            b_out = b_out / tl.where(l == 0.0, 1.0, l)[:, None]
-            tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
-            # ready for the next call
-            tl.store(p_arrived + i_bh, 0)
-
-
-@functools.cache
-def programs_at_once(device: torch.device) -> int:
-    """How many programs the device runs at a time; those of an H200 where there is no GPU."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-    return 2 * processors
-
-
-def choose_splits(heads: int, longest: int, device: torch.device) -> int:
-    """Splits for which the slowest processor has the least to do.
-
-    Programs come in waves; a program walks over its tiles, then leaves a record that takes about as long as two tiles.
-    The last one reads all records, four of them in about the time of a tile.
-
-    Args:
-        heads: Key heads of all sequences.
-        longest: Keys that a sequence may have.
-        device: Where it runs.
-    """
-    slots = programs_at_once(device)
-    tiles = triton.cdiv(longest, BLOCK_N)
-
-    def cost(splits: int) -> int:
-        combining = 2 + triton.cdiv(splits, 4) if splits > 1 else 0
-        return triton.cdiv(heads * splits, slots) * triton.cdiv(tiles, splits) + combining
-
-    return min(range(1, max(1, min(tiles, 128)) + 1), key=lambda splits: (cost(splits), splits))
+            arrived = tl.atomic_add(p_arrived + i_bh, 1, sem="acq_rel")
+            if arrived == splits - 1:
+                tl.debug_barrier()
+                o_r = tl.arange(0, RP)
+                b_sum = combined(p_values, p_stats, splits, 0, ROWS, DV, RP, DVP, SB)
+                o_sum = (o_r // GROUP)[:, None] * tl.cast(s_os, tl.int64) + o_dv[None, :]
+                o_sum += (i_h * GROUP + o_r % GROUP)[:, None] * tl.cast(s_oh, tl.int64)
+                m_sum = (o_r < ROWS)[:, None] & (o_dv < DV)[None, :]
+                tl.store(p_out + o_sum, b_sum.to(p_out.dtype.element_ty), mask=m_sum)
+                # ready for the next call
+                tl.store(p_arrived + i_bh, 0)
 
 
 def attend(
@@ -211,6 +238,7 @@ def attend(
     longest: int,
     partial: torch.Tensor,
     arrived: torch.Tensor,
+    form: Form,
 ) -> torch.Tensor:
     """q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]`` or pages, last dims contiguous, to out ``[b, sq, hq, dv]``."""
     b, sq, hq, d = q.shape
@@ -219,20 +247,43 @@ def attend(
     out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
     if not (q.numel() and longest):
         return out.zero_()
-    wide = q.dtype == torch.float32 or max(d, dv) > 128
     arguments = score_arguments(scale, softcap, alibi)
     del arguments["SCALED"]  # here scores are, always
+    apart = form.apart and splits > 1
+    # programmatic dependent launch; the interpreter has neither the launch nor its instructions
+    overlap = apart and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (9, 0)
     with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
         splitkv_kernel[(splits, b * hkv)](
             q, k, v, out, lengths if lengths is not None else q, table if table is not None else q, partial, arrived,
             scale * LOG2E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             table.stride(0) if table is not None else 0, hkv, longest, splits,
-            SQ=sq, GROUP=group, D=d, DP=padded(d), DV=dv, DVP=padded(dv), BM=max(16, padded(sq * group)), BN=BLOCK_N,
             PAGE=0 if table is None else k.shape[1], HAS_LENGTHS=lengths is not None,
             p_sink=sink, **edges(mask, sq, longest), **arguments,
-            PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee", num_warps=4, num_stages=2 if wide else 3,
+            PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee",
+            **tiles(form, sq, group, d, dv), APART=apart, EARLY=overlap,
+            num_warps=form.warps, num_stages=form.stages,
         )  # fmt: skip
+        if apart:
+            combine_kernel[(sq * group, b * hkv)](
+                out, partial, *out.stride()[:3], hkv, splits,
+                SQ=sq, GROUP=group, DV=dv, DVP=padded(dv), SB=at_once(1, dv), WAIT=overlap,
+                num_warps=4, launch_pdl=overlap,
+            )  # fmt: skip
     return out
+
+
+def tiles(form: Form, sq: int, group: int, d: int, dv: int) -> dict[str, Any]:
+    """The sizes that the kernel is compiled for."""
+    rows = sq * group
+    return {
+        "SQ": sq, "GROUP": group, "D": d, "DP": padded(d), "DV": dv, "DVP": padded(dv), "BM": padded(rows),
+        "BN": form.block_n, "AGAIN": form.again, "RP": triton.next_power_of_2(rows), "SB": at_once(rows, dv),
+    }  # fmt: skip
+
+
+def at_once(rows: int, dv: int) -> int:
+    """Splits of which the records of so many rows are read together: as many as fit in registers."""
+    return max(1, min(32, 4096 // (triton.next_power_of_2(rows) * padded(dv))))
 
 
 def edges(mask: Mask, sq: int, longest: int) -> dict[str, object]:

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -41,7 +42,9 @@ CONTROLS = 20
 """Controls that are visited again with what is confirmed, besides the canaries."""
 CHECKS = 4
 """Fresh blocks that check again what may have got less accurate, if nothing is to be confirmed of time."""
-VISIT = ("--perf-warmup=0.03", "--perf-max-time=0.1")
+SCREENING = 300.0
+"""Seconds that screening may take where the number of its blocks is left to us."""
+VISIT = ("--perf-warmup=0.02", "--perf-max-time=0.06")
 """A visit is short: the device has just worked at the same case, and processes differ by more than their samples do.
 What is given to pytest wins."""
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}
@@ -62,9 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blocks",
         type=_count,
-        default=ContestRule().screen_blocks,
         metavar="N",
-        help="blocks that screen (default: %(default)s)",
+        help=f"blocks that screen (default: {ContestRule().screen_blocks}, or as many as take "
+        f"{SCREENING / 60:.0f} minutes, and one at least)",
     )
     parser.add_argument(
         "--confirm",
@@ -154,13 +157,13 @@ def _compare(
         "seed": seed,
         "base": f"{trees.base.commit} {trees.base.words}",
         "head": f"{trees.head.commit} {trees.head.words}",
-        "blocks": options.blocks,
+        "blocks": options.blocks or ContestRule().screen_blocks,
         "confirm": options.confirm,
         "floor": options.floor,
     }
     lines = Lines(path, "run where there is room")
     evidence = Evidence(header, write=lines.write)
-    progress = Progress(options.blocks)
+    progress = Progress(header["blocks"])
 
     def visited(block: int, done: int, of: int) -> None:
         if (block, done) == (0, 0) and "head" in evidence.environments:
@@ -203,10 +206,14 @@ def _stages(
 ) -> str:
     """Screen, then confirm; return how it ended."""
     try:
-        for i in range(options.blocks):
+        begin, most = time.monotonic(), options.blocks or ContestRule().screen_blocks
+        for i in range(most):
             blocks.run(1, check=None if options.check_always or i == 0 else doubted(evidence))
             if not evidence.compared:
                 return COMPLETE  # there is nothing that another block could add
+            if options.blocks is None and (time.monotonic() - begin) * (i + 2) / (i + 1) > SCREENING:
+                progress.extend(i + 1 - most)
+                break
         picked = [name for name in suspects(evidence.blocks, evidence.controls) if name in blocks.names]
         evidence.add(suspects=picked)
         suspicious, inaccurate = set(picked), doubted(evidence) & blocks.names

@@ -168,12 +168,12 @@ class Evidence:
 
 
 def rule_of(header: Mapping[str, Any]) -> ContestRule:
-    """The rule that a run was timed for."""
+    """The rule that a run is timed for, by its header or by options of which some may be left out."""
     floor = header["floor"]
     return ContestRule(
         floor=floor,
         screen_effect=min(ContestRule().screen_effect, floor),
-        screen_blocks=header["blocks"],
+        screen_blocks=header.get("blocks", ContestRule().screen_blocks),
         confirm_blocks=header["confirm"],
     )
 

@@ -12,6 +12,7 @@ from perfgate.gate import Outcome
 from perfgate.journal import Contents, JournalError
 from perfgate.plugin.memory import let_go
 from perfgate.plugin.state import run_of
+from perfgate.roofline import saved
 from perfgate.verdict import Quantity, State
 
 __all__ = ["time_again"]
@@ -50,7 +51,7 @@ def time_again(config: pytest.Config, outcome: Outcome, benchmarks: Mapping[str,
         if without:
             run.notes.append(f"a fresh process had nothing comparable of {', '.join(without)}")
         for case in cases:
-            benchmarks[run.node(case)].extra_info["perfgate"] = run.records[case].to_json()
+            benchmarks[run.node(case)].extra_info.update(saved(run.records[case], run.ceilings))
     return True
 
 

@@ -29,6 +29,7 @@ from perfgate.plugin.storage import Storage
 from perfgate.record import Record
 from perfgate.replay import ReplayClock, hand_over
 from perfgate.report import terminal
+from perfgate.roofline import saved
 from perfgate.verdict import Rule
 
 __all__ = ["Session"]
@@ -114,7 +115,7 @@ class Session:
         record = price.with_errors(self._measure(asked), errors)
         if case.group is not None:
             benchmark.group = case.group
-        benchmark.extra_info["perfgate"] = record.to_json()
+        benchmark.extra_info.update(saved(record, self.run.ceilings))
         self.run.measure(record, asked.node)
         return hand_over(benchmark, timer, record.processes[0].seconds, asked.once)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from perfgate.report import markdown, plot, terminal
+from perfgate.report import markdown, plot, roof, terminal
 from perfgate.report.grid import Axis
 from perfgate.report.rows import Results, Row, rows
 
@@ -22,4 +22,9 @@ def _text(results: Results, axis: Axis | None = None) -> str:
     return "\n".join(terminal.render(results, width=240)) + "\n"
 
 
-FORMATS: Mapping[str, Format] = {"text": _text, "markdown": markdown.render, "svg": plot.render}
+FORMATS: Mapping[str, Format] = {
+    "text": _text,
+    "markdown": markdown.render,
+    "svg": plot.render,
+    "roofline": roof.render,
+}

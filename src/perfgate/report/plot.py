@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["figure", "render"]
+__all__ = ["COLOURS", "FAINT", "INK", "MARKERS", "NAME_POINTS", "figure", "figure_class", "render", "svg"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#777777")
 MARKERS = "sD^vP*Xhp"
@@ -57,7 +57,11 @@ def render(results: Results, axis: Axis | None = None, *, metric: str = "time") 
             reader can take in.
         ModuleNotFoundError: If matplotlib is not installed; the message names the remedy.
     """
-    drawn = figure(results, axis, metric=metric)
+    return svg(figure(results, axis, metric=metric))
+
+
+def svg(drawn: Figure) -> str:
+    """A figure as SVG text: the same figure gives the same bytes everywhere."""
     import matplotlib
 
     # text as paths, a fixed salt and no date: the same picture everywhere, byte for byte
@@ -79,13 +83,8 @@ def figure(results: Results, axis: Axis | None, *, metric: str = "time") -> Figu
         )
     if len(drawn) > MOST_PANELS:
         raise ValueError(f"expected at most {MOST_PANELS} panels, got {len(drawn)}: select fewer cases")
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "a picture needs matplotlib: pip install matplotlib, or this package with its extra 'report'"
-        ) from error
+    figure_of = figure_class()
+    from matplotlib import style
 
     styles = _styles(drawn)
     across = min(len(drawn), 2)
@@ -102,7 +101,7 @@ def figure(results: Results, axis: Axis | None, *, metric: str = "time") -> Figu
     head = 0.3 + 0.22 * len(title) + 0.17 * len(small)
     size = (width * across, height * down + head)
     with style.context("default"):
-        picture = Figure(figsize=size)
+        picture = figure_of(figsize=size)
 
         def write(lines: Sequence[str], down: float, points: float, weight: str) -> None:
             place = (0.15 / size[0], 1 - down / size[1])
@@ -116,6 +115,22 @@ def figure(results: Results, axis: Axis | None, *, metric: str = "time") -> Figu
             axes = picture.add_axes((left / size[0], bottom / size[1], PLOT[0] / size[0], PLOT[1] / size[1]))
             _draw(axes, panel, axis, y, styles)
     return picture
+
+
+def figure_class() -> type[Figure]:
+    """matplotlib's.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed; the message names the remedy.
+    """
+    try:
+        from matplotlib import style  # noqa: F401 - whoever has one wants both
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "a picture needs matplotlib: pip install matplotlib, or this package with its extra 'report'"
+        ) from error
+    return Figure
 
 
 def _styles(drawn: Sequence[Panel]) -> Mapping[str, Style]:

@@ -21,6 +21,7 @@ from perfgate.environment import Environment
 from perfgate.gate import Outcome
 from perfgate.record import Record
 from perfgate.report.units import natural
+from perfgate.roofline import bandwidth
 from perfgate.verdict import Quantity, Verdict
 
 __all__ = ["Results", "Row", "rows"]
@@ -184,7 +185,6 @@ def _alone(record: Record, ceilings: Mapping[str, float], verdict: Verdict | Non
     work = record.case.work
     flops, least_bytes, tokens = (work.flops, work.bytes, work.tokens) if work else (0.0, 0.0, 0.0)
     matrix = ceilings.get(f"flops_per_second.{work.dtype}") if work and work.dtype else None
-    bandwidth = max((v for k, v in ceilings.items() if k.endswith("bytes_per_second")), default=None)
     return Row(
         case=record.case,
         method=record.method,
@@ -197,7 +197,7 @@ def _alone(record: Record, ceilings: Mapping[str, float], verdict: Verdict | Non
         bytes_per_second=_over(least_bytes, median),
         tokens_per_second=_over(tokens, median),
         matrix_share=_over(_over(flops, median), matrix),
-        bandwidth_share=_over(_over(least_bytes, median), bandwidth),
+        bandwidth_share=_over(_over(least_bytes, median), bandwidth(ceilings)),
         peak_bytes=max(peaks, default=None),
         verdict=verdict,
         notes=tuple(dict.fromkeys(note for s in record.processes for note in s.notes)),

@@ -1,0 +1,68 @@
+"""What triton_splitkv's kernels are compiled for, and how many parts keys are split into.
+
+Nothing is searched for at run time: ``python -m perf.tune_splitkv`` times forms and splits on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["MAX_SPLITS", "Form", "choose_form", "choose_splits"]
+
+MAX_SPLITS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One compiled form.
+
+    Attributes:
+        block_n: Keys a tile.
+        warps: A program.
+        stages: Tiles in flight, and one.
+        again: Queries are loaded with each tile, so that the first keys need not wait for them.
+        apart: A kernel of its own combines what the splits found, not the program that finishes last.
+    """
+
+    block_n: int = 64
+    warps: int = 4
+    stages: int = 3
+    again: bool = True
+    apart: bool = False
+
+
+def choose_form(dtype: torch.dtype, d: int, dv: int) -> Form:
+    """The form for a dtype and head dims: wide ones leave less room for tiles in flight."""
+    return Form(stages=2) if dtype == torch.float32 or max(d, dv) > 128 else Form()
+
+
+@functools.cache
+def programs_at_once(device: torch.device) -> int:
+    """How many programs the device runs at a time; those of an H200 where there is no GPU."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+    return 2 * processors
+
+
+def choose_splits(heads: int, longest: int, device: torch.device, block_n: int = Form().block_n) -> int:
+    """Splits for which the slowest processor has the least to do.
+
+    Programs come in waves; a program walks over its tiles, then leaves a record that takes about as long as two tiles.
+    The last one reads all records, sixteen of them in about the time of a tile.
+
+    Args:
+        heads: Key heads of all sequences.
+        longest: Keys that a sequence may have.
+        device: Where it runs.
+        block_n: Keys a tile.
+    """
+    slots = programs_at_once(device)
+    tiles = -(-longest // block_n)
+
+    def cost(splits: int) -> int:
+        combining = 2 + -(-splits // 16) if splits > 1 else 0
+        return -(-heads * splits // slots) * -(-tiles // splits) + combining
+
+    return min(range(1, max(1, min(tiles, MAX_SPLITS)) + 1), key=lambda splits: (cost(splits), splits))
