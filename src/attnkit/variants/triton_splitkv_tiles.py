@@ -66,4 +66,4 @@ def choose_splits(heads: int, longest: int, device: torch.device, block_n: int =
         combining = 2 + -(-splits // 16) if splits > 1 else 0
         return -(-heads * splits // slots) * -(-tiles // splits) + combining
 
-    return min(range(1, min(tiles, MAX_SPLITS) + 1), key=lambda splits: (cost(splits), splits))
+    return min(range(1, max(1, min(tiles, MAX_SPLITS)) + 1), key=lambda splits: (cost(splits), splits))
