@@ -42,6 +42,14 @@ print(json.dumps({
 }))
 """
 
+# Of the full suite what docs/inference.md shows: Llama-2-7B's ladder, its weights times one row and eight, attention on
+# caches of a thousand keys and more, and the block over the length of the sequence.
+LADDER = (
+    "(test_llama and b1-c256) or (test_linear and (m1- or m8-))"
+    " or (test_decode and (skv1024 or skv4096) and (b1- or b32-) and not naive)"
+    " or (test_block and b4-s and (naive or sdpa_flash or sdpa_cudnn or triton_flash))"
+)
+
 # Fair and steady host timings: one thread (several sit in slow modes for a whole process), and an allocator that keeps
 # its memory as the GPU's does (glibc maps and unmaps each large temporary, which doubles the naive variant's time).
 HOST_TIMING = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30)}
@@ -192,6 +200,21 @@ def perf(session: nox.Session) -> None:
     arguments = [f"--benchmark-json={RESULTS / 'perf.json'}", *session.posargs]
     env = {} if target.found["gpu"] else HOST_TIMING
     target.run("-m", "perfgate", "gate", *paths(session, "perf"), "--", *arguments, env=env)
+
+
+@nox.session(venv_params=TORCH_ENVIRONMENT)
+def ladder(session: nox.Session) -> None:
+    """Time inference on a GPU, rung by rung, and write docs/inference.md; `-- FILE ...` writes it of these."""
+    target = provision(session, "perf", "report")
+    files = list(session.posargs)
+    if not files:
+        RESULTS.mkdir(exist_ok=True)
+        files = [str(RESULTS / "ladder.json"), str(RESULTS / "latency.json")]
+        timed = ["--perf-suite=full", "-k", LADDER, "--benchmark-only", f"--benchmark-json={files[0]}"]
+        # what fails is said on the page, and does not cost what was timed
+        target.run("-m", "pytest", "perf", *timed, codes=(0, 1))
+        target.run("-m", "perf.block_latency", "--out", files[1])
+    target.run("-m", "perf.inference", *files)
 
 
 @nox.session(venv_params=TORCH_ENVIRONMENT)

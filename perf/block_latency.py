@@ -13,8 +13,10 @@ import dataclasses
 import gc
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import torch
 from attnkit.problem import Dtype
 from attnkit.variants import variant
 from perf.blocks import RUNGS, Rung, Shape, error, graphed
+from perfgate import environment, gpu
 from perfgate.latency import HostTime, Latency, Time, isolated, open_loop, poisson
 
 WARM_UP = 20
@@ -80,6 +83,14 @@ def climb(
     return found
 
 
+def origin(device: torch.device) -> dict[str, Any]:
+    """Where and when this is measured, and of which code."""
+    here = gpu.environment() if device.type == "cuda" else environment.host({"torch": torch.__version__})
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = asked.stdout.strip() or "unknown"
+    return {"environment": here.to_json(), "commit": commit, "date": datetime.now(UTC).date().isoformat()}
+
+
 def whole(text: str) -> list[int]:
     """Numbers between commas."""
     return [int(part) for part in text.split(",")]
@@ -124,8 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     shape, rungs, arguments.attention, arguments.requests, arguments.load, device, HostTime()
                 )
     if arguments.out is not None:
-        name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-        arguments.out.write_text(json.dumps({"device": name, "torch": torch.__version__, "record": record}, indent=1))
+        arguments.out.write_text(json.dumps({"origin": origin(device), "record": record}, indent=1))
     return 0
 
 

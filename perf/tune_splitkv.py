@@ -1,9 +1,10 @@
 """Find the fastest forms of split-KV attention on this GPU: ``python -m perf.tune_splitkv --out splitkv.json``.
 
-Each form is first held against the oracle, with every group of heads that is timed, and called twice. Then every form
-is timed with the splits that are chosen for it, and the best few with other splits, by perfgate's clock (cold L2, CUDA
-graph) and with a workspace that is kept, beside torch's own attention. Numbers are microseconds, and the bytes of
-queries, cache and result a second as a share of the read bandwidth measured in this run. What it prints last is what
+Each form is first held against the oracle in a process of its own, many at a time, with every group of heads that is
+timed, and called twice: one that hangs, crashes or is wrong is set aside and harms no other. Then every form is timed
+with the splits that are chosen for it, and the best few with other splits, by perfgate's clock (cold L2, CUDA graph)
+and with a workspace that is kept, beside torch's own attention. Numbers are microseconds, and the bytes of queries,
+cache and result a second as a share of the read bandwidth measured in this run. What it prints last is what
 `choose_form` and `choose_splits` in attnkit/variants/triton_splitkv_tiles.py want to know.
 """
 
@@ -12,10 +13,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,8 @@ from perfgate.cuda import CudaClock
 from perfgate.gpu import ceilings, use_one_stream
 
 PEERS = ("sdpa_cudnn", "sdpa_flash")
+SCREEN_SECONDS = 120
+SCREEN_KEYS = 1111
 FINALISTS = 3
 SPLITS = (2, 4, 8, 16, 32, 64)
 SETS_BYTES = 4e9
@@ -99,7 +105,7 @@ def call(trial: Trial, workspace: Workspace) -> Call:
 
 def wrong(form: Form, asked: Problem) -> str | None:
     """What is wrong with a form at heads and queries as asked, on a cache of odd length, or None."""
-    small = dataclasses.replace(asked, b=2, skv=1111)
+    small = dataclasses.replace(asked, b=2, skv=SCREEN_KEYS)
     q, k, v, _ = small.inputs(DEVICE)
     workspace = Workspace.of(2, small.hkv, small.sq * small.group, small.d, DEVICE)
     for splits in (1, 3, 17):
@@ -118,17 +124,34 @@ def wrong(form: Form, asked: Problem) -> str | None:
     return None
 
 
-def screened(forms: Sequence[Form], problems: Sequence[Problem]) -> dict[Form, str | None]:
+def screen(form: Form, problems: Sequence[Problem]) -> str | None:
+    """Compile a form for every group of heads among these and check it: why it is out, or None."""
+    groups = {(p.hkv, p.sq): p for p in problems}
+    return next(filter(None, (wrong(form, p) for p in groups.values())), None)
+
+
+def screen_apart(form: Form, names: Sequence[str]) -> str | None:
+    """`screen` in a process of its own, which leaves the compiled kernels in Triton's cache."""
+    options = ["--problems", ",".join(names), "--screen", json.dumps(dataclasses.asdict(form))]
+    command = [sys.executable, "-m", "perf.tune_splitkv", *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SCREEN_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {SCREEN_SECONDS} s"
+    if done.returncode == 0:
+        out: str | None = json.loads(done.stdout.splitlines()[-1])["out"]
+        return out
+    lines = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines() or [""]
+    return f"exit {done.returncode}: {lines[-1][:200]}"
+
+
+def screened(forms: Sequence[Form], names: Sequence[str], jobs: int) -> dict[Form, str | None]:
     """Why each form is out, or None."""
-    groups = list({(p.hkv, p.sq): p for p in problems}.values())
-    verdicts: dict[Form, str | None] = {}
-    for form in forms:
-        try:
-            verdicts[form] = next(filter(None, (wrong(form, p) for p in groups)), None)
-        except Exception as error:  # one that does not compile must not end the search
-            verdicts[form] = f"{type(error).__name__}: {str(error)[:150]}"
-        if verdicts[form] is not None:
-            print(f"{Trial(form, 0)}: {verdicts[form]}", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        verdicts = dict(zip(forms, pool.map(lambda form: screen_apart(form, names), forms), strict=True))
+    for form, reason in verdicts.items():
+        if reason is not None:
+            print(f"{Trial(form, 0)}: {reason}", flush=True)
     print(f"{sum(v is None for v in verdicts.values())} of {len(forms)} forms compile and are right", flush=True)
     return verdicts
 
@@ -178,7 +201,7 @@ def tune(arguments: argparse.Namespace, record: list[dict[str, Any]]) -> None:
     """Screen, time and choose; ``record`` grows on the way."""
     problems = {name: PROBLEMS[name] for name in arguments.problems}
     use_one_stream()
-    verdicts = screened(FORMS, list(problems.values()))
+    verdicts = screened(FORMS, arguments.problems, arguments.jobs)
     record.extend({"form": dataclasses.asdict(form), "out": reason} for form, reason in verdicts.items() if reason)
     right = [form for form in FORMS if verdicts[form] is None]
     clock = CudaClock(Budget(half_width=0.005, max_seconds=0.1, min_samples=10, warmup_seconds=0.03))
@@ -238,6 +261,9 @@ def parser() -> argparse.ArgumentParser:
     parse = argparse.ArgumentParser(prog="python -m perf.tune_splitkv", description=(__doc__ or "").split("\n\n")[0])
     parse.add_argument("--problems", type=some, default=list(PROBLEMS), help=",".join(PROBLEMS))
     parse.add_argument("--seconds", type=float, default=120.0, help="time limit of what comes after the screen")
+    jobs = max(1, (os.cpu_count() or 2) - 2)
+    parse.add_argument("--jobs", type=int, default=jobs, help="forms screened at a time")
+    parse.add_argument("--screen", help=argparse.SUPPRESS)
     parse.add_argument("--out", type=Path, help="write every result there, as JSON")
     return parse
 
@@ -248,6 +274,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("perf.tune_splitkv needs a CUDA device and found none", file=sys.stderr)
         return 2
+    if arguments.screen is not None:
+        asked = [PROBLEMS[name] for name in arguments.problems]
+        print(json.dumps({"out": screen(Form(**json.loads(arguments.screen)), asked)}))
+        return 0
     record: list[dict[str, Any]] = []
     try:
         tune(arguments, record)

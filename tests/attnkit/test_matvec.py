@@ -183,7 +183,7 @@ def test_there_is_a_form_for_every_shape_and_number_of_rows(weights: Weights) ->
 
 
 def test_what_does_not_fit_is_not_chosen_and_said_if_nothing_does() -> None:
-    first, last = TABLE["half"]
+    first, *_, last = TABLE["half"]
     ampere = Limits((8, 0), 108, 163 * 1024)
     assert choose("half", 1, 4096, 4096, ampere) == last
     assert first.why_not("half", 1, 4096, 4096, ampere) == "needs compute capability 9.0 or later, got 8.0"

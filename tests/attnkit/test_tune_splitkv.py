@@ -10,9 +10,10 @@ import torch
 
 pytest.importorskip("triton")
 
+from attnkit.problem import Problem
 from attnkit.variants.triton_splitkv_tiles import Form
 from perf import tune_splitkv
-from perf.tune_splitkv import FORMS, PROBLEMS, Trial, chosen, parser, problem, screened, turns
+from perf.tune_splitkv import FORMS, PROBLEMS, Trial, chosen, parser, screen, screened, turns
 
 CPU = torch.device("cpu")
 
@@ -22,8 +23,9 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_splitkv, "DEVICE", CPU)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is needed, and there is a GPU")
 def test_forms_are_screened_by_what_they_compute(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = problem(1, 16, 64)
+    small = Problem(b=1, hq=2, hkv=1, sq=1, skv=64, d=16, mask="causal")
     good, bad, torn = Form(), Form(warps=8), Form(warps=2)
     attend, calls = tune_splitkv.attend, iter(range(10**6))
 
@@ -32,11 +34,11 @@ def test_forms_are_screened_by_what_they_compute(monkeypatch: pytest.MonkeyPatch
         return out * 1.5 if form == bad else out + 1e-3 * next(calls) if form == torn else out
 
     monkeypatch.setattr(tune_splitkv, "attend", planted)
+    monkeypatch.setattr(tune_splitkv, "SCREEN_KEYS", 100)
     monkeypatch.setattr(tune_splitkv, "parity", lambda way, *rest: parity_of(way, small, bad=bad, torn=torn))
-    verdicts = screened([good, bad, torn], [small])
-    assert verdicts[good] is None
-    assert "wrong with 1 splits" in (verdicts[bad] or "")
-    assert "not the same twice" in (verdicts[torn] or "")
+    assert screen(good, [small]) is None
+    assert "wrong with 1 splits" in (screen(bad, [small]) or "")
+    assert "not the same twice" in (screen(torn, [small]) or "")
 
 
 def parity_of(way: Any, asked: Any, **_: object) -> SimpleNamespace:
@@ -46,6 +48,19 @@ def parity_of(way: Any, asked: Any, **_: object) -> SimpleNamespace:
     q, k, v, _ = asked.inputs(CPU)
     off = float((way.attention(q, k, v) - naive.VARIANT.attention(q, k, v, mask="causal")).abs().max())
     return SimpleNamespace(ok=off < 0.1, failures=[f"off by {off:.2f}"])
+
+
+def test_a_form_that_dies_costs_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import sys, os; os.abort() if '\"warps\": 7' in sys.argv[-1] else print('{\"out\": null}')"
+    run = tune_splitkv.subprocess.run
+    monkeypatch.setattr(
+        tune_splitkv.subprocess,
+        "run",
+        lambda command, **options: run([tune_splitkv.sys.executable, "-c", program, command[-1]], **options),
+    )
+    verdicts = screened([Form(), Form(warps=7)], ["b1-hkv8-4096"], jobs=2)
+    assert verdicts[Form()] is None
+    assert (verdicts[Form(warps=7)] or "").startswith("exit -6")
 
 
 def test_the_best_forms_are_tried_with_other_splits_and_again() -> None:
@@ -99,7 +114,7 @@ def test_the_whole_search_with_a_clock_that_knows_the_answer(
     monkeypatch.setattr(tune_splitkv, "ceilings", lambda clock: {"read_bytes_per_second": 4e12})
     monkeypatch.setattr(tune_splitkv, "SETS_BYTES", 0)
     monkeypatch.setattr(
-        tune_splitkv, "screened", lambda forms, problems: {f: "wrong" if f == wrong else None for f in forms}
+        tune_splitkv, "screened", lambda forms, names, jobs: {f: "wrong" if f == wrong else None for f in forms}
     )
     record: list[dict[str, Any]] = []
     tune_splitkv.tune(parser().parse_args(["--problems", "b1-hkv4-1024"]), record)

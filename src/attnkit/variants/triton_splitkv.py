@@ -115,7 +115,7 @@ def attend(
     alibi, sink = (x if x is None else x.detach().contiguous() for x in (alibi, sink))
     # keys that some query may see
     reach = min(longest, mask.left + q.shape[1]) if isinstance(mask, Window) and mask.left is not None else longest
-    form = form or choose_form(q.dtype, d, v.shape[3])
+    form = form or choose_form(q.dtype, q.shape[1] * (hq // hkv), d, v.shape[3])
     splits = splits or choose_splits(b * hkv, reach, q.device, form.block_n)
     if workspace is None:
         workspace = Workspace.of(b, hkv, q.shape[1] * (hq // hkv), v.shape[3], q.device, splits)

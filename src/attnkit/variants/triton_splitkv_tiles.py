@@ -34,9 +34,10 @@ class Form:
     apart: bool = False
 
 
-def choose_form(dtype: torch.dtype, d: int, dv: int) -> Form:
-    """The form for a dtype and head dims: wide ones leave less room for tiles in flight."""
-    return Form(stages=2) if dtype == torch.float32 or max(d, dv) > 128 else Form()
+def choose_form(dtype: torch.dtype, rows: int, d: int, dv: int) -> Form:
+    """The form for a dtype, rows of a tile and head dims: wide ones leave less room, many queries are loaded once."""
+    stages = 2 if dtype == torch.float32 or max(d, dv) > 128 else 3
+    return Form(stages=stages, again=rows <= 16)
 
 
 @functools.cache
@@ -65,4 +66,4 @@ def choose_splits(heads: int, longest: int, device: torch.device, block_n: int =
         combining = 2 + -(-splits // 16) if splits > 1 else 0
         return -(-heads * splits // slots) * -(-tiles // splits) + combining
 
-    return min(range(1, min(tiles, MAX_SPLITS) + 1), key=lambda splits: (cost(splits), splits))
+    return min(range(1, max(1, min(tiles, MAX_SPLITS)) + 1), key=lambda splits: (cost(splits), splits))

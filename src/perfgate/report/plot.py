@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perfgate.report import sentences, units
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FAINT", "INK", "NAME_POINTS", "figure", "figure_class", "line_styles", "render", "svg"]
+__all__ = ["COLOURS", "FAINT", "INK", "MARKERS", "NAME_POINTS", "figure", "figure_class", "render", "svg"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#777777")
 MARKERS = "sD^vP*Xhp"
@@ -134,18 +134,14 @@ def figure_class() -> type[Figure]:
 
 
 def _styles(drawn: Sequence[Panel]) -> Mapping[str, Style]:
-    """How each alternative is named and drawn, the same in every panel."""
+    """How each alternative is named and drawn, the same in every panel; a reference in black and dashed."""
     references = {name for panel in drawn for (name, _), row in panel.rows.items() if row.case.reference}
-    return line_styles({name for panel in drawn for name in panel.series}, references)
-
-
-def line_styles(names: Iterable[str], references: Collection[str]) -> Mapping[str, Style]:
-    """How each of these is named and drawn; a reference in black and dashed."""
     styles: dict[str, Style] = {}
     for name in references:
         look = {"color": "#000000", "linestyle": (0, (4, 2)), "marker": "o", "markerfacecolor": "white"}
         styles[name] = {"label": f"{name} (ref)", **look}
-    for i, name in enumerate(sorted(set(names) - set(references), key=units.natural)):
+    others = {name for panel in drawn for name in panel.series} - references
+    for i, name in enumerate(sorted(others, key=units.natural)):
         line = "-" if i < len(COLOURS) else (0, (1, 1))
         look = {"color": COLOURS[i % len(COLOURS)], "linestyle": line, "marker": MARKERS[i % len(MARKERS)]}
         styles[name] = {"label": name, **look}

@@ -6,6 +6,7 @@ have. A colour an alternative, as in `perfgate.report.plot`; a point a case.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,6 @@ def figure(results: Results) -> Figure:
     if not points or top is None:
         raise ValueError("a roofline needs cases that state operations and bytes, and ceilings of the same run")
     figure_of = plot.figure_class()
-    styles = plot.line_styles(points, references=())
     dtypes = sorted({row.case.work.dtype for row in results.rows if row.case.work and row.case.work.dtype})
     flat = {d: results.ceilings[f"flops_per_second.{d}"] for d in dtypes if f"flops_per_second.{d}" in results.ceilings}
 
@@ -68,13 +68,17 @@ def figure(results: Results) -> Figure:
         axes.set_yscale("log")
         knee = min(max(ridges, default=right), right)
         axes.plot([left, knee], [left * top, knee * top], color=plot.INK, linewidth=1.2)
-        axes.annotate(units.quantity(top, "B/s"), (left * 1.15, left * top * 1.5), size=8, color=plot.INK)
+        middle = math.sqrt(left * knee)
+        axes.annotate(units.quantity(top, "B/s"), (middle, middle * top * 1.4), ha="right", size=8, color=plot.INK)
         for dtype, rate in flat.items():
             axes.plot([rate / top, right], [rate, rate], color=plot.INK, linewidth=1.2)
             axes.annotate(f"{dtype} {units.quantity(rate, 'FLOP/s')}", (right, rate * 1.1), ha="right", size=8)
-        for name, those in sorted(points.items(), key=lambda item: units.natural(item[0])):
-            marks = {"color": styles[name]["color"], "marker": styles[name]["marker"], "label": name}
-            axes.plot([x for x, _ in those], [y for _, y in those], linestyle="none", markersize=4.5, **marks)
+        for i, name in enumerate(sorted(points, key=units.natural)):
+            # a colour and a marker that no other has together
+            turn = i // len(plot.COLOURS)
+            colour, marker = plot.COLOURS[i % len(plot.COLOURS)], plot.MARKERS[(i + turn) % len(plot.MARKERS)]
+            x, y = zip(*points[name], strict=True)
+            axes.plot(x, y, linestyle="none", color=colour, marker=marker, markersize=4.5, label=name)
         axes.set_xlim(left, right)
         axes.set_ylim(min(y for _, y in everything) / 3, highest * 2)
         axes.set_xlabel("operations a byte", size=plot.NAME_POINTS)

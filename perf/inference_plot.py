@@ -1,0 +1,81 @@
+"""The pictures of the inference page: a bar a rung under its ceiling, and every case under the roof."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from attnkit.llama import LADDER
+from perf.inference_page import of_suite, roofs, sizes
+from perfgate.report import plot, roof
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from perf.inference import Collected
+    from perfgate.report import Row
+
+__all__ = ["ladder", "pictures"]
+
+BAR, ROOM = 0.3, 0.75
+"""Inches of a bar, and around the bars of a size."""
+COLOURS = {"16 bits": plot.COLOURS[0], "int8": plot.COLOURS[1], "a peer": "#999999"}
+
+
+def pictures(collected: Collected) -> dict[str, str]:
+    """Pictures as SVG text by their files' names.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed; the message names the remedy.
+    """
+    made = {}
+    if any(True for _ in of_suite(collected, "llama")):
+        made["inference-llama.svg"] = plot.svg(ladder(collected))
+    made |= {name: roof.render(run.results) for name, run in roofs(collected).items()}
+    return made
+
+
+def ladder(collected: Collected) -> Figure:
+    """Tokens a second of every rung and peer, a panel a size; a tick is what the bandwidth allows its bytes."""
+    panels: dict[str, dict[str, Row]] = {}
+    for _, results in of_suite(collected, "llama"):
+        panels.update(sizes(results))
+    heights = [BAR * len(rows) + ROOM for rows in panels.values()]
+    height = sum(heights) + 0.5
+    figure_of = plot.figure_class()
+    from matplotlib import style
+
+    with style.context("default"):
+        picture = figure_of(figsize=(8.0, height))
+        picture.text(0.02, 1 - 0.12 / height, "Tokens a second", va="top", size=12, weight="bold", color=plot.INK)
+        top = height - 0.5
+        for (size, rows), room in zip(panels.items(), heights, strict=True):
+            axes = picture.add_axes((0.2, (top - room + 0.45) / height, 0.74, (room - ROOM) / height))
+            top -= room
+            order = [rung.name for rung in LADDER if rung.name in rows]
+            order += sorted((name for name in rows if name not in order), key=lambda name: -rows[name].median)
+            seen = set()
+            highest = 0.0
+            for i, name in enumerate(order):
+                row, kind = rows[name], _kind(name)
+                rate = row.tokens_per_second or 0.0
+                axes.barh(i, rate, height=0.7, color=COLOURS[kind], label=kind if kind not in seen else None)
+                seen.add(kind)
+                axes.annotate(f" {rate:.0f}", (rate, i), va="center", size=7.5, color=plot.INK)
+                limit = rate / row.bandwidth_share if row.bandwidth_share else math.nan
+                axes.plot([limit, limit], [i - 0.4, i + 0.4], color=plot.INK, linewidth=1.6)
+                highest = max([highest, rate, *([limit] if math.isfinite(limit) else [])])
+            axes.set_yticks(range(len(order)), order, size=plot.NAME_POINTS)
+            axes.set_xlim(0, highest * 1.08)
+            axes.invert_yaxis()
+            axes.set_title(f"{size} (tick: the measured bandwidth's limit)", loc="left", size=9.5, color=plot.INK)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(loc="lower right", frameon=False, fontsize=7.5)
+    return picture
+
+
+def _kind(name: str) -> str:
+    if name.endswith("_int8"):
+        return "int8"
+    return "16 bits" if name in {rung.name for rung in LADDER} | {"batched"} else "a peer"

@@ -1,0 +1,205 @@
+"""docs/inference.md: every number on it is one that was measured, of synthetic runs whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnkit.llama import LADDER
+from perf import inference, inference_page
+from perf.inference import Collected, Origin, collect
+from perf.inference_page import before, render
+from perf.tune_matvec import SHAPES
+from perfgate.case import Work
+from perfgate.record import Record
+from tests.perfgate.reported import CEILINGS, H200, record
+
+ORIGIN = Origin(environment=H200, commit="0123456789abcdef", date="2026-01-02")
+RUNGS = [rung.name for rung in LADDER]
+READ = CEILINGS["read_bytes_per_second"]
+
+
+def llama(name: str, tokens_per_second: float, int8: bool = False) -> Record:
+    """16 tokens; 4.5 GB each in 16 bits, which the ceiling allows 1000 of a second."""
+    work = Work(flops=1e10, bytes=16 * 4.5e9 / (2 if int8 else 1), tokens=16, dtype="bf16")
+    size = "llama-2-7b-b1-c256"
+    return record(f"llama/{name}/{size}", 16 / tokens_per_second, group=f"llama/{size}", work=work)
+
+
+def product(name: str, shape: str, share: float, int8: bool = False, m: int = 1) -> Record:
+    n, k = SHAPES[shape]
+    problem = f"m{m}-n{n}-k{k}-bf16" + ("-int8" if int8 else "")
+    work = Work(flops=2.0 * m * n * k, bytes=n * k * (1.0 if int8 else 2.0), dtype="bf16")
+    return record(f"linear/{name}/{problem}", work.bytes / READ / share, group=f"linear/{problem}", work=work)
+
+
+def decode(name: str, share: float) -> Record:
+    work = Work(flops=1e7, bytes=9e6, dtype="bf16")
+    problem = "b1-hq32-hkv4-sq1-skv4096-d128-bf16-causal"
+    return record(f"decode/{name}/{problem}", 2e-6 / share, group=f"decode/{problem}", work=work)
+
+
+def a_run(*records: Record, **changed: Any) -> dict[str, Any]:
+    kept = {"ceilings": CEILINGS, "out_of_memory": {}, "absent": {}, "notes": []} | changed
+    return {"origin": ORIGIN.to_json(), "records": [r.to_json() for r in records], **kept}
+
+
+def collected(*records: Record, latencies: tuple[Any, ...] = (), **changed: Any) -> Collected:
+    return Collected.from_json({"runs": [a_run(*records, **changed)], "latencies": latencies})
+
+
+def cells(page: str, first: str) -> list[str]:
+    """The cells of the one row that begins so."""
+    (line,) = (line for line in page.splitlines() if line.startswith(f"| {first} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_rung_has_its_rate_its_share_and_what_it_adds_to_the_one_before() -> None:
+    page = render(
+        collected(
+            llama("matmul", 50), llama("fused", 300), llama("graph", 600), llama("graph_int8", 900, True),
+            llama("overlap", 660), llama("compiled", 330), llama("transformers", 220),
+        )
+    )  # fmt: skip
+    assert cells(page, "`matmul`")[2:] == ["50.0", "225", "5.0", "–", "1.00×"]
+    assert cells(page, "`fused`")[2:] == ["300.0", "1350", "30.0", "–", "6.00×"], "the rung before was not timed"
+    assert cells(page, "`graph`")[2:] == ["600.0", "2700", "60.0", "2.00×", "12.0×"]
+    assert cells(page, "`graph_int8`")[2:] == ["900.0", "2025", "45.0", "1.50×", "18.0×"]
+    assert cells(page, "`overlap`")[2:] == ["660.0", "2970", "66.0", "1.10×", "13.2×"], "the one before has 16 bits"
+    assert cells(page, "`compiled`")[1] == "a peer"
+    assert "the fastest peer, `compiled`: in 16 bits `overlap` is 2.00× as fast, in int8 `graph_int8` is 2.73×" in page
+    rungs = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert rungs == ["matmul", "fused", "graph", "graph_int8", "overlap", "compiled", "transformers"]
+
+
+def test_every_rung_knows_what_it_is_held_against() -> None:
+    assert before(RUNGS[0]) is None
+    assert before("graph_int8") == "graph"
+    assert before("overlap") == "graph"
+    assert before("persistent") == "overlap"
+    assert {before(name) for name in RUNGS[1:]} <= set(RUNGS)
+
+
+def test_products_have_shares_of_the_read_bandwidth_their_worst_and_their_mean() -> None:
+    page = render(
+        collected(
+            product("cuda_matvec", "o", 0.4), product("cuda_matvec", "qkv", 0.9), product("torch", "o", 0.2),
+            product("cuda_matvec", "o", 0.4, int8=True), product("cuda_matvec", "qkv", 0.6, int8=True),
+            product("bnb", "qkv", 0.06, int8=True), product("torch", "o", 0.5, m=2048),
+        )
+    )  # fmt: skip
+    half, int8 = page.split("**int8 weights")
+    assert cells(half, "qkv")[1:] == ["90.0 (24.86)", "–"]
+    assert cells(half, "o")[1:] == ["40.0 (18.64)", "20.0 (37.28)"]
+    assert cells(half, "*worst*")[1:] == ["40.0", "–"], "torch lacks a shape"
+    assert cells(half, "*geometric mean*")[1:] == ["60.0", "–"]
+    assert cells(int8, "*worst*")[1:] == ["40.0", "–"]
+    assert "2048" not in page, "a prompt is not bound by bytes"
+    # 2 x (0.4/0.4) and 2 x (0.6/0.9), and ten times as fast at the one shape of both
+    assert "- 1 row of x: 1.63× as fast as `cuda_matvec` in 16 bits" in int8
+    assert "- 1 row of x: 10.0× as fast as `bnb`" in int8
+
+
+def test_decoding_has_the_ideal_time_and_is_held_against_the_fastest_library() -> None:
+    page = render(
+        collected(
+            decode("triton_splitkv", 0.4), decode("sdpa_cudnn", 0.32), decode("sdpa_flash", 0.1), decode("naive", 0.5)
+        )
+    )
+    found = cells(page, "`b1-hq32-hkv4-sq1-skv4096-d128-bf16-causal`")
+    assert found[1:3] == ["2.00", "5.00, 1800 (40.0 %)"]
+    assert found[-1] == "1.25×"
+
+
+def test_latencies_have_reductions_against_standard() -> None:
+    row = {
+        "shape": "b1-s128", "rung": "int8", "kind": "isolated", "requests": 500, "requests_per_second": 1.0,
+        "median": 5e-5, "p95": 6e-5, "p99": 1e-4, "reduction": {"median": 0.5, "p95": 0.7, "p99": -0.1},
+    }  # fmt: skip
+    page = render(collected(llama("matmul", 50), latencies=({"origin": ORIGIN.to_json(), "record": [row]},)))
+    assert cells(page, "`b1-s128`")[1:] == ["int8", "50.0 (-50.0 %)", "60.0 (-70.0 %)", "100.0 (+10.0 %)", "500"]
+    assert "at a rate" not in page, "nothing was asked under load"
+
+
+def test_where_it_was_measured_is_said_in_each_section() -> None:
+    page = render(collected(llama("matmul", 50), decode("naive", 0.5), notes=["the run was not whole: 2 of 3"]))
+    origin = "Measured on **NVIDIA H200** (cuda 13.0, torch 2.11.0, triton 3.6.0), 2026-01-02, commit `0123456`."
+    assert page.count(origin) == 3
+    assert page.count("- ceilings measured in the same run: copy 4.00 TB/s, read 4.50 TB/s") == 2
+    assert page.count("- the run was not whole: 2 of 3") == 2
+
+
+def document(*records: Record, complete: bool = True) -> dict[str, Any]:
+    return {
+        "machine_info": {"perfgate": H200.to_json()},
+        "commit_info": {"id": ORIGIN.commit},
+        "datetime": "2026-01-02T03:04:05",
+        "benchmarks": [{"fullname": r.case.name, "extra_info": {"perfgate": r.to_json()}} for r in records],
+        "perfgate": {
+            "schema": 1, "complete": complete, "measured": len(records), "collected": 9, "ceilings": CEILINGS,
+            "out_of_memory": {"block/naive/separate-b4-s16384": "64 GiB", "forward/x/y": "1 GiB"}, "absent": {},
+        },
+    }  # fmt: skip
+
+
+def test_files_become_the_page_and_the_page_comes_again_from_what_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    forward = record("forward/naive/b4-s128", 1e-3)
+    (tmp_path / "run.json").write_text(json.dumps(document(llama("matmul", 50), forward)))
+    latency = {"origin": ORIGIN.to_json(), "record": []}
+    (tmp_path / "latency.json").write_text(json.dumps(latency))
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    files = [str(tmp_path / "run.json"), str(tmp_path / "latency.json")]
+    assert inference.main([*files, "--docs", str(docs)]) == 0
+    made = {path.name: path.read_text() for path in docs.iterdir()}
+    assert sorted(made) == ["inference-llama.svg", "inference-roofline.svg", "inference.json", "inference.md"]
+    assert "forward" not in made["inference.json"]
+    assert set(re.findall(r"\((inference-\S+)\)", made["inference.md"])) == set(made) - {
+        "inference.json",
+        "inference.md",
+    }
+    for name in made:
+        if name != "inference.json":
+            (docs / name).unlink()
+    assert inference.main(["--docs", str(docs)]) == 0
+    assert {path.name: path.read_text() for path in docs.iterdir()} == made
+    # the same file twice
+    assert inference.main([files[0], files[0], "--docs", str(docs)]) == 2
+    assert "expected every case in one run" in capsys.readouterr().err
+
+
+def test_a_run_that_was_not_whole_is_shown_and_said(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(document(llama("matmul", 50), complete=False)))
+    found = collect([tmp_path / "run.json"])
+    assert found.runs[0].results.notes == ("the run was not whole: 1 of 9 cases were timed",)
+    assert list(found.runs[0].results.out_of_memory) == ["block/naive/separate-b4-s16384"]
+
+
+def test_what_has_nothing_of_the_page_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(document(record("forward/naive/b4-s128", 1e-3))))
+    with pytest.raises(ValueError, match="has no case of llama, linear, decode, block"):
+        collect([tmp_path / "run.json"])
+
+
+def test_every_bar_has_its_rate_and_its_limit() -> None:
+    pytest.importorskip("matplotlib")
+    from perf import inference_plot
+
+    given = collected(llama("matmul", 50), llama("persistent_int8", 900, True), llama("compiled", 330))
+    axes = inference_plot.ladder(given).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([50, 900, 330])
+    assert [line.get_xdata()[0] for line in axes.lines] == pytest.approx([1000, 2000, 1000])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["matmul", "persistent_int8", "compiled"]
+
+
+@pytest.mark.skipif(not (inference.DOCS / "inference.json").exists(), reason="nothing was measured yet")
+def test_the_committed_page_is_that_of_the_committed_data() -> None:
+    kept = Collected.from_json(json.loads((inference.DOCS / "inference.json").read_text()))
+    assert (inference.DOCS / "inference.md").read_text() == inference_page.render(kept)
