@@ -13,6 +13,7 @@ __all__ = ["BUGS", "KNOWN", "Bug", "Known"]
 HERE = "tests/attnkit/test_known_bugs.py"
 LAWS = "tests/attnkit/test_laws.py"
 FUZZED = "tests/attnkit/test_fuzzed_laws.py"
+FLASH = "tests/attnkit/test_triton_flash.py"
 SPLITKV = "tests/attnkit/test_triton_splitkv.py"
 
 
@@ -210,7 +211,10 @@ BUGS: tuple[Bug, ...] = (
         "FlashAttention-4",
         ("#2611",),
         "Begin of a sequence times stride of dout overflows: all gradients are silently wrong.",
-        ("test_what_lies_farther_apart_than_int32_reaches_is_found",),
+        (
+            "test_what_lies_farther_apart_than_int32_reaches_is_found",
+            f"{FLASH}::test_packed_rows_may_lie_more_than_two_to_the_31_elements_apart",
+        ),
     ),
     Bug(
         15,
@@ -242,7 +246,10 @@ BUGS: tuple[Bug, ...] = (
         "FlashAttention-4",
         ("#2470", "#2515", "#2421"),
         "No keys crash, no queries and no batch divide by zero, an empty sequence has gradients that are not a number.",
-        ("test_where_there_is_nothing_there_is_nothing_to_compute",),
+        (
+            "test_where_there_is_nothing_there_is_nothing_to_compute",
+            f"{LAWS}::test_a_packed_sequence_is_attention_of_that_sequence_alone",
+        ),
     ),
     Bug(
         19,
