@@ -39,6 +39,7 @@ CACHED = [
     Problem(b=2, hq=2, sq=3, skv=9, d=4, mask="causal", alibi=True, cache=Cache((9, 5))),
     Problem(b=3, hq=2, hkv=1, sq=2, skv=9, d=4, mask=Window(2, 0), cache=Cache((0, 9, 4), page=2)),
     Problem(b=1, hq=1, sq=4, skv=9, d=4, mask=Window(None, 1), sink=True, cache=Cache((3,), page=4)),
+    Problem(b=1, hq=1, sq=3, skv=9, d=4, alibi=True, cache=Cache((5,))),
     Problem(b=2, hq=1, sq=4, skv=9, d=4, mask=Prefix(3), cache=Cache((2, 8))),
 ]
 
