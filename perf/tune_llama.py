@@ -40,15 +40,16 @@ class Row:
     why_not: str = ""
 
 
-def forms(launch: Launch) -> Iterator[Form]:
-    """What may be fastest: blocks of 8 or 16 warps, chunks of half to four kilobytes, rings that fit."""
+def forms(launch: Launch, int8: bool = False) -> Iterator[Form]:
+    """What may be fastest: blocks of 8 or 16 warps, chunks of half to four kilobytes, rings that fit; x both ways."""
     for warps in (8, 16):
         for chunk in (512, 1024, 2048, 4096):
             # beside the next kernel's block there is room for half of a processor's shared memory
             half = 64 * 1024 // (2 * warps * chunk)
             depth = half if launch == "overlapped" else None
             if depth is None or depth >= 2:
-                yield Form(warps, chunk, depth)
+                for fixed in (False, True) if int8 else (False,):
+                    yield Form(warps, chunk, depth, fixed)
 
 
 def build(weights: Packed, launch: Launch, form: Form) -> Decoder:
@@ -77,7 +78,7 @@ def search(weights: Packed, launches: tuple[Launch, ...], build: Build, elapsed:
     timed: list[tuple[Launch, Form, Decoder, list[float]]] = []
     expected: torch.Tensor | None = None
     for launch in launches:
-        for form in forms(launch):
+        for form in forms(launch, weights.int8):
             try:
                 decoder = build(weights, launch, form)
             except (ValueError, RuntimeError) as error:
@@ -108,10 +109,11 @@ def again(decoder: Decoder) -> None:
 
 
 def report(rows: list[Row], config: Config) -> str:
-    """A line a form, the fastest first."""
+    """A line a form, the fastest first; ``fixed`` is int8 weights times fixed-point activations."""
     lines = [f"{'launch':11} {'weights':7} {'warps':>5} {'chunk':>5} {'depth':>5} {'tokens/s':>9} {'TB/s':>6}"]
     for row in sorted(rows, key=lambda row: (row.int8, row.seconds or float("inf"))):
-        form = f"{row.launch:11} {'int8' if row.int8 else 'bf16':7} {row.form.warps:5} {row.form.chunk:5} "
+        weights = "fixed" if row.form.fixed else "int8" if row.int8 else "bf16"
+        form = f"{row.launch:11} {weights:7} {row.form.warps:5} {row.form.chunk:5} "
         form += f"{row.form.depth or 'max':>5} "
         if row.why_not:
             lines.append(f"{form} {row.why_not}")
@@ -125,13 +127,14 @@ def main() -> None:
     """Search, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--launch", choices=LAUNCHES, action="append", help="only this one; may be given again")
+    parser.add_argument("--weights", choices=["bf16", "int8"], help="only these")
     parser.add_argument("--out", type=Path, help="write what was found there, as JSON")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs a CUDA device")
     torch.cuda.set_stream(torch.cuda.Stream())  # one that can be captured: graphs and all else on the same
     rows: list[Row] = []
-    for int8 in (False, True):
+    for int8 in [name == "int8" for name in ("bf16", "int8") if arguments.weights in (None, name)]:
         weights = Packed.of(Weights.random(LLAMA_2_7B, "cuda"), int8=int8)
         rows += search(weights, tuple(arguments.launch or LAUNCHES), build, elapsed)
         print(report(rows, LLAMA_2_7B), flush=True)

@@ -6,6 +6,8 @@
     dV  = Pᵀ dO        dP = dO Vᵀ        D = rowsum(P ∘ dP)        dS = P ∘ (dP - D) · scale · (1 - tanh² (S / softcap))
     dQ  = dS K         dK = dSᵀ Q        dsink = -Σ exp(sink - lse) · D
 
+Of packed sequences i and j count within a sequence, sq and skv are its own, and keys of another one are hidden.
+
 Written from the formulas (Dao et al., FlashAttention, 2022, appendix B), not differentiated by autograd. The masks too
 are written here once more, from their definitions.
 It materialises the [sq, skv] scores, so use it on small problems or on a slice of a large one. It also says how much of
@@ -21,7 +23,7 @@ from typing import NamedTuple, Unpack
 
 import torch
 
-from attnkit.problem import Boolean, Documents, Mask, Options, Prefix, Window
+from attnkit.problem import Boolean, Documents, Mask, Options, Prefix, Varlen, Window
 
 __all__ = [
     "Gradients",
@@ -240,15 +242,19 @@ def softmax(b_q: torch.Tensor, k: torch.Tensor, rows: slice, sq: int, options: O
     skv = k.shape[-2]
     i = torch.arange(rows.start, rows.stop, device=k.device)[:, None]
     j = torch.arange(skv, device=k.device)[None, :]
+    own = i + skv - sq  # the key on the diagonal that ends bottom-right
+    same = torch.ones_like(j, dtype=torch.bool)
+    if "varlen" in options:
+        i, j, own, same = within(options["varlen"], i, j)
     scores = b_q @ k.mT * default_scale(b_q, options["scale"])
     bend = bias = None
     if "softcap" in options:
         capped = (scores / options["softcap"]).tanh()
         scores, bend = capped * options["softcap"], 1 - capped.square()
     if "alibi" in options:
-        bias = by_head(options["alibi"], b_q)[..., None, None] * (i + skv - sq - j).abs()
+        bias = by_head(options["alibi"], b_q)[..., None, None] * (own - j).abs()
         scores = scores - bias
-    scores = torch.where(live(options["mask"], i, j, sq, skv), scores, -math.inf)
+    scores = torch.where(same & live(options["mask"], i, j, own, sq, skv), scores, -math.inf)
     lse = scores.logsumexp(-1)
     sink = torch.zeros_like(lse)
     if "sink" in options:
@@ -260,9 +266,18 @@ def softmax(b_q: torch.Tensor, k: torch.Tensor, rows: slice, sq: int, options: O
     return Rows(weights, lse, sink, bend, bias)
 
 
-def live(mask: Mask, i: torch.Tensor, j: torch.Tensor, sq: int, skv: int) -> torch.Tensor:
+def within(
+    varlen: Varlen, i: torch.Tensor, j: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Count queries i and keys j in their sequences; with the key on i's diagonal, and whether they are of one."""
+    queries, keys = (torch.tensor(lengths, device=i.device) for lengths in (varlen.queries, varlen.keys))
+    of_query, of_key = (torch.repeat_interleave(lengths)[at] for lengths, at in ((queries, i), (keys, j)))
+    i, j = i - (queries.cumsum(0) - queries)[of_query], j - (keys.cumsum(0) - keys)[of_key]
+    return i, j, i + (keys - queries)[of_query], of_query == of_key
+
+
+def live(mask: Mask, i: torch.Tensor, j: torch.Tensor, own: torch.Tensor, sq: int, skv: int) -> torch.Tensor:
     """Say which of the queries i [rows, 1] sees which of the keys j [1, skv], by the definitions of mask.py."""
-    own = i + skv - sq  # the key on the diagonal that ends bottom-right
     match mask:
         case "full":
             return (j >= 0).expand(i.shape[0], -1)

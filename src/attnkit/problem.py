@@ -13,6 +13,10 @@ gradient 0. Scores S = Q Kᵀ · scale may be modified before the softmax, in th
     sink        each head has one logit more that takes weight and has no value: the softmax is over live keys and it
                 (Xiao et al., Attention Sinks, 2024, as a learned logit; gpt-oss, 2025)
 
+Sequences of different lengths may be packed into one (varlen.py): b is 1, sq and skv are all of them together.
+
+Keys and values may be a cache (cache.py), with sequences of different lengths in it, contiguous or in pages.
+
 Knows nothing of variants.
 """
 
@@ -26,13 +30,17 @@ from typing import Literal, NamedTuple, Required, TypedDict, get_args
 import torch
 
 from attnkit import mask as masks
+from attnkit import varlen as packing
+from attnkit.cache import Cache
 from attnkit.mask import Boolean, Documents, Mask, Prefix, Window
+from attnkit.varlen import Varlen
 
 __all__ = [
     "DTYPES",
     "LAYOUTS",
     "PASSES",
     "Boolean",
+    "Cache",
     "Documents",
     "Dtype",
     "Inputs",
@@ -42,6 +50,7 @@ __all__ = [
     "Pass",
     "Prefix",
     "Problem",
+    "Varlen",
     "Window",
 ]
 
@@ -54,13 +63,14 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+START_BYTES = 4  # where a sequence begins, its length, and its page are one int32
 LSE_BYTES = 4  # the log-sum-exp of a row is one fp32
 HEAD_BYTES = 4  # what a head has of its own, a slope or a sink, is one fp32
 PADDING = 8  # elements behind each row of the padded layout: rows stay aligned to 16 bytes
 
 
 class Inputs(NamedTuple):
-    """The tensors of one problem: q, k, v, and dout, the gradient that comes back for out."""
+    """The tensors of one problem: q, k, v, and dout, the gradient that comes back for out; k and v may be pages."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -85,6 +95,9 @@ class Options(TypedDict, total=False):
         softcap: Scores stay between it and its negative.
         alibi: Slopes [hq], float32.
         sink: Logits [hq], float32; they may want gradients.
+        varlen: The sequences that are packed into one; the mask is that of each.
+        lengths: Keys of each sequence in a cache, [b], int32.
+        table: Pages of each sequence in a cache that has pages, [b, n], int32.
     """
 
     mask: Required[Mask]
@@ -92,6 +105,9 @@ class Options(TypedDict, total=False):
     softcap: float
     alibi: torch.Tensor
     sink: torch.Tensor
+    varlen: Varlen
+    lengths: torch.Tensor
+    table: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +128,10 @@ class Problem:
         softcap: Bound of the scores; None is none.
         alibi: Whether distance costs a key its score, by a slope for each head.
         sink: Whether each head has a logit that takes weight from the keys.
+        varlen: Sequences of different lengths that are packed into one: b is 1, sq and skv are all of them together,
+            and the mask is that of each, full, causal, a window or a prefix. None is a batch of equal ones.
+        cache: Lengths of sequences whose keys and values are a cache with room for skv each, and its pages; the mask is
+            full, causal, a window or a prefix. None is a batch of equal ones. What is cached has no gradient.
         layout: ``bshd`` contiguous; ``bhsd`` transposed views of contiguous [b, h, s, d]; ``packed`` q, k and v side by
             side in one [b, s, hq + 2 hkv, d]; ``padded`` rows longer than d (the last dim is contiguous, NaN behind
             it); ``broadcast`` k and v with stride 0 over the batch.
@@ -134,6 +154,8 @@ class Problem:
     softcap: float | None = None
     alibi: bool = False
     sink: bool = False
+    varlen: Varlen | None = None
+    cache: Cache | None = None
     layout: Layout = "bshd"
     magnitude: float = 1.0
 
@@ -149,6 +171,14 @@ class Problem:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         masks.check(self.mask, self.sq, self.skv)
+        if self.varlen is not None:
+            self.varlen.check(self.mask, self.b, self.sq, self.skv)
+        if self.cache is not None:
+            self.cache.check(self.b, self.skv)
+            packing.check(self.mask)
+            if self.varlen is not None or self.layout in ("packed", "broadcast"):
+                got = f"layout={self.layout!r}, varlen={self.varlen}"
+                raise ValueError(f"a cache is laid out bshd, bhsd or padded, and not packed otherwise, got {got}")
         if self.hq % self.hkv:
             raise ValueError(f"hkv must divide hq, got hq={self.hq} and hkv={self.hkv}")
         if self.scale is not None and not math.isfinite(self.scale):
@@ -178,6 +208,10 @@ class Problem:
         if self.softcap is not None:
             parts.append(f"softcap{float(self.softcap)!r}")
         parts += [modifier for modifier in ("alibi", "sink") if getattr(self, modifier)]
+        if self.varlen is not None:
+            parts.append(self.varlen.name)
+        if self.cache is not None:
+            parts.append(self.cache.name)
         if self.layout != "bshd":
             parts.append(self.layout)
         if self.magnitude != 1.0:
@@ -195,9 +229,23 @@ class Problem:
         return self.hq // self.hkv
 
     @property
+    def sequences(self) -> Varlen | None:
+        """The lengths of sequences where they differ, packed or in a cache."""
+        return self.varlen if self.cache is None else self.cache.sequences(self.sq)
+
+    @property
     def live_pairs(self) -> int:
-        """Pairs of a query and a key that it sees, in one head."""
+        """Pairs of a query and a key that it sees, in one head of one batch, or of all where lengths differ."""
+        if self.sequences is not None:
+            return self.sequences.live_pairs(self.mask)
         return masks.live_pairs(self.mask, self.sq, self.skv)
+
+    @property
+    def live_keys(self) -> int:
+        """Keys that any query sees, in one head of one batch, or of all where lengths differ."""
+        if self.sequences is not None:
+            return self.sequences.live_keys(self.mask)
+        return masks.live_keys(self.mask, self.sq, self.skv)
 
     @property
     def tokens(self) -> int:
@@ -212,22 +260,28 @@ class Problem:
         """
         products = {"fwd": self.d + self.dv, "bwd": 3 * self.d + 2 * self.dv}
         products["fwd+bwd"] = products["fwd"] + products["bwd"]
-        return 2 * self.b * self.hq * self.live_pairs * products[pass_]
+        batches = self.b if self.cache is None else 1
+        return 2 * batches * self.hq * self.live_pairs * products[pass_]
 
     def bytes(self, pass_: Pass) -> int:
         """Return the least bytes through memory: each input of the pass read once, each output written once.
 
         Backward also reads out and the log-sum-exp of each row (fp32), which forward is not charged for writing.
         What the broadcast layout shares over the batch is read once. Keys that no query sees need not be read, but have
-        a gradient. A boolean mask is read, a byte a pair; slopes and sinks are read, and sinks have a gradient.
+        a gradient. A boolean mask is read, a byte a pair; slopes and sinks are read, and sinks have a gradient. Where
+        packed sequences begin is read, and of a cache the lengths and the pages that have a key.
         """
         size = self.torch_dtype.itemsize
         q, out = self.tokens * self.hq * self.d * size, self.tokens * self.hq * self.dv * size
         dk_dv = self.b * self.skv * self.hkv * (self.d + self.dv) * size
-        k_v = dk_dv // self.skv * masks.live_keys(self.mask, self.sq, self.skv)
-        k_v = k_v // self.b if self.layout == "broadcast" else k_v
+        k_v = dk_dv // self.skv * self.live_keys
+        k_v = k_v // self.b if self.layout == "broadcast" or self.cache is not None else k_v
         beside = self.sq * self.skv if isinstance(self.mask, Boolean) else 0
         beside += (self.alibi + self.sink) * self.hq * HEAD_BYTES
+        beside += 0 if self.varlen is None else 2 * (len(self.varlen.queries) + 1) * START_BYTES
+        if self.cache is not None:
+            pages = 0 if self.cache.page is None else sum(-(-n // self.cache.page) for n in self.cache.lengths)
+            beside += (self.b + pages) * START_BYTES
         moved = {"fwd": q + k_v + out + beside}
         moved["bwd"] = (q + k_v + 2 * out + self.tokens * self.hq * LSE_BYTES + beside) + (q + dk_dv)
         moved["bwd"] += self.sink * self.hq * HEAD_BYTES
@@ -238,7 +292,8 @@ class Problem:
         """Draw q, k, v from N(0, magnitude) and dout from N(0, 1), in float32 on the device.
 
         The numbers depend on the device's kind, the seed and the sizes; the dtype rounds them, the layout only places
-        them (of the broadcast layout's k and v, the first batch is taken for all).
+        them (of the broadcast layout's k and v, the first batch is taken for all). So does a cache, in which what is
+        behind a length is not a number.
 
         Args:
             device: Where the tensors live and are drawn.
@@ -256,6 +311,8 @@ class Problem:
         k = draw(self.skv, self.hkv, self.d, self.magnitude)
         v = draw(self.skv, self.hkv, self.dv, self.magnitude)
         dout = draw(self.sq, self.hq, self.dv, 1.0)
+        if self.cache is not None:
+            k, v = self.cache.placed(k), self.cache.placed(v)
         if self.layout == "bhsd":
             q, k, v, dout = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, dout))
         elif self.layout == "packed":
@@ -288,7 +345,26 @@ class Problem:
         if self.sink:
             logits = torch.randn(self.hq, generator=torch.Generator().manual_seed(seed))[heads]
             options["sink"] = logits.to(device).requires_grad_(requires_grad)
+        if self.varlen is not None:
+            options["varlen"] = self.varlen
+        if self.cache is not None:
+            options["lengths"] = torch.tensor(self.cache.lengths, dtype=torch.int32, device=device)
+            if self.cache.page is not None:
+                options["table"] = self.cache.table(self.skv).to(device)
         return options
+
+    def packed(self, inputs: Inputs) -> tuple[Problem, Inputs]:
+        """Return what attention on a cache is by definition: the same sequences, packed; others as they are."""
+        if self.cache is None:
+            return self, inputs
+        k, v = (self.cache.packed(x, self.skv) for x in (inputs.k, inputs.v))
+        q, dout = (x.flatten(0, 1)[None] for x in (inputs.q, inputs.dout))
+        sq, skv = q.shape[1], k.shape[1]
+        mask = packing.cut(self.mask, skv)
+        one = dataclasses.replace(
+            self, b=1, sq=sq, skv=skv, mask=mask, varlen=self.sequences, cache=None, layout="bshd"
+        )
+        return one, Inputs(q, k, v, dout)
 
     def slice(self, batch: int, kv_head: int) -> Problem:
         """Return the problem of one batch and one key head, which is computed from the inputs' slice alone.
@@ -297,8 +373,10 @@ class Problem:
         and sinks belong to heads: those of the part are the whole problem's, ``options(..., kv_head=kv_head)``.
 
         Raises:
-            ValueError: If there is no such batch or head.
+            ValueError: If there is no such batch or head, or a cache, of which `packed` is to be sliced.
         """
+        if self.cache is not None:
+            raise ValueError(f"what is cached must be packed before it is sliced, got {self.cache}")
         for name, index, size in (("batch", batch, self.b), ("kv_head", kv_head, self.hkv)):
             if not 0 <= index < size:
                 raise ValueError(f"{name} must be from 0 to {size - 1}, got {index}")

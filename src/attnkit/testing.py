@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from attnkit.cache import Cache
 from attnkit.mask import Boolean, Documents, Mask, Plain, Prefix, Window
 from attnkit.parity import parity
 from attnkit.problem import DTYPES, LAYOUTS, Dtype, Layout, Pass, Problem
 from attnkit.variant import FEATURES, Attention, Feature, Variant
+from attnkit.varlen import Varlen
 
 __all__ = ["check", "masks", "problems"]
 
@@ -35,6 +37,15 @@ MODIFIERS: dict[Feature, tuple[dict[str, Any], ...]] = {
     "alibi": ({"alibi": True},),
     "sink": ({"sink": True},),
 }
+
+OF_A_SEQUENCE: tuple[Feature, ...] = ("window", "prefix", "softcap", "alibi", "sink")
+"""What there is beside sequences of different lengths."""
+SELDOM = 4
+"""How many times as often sequences are of one length as they are packed, or cached."""
+PAGES: dict[Feature, tuple[int | None, ...]] = {"cache": (None,), "paged": (1, 16, 48)}
+CACHED: tuple[Layout, ...] = ("bshd", "bhsd", "padded")
+NEWEST = (1, 2, 3, 8)
+"""Queries on a cache: few numbers, since a kernel may be compiled for each."""
 
 
 @st.composite
@@ -59,6 +70,17 @@ def masks(draw: st.DrawFn, sq: int, skv: int, features: Sequence[Feature] = FEAT
     plain: st.SearchStrategy[Mask] = st.sampled_from(("full", "causal"))
     # chosen first: one_of counts each strategy of a one_of inside it, and plain masks would be few
     return draw(draw(st.sampled_from((plain, plain, st.one_of(others)))) if others else plain)
+
+
+@st.composite
+def sequences(draw: st.DrawFn, longest: int) -> Varlen:
+    """Draw lengths of packed sequences: none, one or many queries and keys, equal or not, a token of each in all."""
+    length = st.just(0) | st.sampled_from([s for s in EDGES if s <= longest]) | st.integers(0, longest)
+    queries = draw(st.lists(length, min_size=1, max_size=4).filter(any))
+    if draw(st.booleans()):
+        return Varlen(tuple(queries), tuple(queries))
+    keys = draw(st.lists(length, min_size=len(queries), max_size=len(queries)).filter(any))
+    return Varlen(tuple(queries), tuple(keys))
 
 
 @st.composite
@@ -88,20 +110,34 @@ def problems(
         value_dims: dv where it is not d; none of them makes dv = d always.
         groups: Query heads that read one key head.
         scales: None is 1 / sqrt(d). Negative: the smallest product has the largest weight.
-        longest: Bound of sq and skv.
+        longest: Bound of sq and skv; of packed sequences each has half of it at most.
     """
     length = st.sampled_from([s for s in EDGES if s <= longest]) | st.integers(1, longest)
     layout = draw(st.sampled_from(layouts))
     sq, d = draw(length), draw(st.sampled_from(head_dims))
     skv = sq if layout == "packed" else draw(st.just(sq) | length)
     dv = d if layout == "packed" else draw(st.sampled_from((d, d, d, *value_dims)))
+    varlen = cache = None
+    pages = [page for feature, ways in PAGES.items() if feature in features for page in ways]
+    differing = [*(["varlen"] if "varlen" in features else []), *(["cache"] if pages else [])]
+    if differing and (chosen := draw(st.sampled_from((*[""] * SELDOM, *differing)))):
+        features = [feature for feature in features if feature in OF_A_SEQUENCE]
+        if chosen == "varlen":
+            varlen = draw(sequences(longest // 2))
+            varlen = Varlen(varlen.queries, varlen.queries) if layout == "packed" else varlen
+            sq, skv = sum(varlen.queries), sum(varlen.keys)
+        else:
+            layout = layout if layout in CACHED else "bshd"
+            lengths = st.lists(st.just(skv) | st.integers(0, skv), min_size=1, max_size=3).filter(any)
+            cache = Cache(tuple(draw(lengths)), draw(st.sampled_from(pages)))
+            sq = draw(st.sampled_from(NEWEST))
     group = draw(st.sampled_from(groups))
     # few heads altogether: more of the same find no more, and an interpreted kernel takes its time for each
     hkv = draw(st.integers(1, max(1, MOST_HEADS // (group + 1))))
     modifiers = [way for feature, ways in MODIFIERS.items() if feature in features for way in ways]
     every = {name: value for way in modifiers for name, value in way.items()}
     return Problem(
-        b=draw(st.integers(1, 3)),
+        b=batch(draw, varlen, cache),
         hq=hkv * group,
         hkv=hkv,
         sq=sq,
@@ -111,11 +147,20 @@ def problems(
         dtype=draw(st.sampled_from(dtypes)),
         mask=draw(masks(sq, skv, features)),
         scale=draw(st.sampled_from(scales)),
+        varlen=varlen,
+        cache=cache,
         layout=layout,
         # large: a few keys have all the weight, and scores have errors that exp makes larger
         magnitude=draw(st.sampled_from((1.0, 1.0, 0.25, 4.0))),
         **draw(st.sampled_from(({},) * 10 + (*modifiers, every))),
     )
+
+
+def batch(draw: st.DrawFn, varlen: Varlen | None, cache: Cache | None) -> int:
+    """Draw a batch, where sequences do not say it."""
+    if varlen is not None:
+        return 1
+    return draw(st.integers(1, 3)) if cache is None else len(cache.lengths)
 
 
 def check(
@@ -125,7 +170,7 @@ def check(
 
     Args:
         attention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv], with the keywords
-            of `attnkit.problem.Options`: mask and scale, and what the problem has of softcap, alibi and sink.
+            of `attnkit.problem.Options`: mask and scale, and what the problem has of the others.
         problem: What is computed.
         device: Where.
         pass_: ``fwd``, or ``fwd+bwd`` to hold the gradients against the oracle's too.

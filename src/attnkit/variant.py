@@ -17,7 +17,19 @@ from attnkit.problem import Boolean, Documents, Pass, Prefix, Problem, Window
 
 __all__ = ["FEATURES", "Attention", "Feature", "Variant", "features"]
 
-Feature = Literal["causal-top-left", "window", "prefix", "documents", "boolean", "softcap", "alibi", "sink"]
+Feature = Literal[
+    "causal-top-left",
+    "window",
+    "prefix",
+    "documents",
+    "boolean",
+    "softcap",
+    "alibi",
+    "sink",
+    "varlen",
+    "cache",
+    "paged",
+]
 """What a problem may ask for beyond full and causal attention."""
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
@@ -39,6 +51,9 @@ def features(problem: Problem) -> list[Feature]:
         "softcap": problem.softcap is not None,
         "alibi": problem.alibi,
         "sink": problem.sink,
+        "varlen": problem.varlen is not None,
+        "cache": problem.cache is not None and problem.cache.page is None,
+        "paged": problem.cache is not None and problem.cache.page is not None,
     }
     return [feature for feature in FEATURES if asked[feature]]
 
@@ -71,6 +86,8 @@ def rejects(
     for feature in features(problem):
         if feature in lacks:
             return f"{feature}: {lacks[feature]}"
+    if problem.cache is not None and pass_ != "fwd":
+        return "what is cached has no gradient: backward is for packed sequences (varlen)"
     return otherwise(problem, device, pass_)
 
 

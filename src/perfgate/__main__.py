@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from perfgate import accept, baseline, contest, ending, journal, preflight, recording
 from perfgate.ab import command as ab
 from perfgate.ab.evidence import read, rule_of
+from perfgate.ab.outcome import Rules
 from perfgate.baseline import BaselineError
 from perfgate.gate import Exit, decide
 from perfgate.journal import JournalError
@@ -222,12 +223,12 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
 def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
     asked = {name: value for name, value in vars(options).items() if value is not None}
     rule = rule_of(read(options.file).header if options.file else asked)
-    return ab.run(
-        options,
-        arguments,
+    rules = Rules(
         suspects=lambda blocks, controls: contest.suspects(blocks, rule, controls),
+        undecided=lambda blocks, controls, picked: contest.undecided(blocks, rule, controls, picked),
         judge=lambda blocks, controls, picked: contest.judge(blocks, rule, controls, picked),
     )
+    return ab.run(options, arguments, rules)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -12,6 +12,9 @@ independent of what stage 1 picked, so that Holm's adjustment over the picked ca
     unchanged    neither, and the upper end of the interval is below the floor (non-inferior: Schuirmann 1987)
     unresolved   all else, and all of it if the machine was not fit
 
+A picked case that is surely below its floor after some blocks of stage 2 is not visited again: that calls nothing, so
+the rates of what is called only fall.
+
 The picked cases are those that stage 1 picked when it ended. To pick again in the end, with what became of stage 1's
 cases since, could leave out some that were confirmed, and adjust the others for fewer than were asked.
 
@@ -28,7 +31,7 @@ from perfgate import stats
 from perfgate.contrast import Block, Contrast, Contrasts, Estimate, Shift, Side, Visit
 from perfgate.verdict import State, Verdict
 
-__all__ = ["Block", "ContestRule", "Findings", "Shift", "Side", "Visit", "judge", "suspects"]
+__all__ = ["Block", "ContestRule", "Findings", "Shift", "Side", "Visit", "judge", "suspects", "undecided"]
 
 CONTROLS = 2
 """The fewest controls that tell a shift of all cases from a change of some. With two a quarter of all runs is beyond
@@ -48,6 +51,8 @@ class ContestRule:
         screen_effect: Relative change below which it does not. From its floor on, a case is suspicious whatever its p.
         screen_blocks: Blocks of stage 1.
         confirm_blocks: Blocks of stage 2.
+        settle_blocks: Blocks of stage 2 after which a case may be left as it is.
+        settle_p: One-sided p-value of a change as large as its floor from which on it is.
         most_suspects: Cases that stage 2 has time for.
         shift_limit: Common shift of a block, or disagreement of its controls, beyond which the machine is not fit.
         disagreement_limit: The same for the controls' disagreement over all blocks of a stage.
@@ -65,6 +70,8 @@ class ContestRule:
     screen_effect: float = 0.004
     screen_blocks: int = 2
     confirm_blocks: int = 10
+    settle_blocks: int = 3
+    settle_p: float = 0.01
     most_suspects: int = 20
     shift_limit: float = 0.01
     disagreement_limit: float = 0.005
@@ -82,9 +89,10 @@ class ContestRule:
         for name in ("alpha", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
-        if not 0 < self.screen_p <= 0.5:
-            raise ValueError(f"screen_p must lie between 0 and 0.5, got {self.screen_p!r}")
-        for name, least in (("screen_blocks", 1), ("confirm_blocks", 2), ("most_suspects", 1)):
+        for name in ("screen_p", "settle_p"):
+            if not 0 < getattr(self, name) <= 0.5:
+                raise ValueError(f"{name} must lie between 0 and 0.5, got {getattr(self, name)!r}")
+        for name, least in (("screen_blocks", 1), ("confirm_blocks", 2), ("settle_blocks", 2), ("most_suspects", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
 
@@ -126,6 +134,22 @@ def suspects(blocks: Iterable[Block], rule: ContestRule, controls: Collection[st
         controls: Names of the cases whose kernels are the same on both sides.
     """
     return _picked(_stage(1, blocks, rule, controls), rule)[: rule.most_suspects]
+
+
+def undecided(
+    blocks: Iterable[Block], rule: ContestRule, controls: Collection[str], picked: Collection[str]
+) -> list[str]:
+    """The picked cases that stage 2 must visit again; the others are surely below their floors, slower and faster.
+
+    Args:
+        blocks: All blocks so far.
+        rule: The rule.
+        controls: Names of the cases whose kernels are the same on both sides.
+        picked: What `suspects` gave when stage 1 ended.
+    """
+    blocks = list(blocks)
+    confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, picked))
+    return [name for name in picked if not _settled(confirm, name, rule)]
 
 
 def judge(
@@ -248,6 +272,15 @@ def _p(confirm: Contrasts, name: str, sign: int) -> float:
     Student's holds whatever the variances of the cases have in common; the moderated one does not believe in luck.
     """
     return max(stats.t_cdf(-sign * e.t, e.df) for e in (confirm.estimate(name), confirm.alone(name)))
+
+
+def _settled(confirm: Contrasts, name: str, rule: ContestRule) -> bool:
+    """Whether a case has been visited often enough and is surely below its floor."""
+    if name not in confirm.seen or len(confirm.seen[name].time) < rule.settle_blocks:
+        return False
+    estimate = confirm.estimate(name)
+    margin = stats.t_quantile(1 - rule.settle_p, estimate.df) * estimate.error
+    return abs(estimate.d) + margin < math.log1p(confirm.seen[name].band)
 
 
 def _called(confirm: Contrasts, name: str, adjusted: float, rule: ContestRule) -> State | None:

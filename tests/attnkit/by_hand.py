@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from attnkit.mask import Boolean, Documents, Prefix, Window
+from attnkit.mask import Boolean, Documents, Mask, Prefix, Window
 from attnkit.problem import Options, Problem
 
 __all__ = ["attention", "seen"]
@@ -14,7 +14,22 @@ __all__ = ["attention", "seen"]
 
 def seen(problem: Problem) -> list[list[bool]]:
     """Whether query i sees key j, by rows."""
-    mask, sq, skv = problem.mask, problem.sq, problem.skv
+    rows: list[list[bool]] = []
+    for before, sq, skv in sequences(problem):
+        behind = problem.skv - before - skv
+        rows += [[False] * before + row + [False] * behind for row in alone(problem.mask, sq, skv)]
+    return rows
+
+
+def sequences(problem: Problem) -> list[tuple[int, int, int]]:
+    """Of each sequence that is packed into one: keys before it, queries and keys."""
+    if problem.varlen is None:
+        return [(0, problem.sq, problem.skv)]
+    return [(sum(problem.varlen.keys[:n]), sq, skv) for n, (sq, skv) in enumerate(problem.varlen)]
+
+
+def alone(mask: Mask, sq: int, skv: int) -> list[list[bool]]:
+    """Whether query i sees key j of one sequence, by rows."""
     if isinstance(mask, Boolean):
         return mask.drawn(sq, skv).tolist()
     owner = [n for n, length in enumerate(mask.lengths) for _ in range(length)] if isinstance(mask, Documents) else []
@@ -38,12 +53,15 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Proble
     out = torch.zeros(problem.b, problem.sq, problem.hq, problem.dv, dtype=torch.float64)
     rows = [[j for j, live in enumerate(row) if live] for row in seen(problem)]
 
+    # the key at the end of each query's diagonal
+    own = [before + i + skv - sq for before, sq, skv in sequences(problem) for i in range(sq)]
+
     def score(b: int, h: int, i: int, j: int) -> torch.Tensor:
         found = q[b, i, h].dot(k[b, j, h // problem.group]) * scale
         if problem.softcap is not None:
             found = torch.tanh(found / problem.softcap) * problem.softcap
         if problem.alibi:
-            found = found - options["alibi"][h].to(found.dtype) * abs(i + problem.skv - problem.sq - j)
+            found = found - options["alibi"][h].to(found.dtype) * abs(own[i] - j)
         return found
 
     for b in range(problem.b):

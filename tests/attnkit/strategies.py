@@ -13,7 +13,10 @@ from attnkit import testing
 from attnkit.problem import Problem
 from attnkit.variant import FEATURES, Feature
 
-__all__ = ["kept", "problems"]
+__all__ = ["UNCACHED", "kept", "problems"]
+
+UNCACHED: tuple[Feature, ...] = tuple(feature for feature in FEATURES if feature not in ("cache", "paged"))
+"""Features of problems whose keys and values are [b, skv, hkv, d], each a number."""
 
 
 def problems(features: Sequence[Feature] = FEATURES) -> st.SearchStrategy[Problem]:

@@ -18,7 +18,7 @@ from attnkit.problem import Inputs, Problem
 from attnkit.variant import Variant
 from attnkit.variants import TABLE, variant
 from tests.attnkit import by_hand
-from tests.attnkit.strategies import problems
+from tests.attnkit.strategies import UNCACHED, problems
 from tests.attnkit.test_laws import GARBAGE
 from tests.attnkit.test_parity import COMPILED, EXAMPLES, here
 from tests.attnkit.test_parity import known as features
@@ -35,7 +35,7 @@ fuzzed = settings(
 
 def known(way: Variant) -> st.SearchStrategy[Problem]:
     """Draw a problem with the features that this variant has."""
-    return problems(features(way))
+    return problems([feature for feature in features(way) if feature in UNCACHED])
 
 
 def hidden_keys(way: Variant, device: torch.device) -> Callable[[], None]:

@@ -10,7 +10,7 @@ import torch
 
 from attnkit.mask import Boolean, Documents, Mask, Prefix, Window
 from attnkit.mask import name as mask_name
-from attnkit.problem import Dtype, Inputs, Pass, Problem
+from attnkit.problem import Dtype, Inputs, Pass, Problem, Varlen
 from attnkit.variant import Variant
 from attnkit.variants import TABLE, variant
 from tests.attnkit import by_hand
@@ -155,6 +155,63 @@ def test_a_packed_document_is_attention_of_that_document_alone(name: str, causal
         for whole, own in pairs:
             torch.testing.assert_close(whole[:, begin : begin + length], own)
         begin += length
+
+
+PACKED = Varlen((5, 0, 13, 22), (0, 4, 9, 30))
+
+
+@names
+@pytest.mark.parametrize("mask", ["full", "causal", Window(6, 2), Prefix(7)], ids=mask_name)
+def test_a_packed_sequence_is_attention_of_that_sequence_alone(name: str, mask: Mask, device: torch.device) -> None:
+    packed = Problem(b=1, hq=4, hkv=2, sq=40, skv=43, d=16, dtype="fp32", mask=mask, alibi=True, varlen=PACKED)
+    if "alibi" in variant(name).lacks:
+        packed = dataclasses.replace(packed, alibi=False)
+    pass_: Pass = "fwd" if name in COMPILED and device.type == "cpu" else "fwd+bwd"
+    way = asked(name, packed, device, pass_)
+    inputs = packed.inputs(device)
+    out = forward(way, packed, inputs)
+    gradients = backward(way, packed, inputs) if pass_ != "fwd" else ()
+    for (sq, skv), (i, j) in zip(PACKED, PACKED.slices(), strict=True):
+        if not (sq and skv):
+            assert not out[:, i].any(), "a query without keys has out 0"
+            for gradient, own in zip(gradients, (i, j, j), strict=False):
+                assert not gradient[:, own].any()
+            continue
+        alone = dataclasses.replace(packed, sq=sq, skv=skv, varlen=None)
+        part = Inputs(inputs.q[:, i], inputs.k[:, j], inputs.v[:, j], inputs.dout[:, i])
+        reference = variant("naive")
+        torch.testing.assert_close(out[:, i], forward(reference, alone, part))
+        if gradients:
+            for gradient, own, expected in zip(gradients, (i, j, j), backward(reference, alone, part), strict=True):
+                torch.testing.assert_close(gradient[:, own], expected)
+
+
+@pytest.mark.parametrize("name", ["naive", "triton_flash"])
+def test_not_a_number_in_another_sequence_goes_nowhere(name: str, device: torch.device) -> None:
+    problem = Problem(b=1, hq=2, sq=40, skv=43, d=16, dtype="fp32", mask="causal", varlen=PACKED)
+    way = asked(name, problem, device, "fwd+bwd")
+    inputs = problem.inputs(device)
+    before = (forward(way, problem, inputs), *backward(way, problem, inputs))
+    (_, _, _, last), (_, _, _, keys) = zip(*PACKED.slices(), strict=True)
+    for x, rows in zip(inputs, (last, keys, keys, last), strict=True):
+        x[:, rows] = math.nan
+    after = (forward(way, problem, inputs), *backward(way, problem, inputs))
+    for x, y, rows in zip(before, after, (last, last, keys, keys), strict=True):
+        assert torch.equal(x[:, : rows.start], y[:, : rows.start])
+        assert y[:, rows].isnan().any()
+
+
+@pytest.mark.parametrize("name", ["naive", "triton_flash"])
+def test_the_order_of_packed_sequences_does_not_matter(name: str, device: torch.device) -> None:
+    problem = Problem(b=1, hq=2, sq=40, skv=43, d=16, dtype="fp32", mask="causal", alibi=True, varlen=PACKED)
+    way = asked(name, problem, device)
+    inputs, order = problem.inputs(device), (3, 1, 0, 2)
+    slices = [[*PACKED.slices()][n] for n in order]
+    queries, keys = (torch.cat([torch.arange(40 + 43)[part] for part in parts]) for parts in zip(*slices, strict=True))
+    moved = Inputs(inputs.q[:, queries], inputs.k[:, keys], inputs.v[:, keys], inputs.dout[:, queries])
+    lengths = (tuple(of[n] for n in order) for of in (PACKED.queries, PACKED.keys))
+    other = dataclasses.replace(problem, varlen=Varlen(*lengths))
+    assert torch.equal(forward(way, other, moved), forward(way, problem, inputs)[:, queries])
 
 
 @names

@@ -7,10 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnkit import oracle, testing
-from attnkit.problem import Problem
+from attnkit.problem import Inputs, Problem
+from attnkit.variant import Feature
 from attnkit.variants import naive
-from tests.attnkit.strategies import kept
+from tests.attnkit.strategies import UNCACHED, kept, problems
 from tests.attnkit.test_oracle import PROBLEMS, in_float64
+
+CACHES: tuple[Feature, ...] = ("window", "prefix", "softcap", "alibi", "sink", "cache", "paged")
 
 
 def hold(problem: Problem, seed: int) -> None:
@@ -27,6 +30,15 @@ def hold(problem: Problem, seed: int) -> None:
 
 
 @kept(PROBLEMS, seed=0)
-@given(problem=testing.problems(longest=40), seed=st.integers(0, 3))
+@given(problem=testing.problems(features=UNCACHED, longest=40), seed=st.integers(0, 3))
 def test_in_float64_it_is_the_oracle(problem: Problem, seed: int) -> None:
     hold(problem, seed)
+
+
+@given(problem=problems(CACHES), seed=st.integers(0, 3))
+def test_in_float64_it_is_the_oracle_on_what_is_cached(problem: Problem, seed: int) -> None:
+    inputs = Inputs(*(x.double() for x in problem.inputs("cpu", seed)))
+    out = naive.attention(*inputs[:3], **problem.options("cpu", seed))
+    packed, (q, k, v, _) = problem.packed(inputs)
+    truth, _ = oracle.forward(q, k, v, **packed.options("cpu", seed))
+    torch.testing.assert_close(out if problem.cache is None else out.flatten(0, 1)[None], truth)

@@ -9,7 +9,7 @@ import torch
 
 from attnkit import oracle
 from attnkit.mask import Boolean, Documents, Prefix, Window
-from attnkit.problem import Dtype, Options, Problem
+from attnkit.problem import Dtype, Options, Problem, Varlen
 from tests.attnkit import by_hand
 
 PROBLEMS = [
@@ -31,6 +31,10 @@ PROBLEMS = [
     Problem(b=1, hq=4, hkv=2, sq=5, d=3, dv=2, mask="causal", softcap=1.5, magnitude=2.0),
     Problem(b=2, hq=3, hkv=1, sq=4, skv=7, d=3, alibi=True, sink=True),
     Problem(b=1, hq=2, sq=6, skv=3, d=3, mask="causal", softcap=0.5, alibi=True, sink=True),
+    Problem(b=1, hq=2, sq=7, skv=8, d=3, mask="causal", alibi=True, varlen=Varlen((2, 0, 4, 1), (3, 2, 3, 0))),
+    Problem(b=1, hq=2, hkv=1, sq=7, d=3, sink=True, varlen=Varlen((0, 3, 4), (4, 0, 3))),
+    Problem(b=1, hq=1, sq=9, skv=6, d=3, mask=Window(1, 0), varlen=Varlen((3, 6), (5, 1))),
+    Problem(b=1, hq=1, sq=6, skv=8, d=3, mask=Prefix(4), varlen=Varlen((2, 4), (2, 6))),
 ]
 
 by_name = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from attnkit.mask import Boolean, Documents, Prefix, Window
 from attnkit.parity import parity
-from attnkit.problem import PASSES, Pass, Problem
+from attnkit.problem import PASSES, Cache, Pass, Problem, Varlen
 from attnkit.variant import FEATURES, Feature, Variant, features
 from attnkit.variants import TABLE, variant
 from tests.attnkit.strategies import kept, problems
@@ -33,6 +33,14 @@ FIXED = [
     Problem(b=1, hq=2, sq=40, skv=70, d=16, dtype="bf16", mask=Boolean(0.1)),
     Problem(b=1, hq=2, hkv=1, sq=40, skv=70, d=16, dtype="bf16", mask=Prefix(50)),
     Problem(b=1, hq=2, sq=70, skv=40, d=16, dtype="bf16", mask="causal-top-left"),
+    # queries without keys, keys without queries, and by a tile more of either
+    Problem(
+        b=1, hq=4, hkv=2, sq=55, skv=146, d=16, mask="causal", alibi=True, varlen=Varlen((5, 0, 3, 47), (130, 9, 0, 7))
+    ),
+    # a sequence that has nothing yet, one that is full, and fewer keys than queries
+    Problem(b=3, hq=4, hkv=2, sq=3, skv=150, d=24, dtype="fp16", mask="causal", cache=Cache((2, 150, 0), page=16)),
+    Problem(b=2, hq=2, sq=1, skv=70, d=16, mask=Window(20, 0), alibi=True, layout="bhsd", cache=Cache((70, 33))),
+    Problem(b=1, hq=2, hkv=1, sq=128, d=24, dtype="fp16", layout="packed", varlen=Varlen((0, 28, 100), (0, 28, 100))),
 ]
 
 KEPT = [
@@ -44,6 +52,11 @@ KEPT = [
     Problem(b=2, hq=4, hkv=2, sq=4, skv=70, d=40, dv=24, dtype="fp32", mask="causal"),
     # the first tiles of keys are behind the window, for most tiles of queries
     Problem(b=1, hq=2, sq=90, d=16, dtype="fp32", mask=Window(9, 0)),
+    # edges of a window and of a prefix in each sequence, and tiles that end within one
+    Problem(b=1, hq=2, sq=150, skv=110, d=16, dtype="fp32", mask=Window(9, 3), varlen=Varlen((80, 70), (40, 70))),
+    Problem(
+        b=1, hq=1, sq=90, skv=150, d=16, dtype="fp32", mask=Prefix(30), sink=True, varlen=Varlen((20, 70), (80, 70))
+    ),
 ]
 """What is tried before anything is drawn: planted bugs that few examples missed needed these."""
 

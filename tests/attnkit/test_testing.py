@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 import attnkit
 from attnkit import table
 from attnkit.mask import Boolean, Documents, Mask, Window
-from attnkit.problem import Problem
+from attnkit.problem import Cache, Problem, Varlen
 from attnkit.testing import check, problems
 from attnkit.variant import FEATURES, features
 from attnkit.variants import TABLE, variant
@@ -120,6 +120,9 @@ def test_what_a_variant_lacks_it_rejects_with_the_reason_of_the_table(way: attnk
         {"softcap": 2.0},
         {"alibi": True},
         {"sink": True},
+        {"varlen": Varlen((3, 5), (8, 0))},
+        {"cache": Cache((5,))},
+        {"cache": Cache((5,), page=4)},
     ]
     for feature, ask in zip(FEATURES, asks, strict=True):
         problem = Problem(b=1, hq=1, sq=8, d=16, **ask)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ tf32: test_triton_compile.py has the one, a GPU the other.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import get_args
 
 import pytest
@@ -16,7 +17,7 @@ pytest.importorskip("triton")
 
 from attnkit import oracle
 from attnkit.mask import Boolean, Documents, Prefix, Window
-from attnkit.problem import Problem
+from attnkit.problem import Problem, Varlen
 from attnkit.variants import naive, triton_flash, triton_flash_tiles
 from attnkit.variants.triton_flash import attention, attention_with_lse
 from attnkit.variants.triton_flash_tiles import (
@@ -211,6 +212,31 @@ def test_batches_may_lie_more_than_two_to_the_31_elements_apart() -> None:
     far = torch.empty(2**31 + q[0].numel(), dtype=q.dtype, device=DEVICE).as_strided(q.shape, (2**30, *q.stride()[1:]))
     far.copy_(q)
     assert torch.equal(attention(far, k, v, configs=configs("pointer")), attention(q, k, v, configs=configs("pointer")))
+
+
+def test_packed_rows_may_lie_more_than_two_to_the_31_elements_apart() -> None:
+    packed = Varlen((260, 20), (260, 30))
+    problem = Problem(b=1, hq=1, sq=280, skv=290, d=16, dtype="fp16", mask="causal", varlen=packed)
+    near, far = problem.inputs(DEVICE), []
+    stride = 2**31 // 258 // 8 * 8
+    memory = torch.empty(290 * stride, dtype=torch.float16, device=DEVICE)
+    for i, x in enumerate(near):
+        far.append(memory.as_strided(x.shape, (0, stride, 16, 1), 16 * i))
+        far[-1].copy_(x)
+
+    def computed(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        q, k, v = (x.detach().requires_grad_() for x in inputs[:3])
+        out = attention(q, k, v, mask="causal", varlen=packed)
+        return [out, *torch.autograd.grad(out, (q, k, v), inputs[3])]
+
+    for one, other in zip(computed(far), computed(near), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_packed_sequences_are_not_for_the_copy_engine() -> None:
+    q, k, v, _ = Problem(b=1, hq=1, sq=8, d=16).inputs(DEVICE)
+    with pytest.raises(ValueError, match="packed sequences take tiles by pointer, got tma"):
+        attention(q, k, v, varlen=Varlen((3, 5), (3, 5)), configs=configs("tma"))
 
 
 def test_rows_too_far_apart_for_offsets_of_32_bits_are_copied() -> None:

@@ -15,7 +15,9 @@ from attnkit.products import product
 from attnkit.products.matvec_tiles import Config
 from attnkit.variants import variant
 from tests.attnkit import (
+    test_append,
     test_fuzzed_laws,
+    test_laws,
     test_linear,
     test_matvec,
     test_naive,
@@ -53,8 +55,18 @@ LAWS: dict[str, Callable[..., Law]] = {
     "lse": lambda: test_fuzzed_laws.test_the_log_sum_exp_is_that_of_the_scores,
     "far-apart": lambda: test_triton_flash.test_batches_may_lie_more_than_two_to_the_31_elements_apart,
     "far-rows": lambda: test_triton_flash.test_rows_too_far_apart_for_offsets_of_32_bits_are_copied,
+    "far-sequences": lambda: test_triton_flash.test_packed_rows_may_lie_more_than_two_to_the_31_elements_apart,
+    "other-sequence": lambda name: functools.partial(
+        test_laws.test_not_a_number_in_another_sequence_goes_nowhere, name, DEVICE
+    ),
     "strided": lambda: test_triton_flash.test_a_last_dimension_that_is_not_contiguous_is_copied,
     "splits": lambda: test_triton_splitkv.test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there,
+    "appended": lambda: test_append.test_the_cache_then_holds_the_new_rows_and_what_it_held,
+    "append-then-attend": lambda: test_append.test_append_then_attend_is_attention_on_both,
+    "no-room": lambda: functools.partial(
+        test_append.test_what_there_is_no_room_for_is_not_written, test_append.append, None
+    ),
+    "far-pages": lambda: test_append.test_pages_may_lie_more_than_two_to_the_31_elements_apart,
     "workspace": lambda: test_triton_splitkv.test_a_workspace_serves_call_after_call,
     "float64": lambda: test_naive.test_in_float64_it_is_the_oracle,
     "mask": lambda: test_problem.test_a_mask_in_memory_is_its_definition,

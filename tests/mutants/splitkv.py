@@ -12,7 +12,10 @@ KERNEL = "variants/triton_splitkv_kernel.py"
 HOST = "variants/triton_splitkv.py"
 SHIFT = 'shift = tl.where(m_new == float("-inf"), 0.0, m_new)\n'
 
+FEATURED = "parity triton_splitkv fwd featured"
+
 kernel = planter("splitkv", KERNEL, *CHECKS)
+cached = planter("splitkv", KERNEL, FEATURED)
 
 MUTANTS = (
     kernel("sums-merged-without-weights", "wrong LSE merge", "tl.sum(l_theirs * beta, 0)", "tl.sum(l_theirs, 0)"),
@@ -83,6 +86,12 @@ MUTANTS = (
         "tl.cdiv(tl.maximum(lower, 0), BN) * BN",
     ),
     kernel("window-ignores-length", "length ignored", "upper += n - SQ", "upper += skv - SQ"),
+    cached("key-behind-length", "length ignored", "n = tl.load(p_lengths + i_b)", "n = tl.load(p_lengths + i_b) + 1"),
+    cached("page-behind-the-last", "paged cache", "p_table + o_n // PAGE, mask", "p_table + o_n // PAGE + 1, mask"),
+    cached("page-of-a-tile", "paged cache", "p_table + o_n // PAGE, mask", "p_table + i_n // PAGE + o_n * 0, mask"),
+    cached("rows-by-stride-of-pages", "transposed stride", "% PAGE) * tl.cast(s_row", "% PAGE) * tl.cast(s_block"),
+    cached("window-of-capacity", "length ignored", "lower = n - SQ - left", "lower = skv - SQ - left"),
+    cached("slopes-of-capacity", "ALiBi", "o_n[None, :], n - SQ, scale_log2", "o_n[None, :], skv - SQ, scale_log2"),
     Mutant(
         "splitkv/counter-left-behind",
         "stale state",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from tests.mutants import flash, gpu, ladder, products, splitkv
+from tests.mutants import append, flash, gpu, ladder, products, splitkv, varlen
 from tests.mutants.mutant import Mutant
 
 __all__ = ["CONTROLS", "TABLE"]
 
-TABLE = (*flash.MUTANTS, *splitkv.MUTANTS, *ladder.MUTANTS, *products.MUTANTS, *gpu.MUTANTS)
+TABLE = (
+    *flash.MUTANTS,
+    *varlen.MUTANTS,
+    *splitkv.MUTANTS,
+    *append.MUTANTS,
+    *ladder.MUTANTS,
+    *products.MUTANTS,
+    *gpu.MUTANTS,
+)
 
 CONTROLS = tuple(
     Mutant(f"control/{check.replace(' ', '-')}{'-gpu' if device == 'cuda' else ''}", "none", (check,), (), device)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from perfgate.ab import command
+from perfgate.ab.outcome import Rules
 from perfgate.contest import Block
 from perfgate.gate import Exit
 from perfgate.verdict import State, Verdict
@@ -54,13 +55,20 @@ def judge(blocks: Sequence[Block], controls: Collection[str], picked: Sequence[s
     return Findings(tuple(verdicts))
 
 
+def undecided(blocks: Sequence[Block], controls: Collection[str], picked: Sequence[str]) -> Sequence[str]:
+    return picked
+
+
+RULES = Rules(suspects=suspects, undecided=undecided, judge=judge)
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     command.add_arguments(parser)
     at = argv.index("--") if "--" in argv else len(argv)
     options = parser.parse_args(argv[:at])
     try:
-        return command.run(options, [*options.paths, *argv[at + 1 :]], suspects=suspects, judge=judge)
+        return command.run(options, [*options.paths, *argv[at + 1 :]], RULES)
     except ValueError as error:
         print(f"perfgate: {error}", file=sys.stderr)
         return Exit.USAGE

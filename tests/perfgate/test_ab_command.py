@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -20,6 +22,7 @@ import pytest
 from perfgate.__main__ import main
 from perfgate.ab import command, trees
 from perfgate.ab.progress import Progress
+from perfgate.contest import Block
 from perfgate.gate import Exit
 
 from . import ab_stand_in
@@ -214,6 +217,21 @@ def test_the_base_is_where_head_left_the_upstream(repository: Repository, capfd:
     assert repository.ab() == Exit.OK
     assert repository.states()["speed/c"] == "improved"
     assert "first (where HEAD left origin/main)" in capfd.readouterr().out
+
+
+def test_what_is_decided_is_not_visited_again(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\nSECONDS['b'] *= 1.1\n")
+
+    def undecided(blocks: Sequence[Block], controls: Collection[str], picked: Sequence[str]) -> list[str]:
+        done = sum(block.stage == 2 for block in blocks)
+        return [name for name in picked if done < {"speed/a": 1, "speed/b": 2}[name]]
+
+    monkeypatch.setattr(ab_stand_in, "RULES", replace(ab_stand_in.RULES, undecided=undecided))
+    assert repository.ab("--confirm=4") == Exit.REGRESSED
+    stages = [block["stage"] for block in repository.entries("block")]
+    assert stages == [1, 2, 2]
+    names = Counter(visit["visit"]["case"]["name"] for visit in repository.entries("visit"))
+    assert names["speed/b"] == names["speed/a"] + 4
 
 
 @pytest.mark.parametrize(("seconds", "blocks"), [(300.0, 2), (0.01, 1)])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfgate.contest import Block, ContestRule, Findings, Side, Visit, judge, suspects
+from perfgate.contest import Block, ContestRule, Findings, Side, Visit, judge, suspects, undecided
 from perfgate.verdict import State, Verdict
 from tests.perfgate.simulate import Kernel, contest_blocks, kernels, samples
 
@@ -74,6 +74,22 @@ def test_the_state_is_that_of_the_rule(d: float, scatter: float, state: State) -
     assert found.low < found.ratio < found.high
     assert found.visible is not None
     assert found.visible >= 0.01
+
+
+@pytest.mark.parametrize(
+    ("d", "scatter", "n", "left"),
+    [
+        (0.0, 0.002, 2, ["case"]),
+        (0.0, 0.002, 3, []),
+        (-0.004, 0.001, 3, []),
+        (0.009, 0.001, 10, ["case"]),
+        (-0.02, 0.002, 10, ["case"]),
+        (0.0, 0.02, 3, ["case"]),
+    ],
+)
+def test_what_is_surely_below_its_floor_is_not_visited_again(d: float, scatter: float, n: int, left: list[str]) -> None:
+    assert undecided(confirmed(d, scatter=scatter, n=n), RULE, CONTROLS, ["case"]) == left
+    assert undecided([], RULE, CONTROLS, ["case"]) == ["case"]
 
 
 @pytest.mark.parametrize(("seconds", "floor"), [(1e-3, 0.01), (20e-6, 0.01), (4e-6, 0.05)])
@@ -325,6 +341,8 @@ def test_nothing_seen_is_nothing_said() -> None:
         {"screen_p": 0.6},
         {"screen_effect": 0.02},
         {"screen_blocks": 0},
+        {"settle_blocks": 1},
+        {"settle_p": 0.0},
         {"confirm_blocks": 1},
         {"most_suspects": 0},
         {"shift_limit": math.inf},
@@ -354,9 +372,14 @@ def contest(
     about = {"ratios": ratios, "within": 0.0007, "visits": "AB"}
     first = contest_blocks(rng, cases, blocks=rule.screen_blocks, **about)  # type: ignore[arg-type]
     picked = suspects(first, rule, same)
-    few = {name: cases[name] for name in [*picked, *[name for name in same if name not in picked][:20]]}
-    second = contest_blocks(rng, few, stage=2, blocks=rule.confirm_blocks, **about)  # type: ignore[arg-type]
-    return judge([*first, *second], rule, same, picked)
+    beside = [name for name in same if name not in picked][:20]
+    blocks = list(first)
+    for _ in range(rule.confirm_blocks):
+        if not (left := undecided(blocks, rule, same, picked)):
+            break
+        again = {name: cases[name] for name in [*left, *beside]}
+        blocks += contest_blocks(rng, again, stage=2, blocks=1, **about)  # type: ignore[arg-type]
+    return judge(blocks, rule, same, picked)
 
 
 def called(findings: Findings, state: State) -> list[str]:

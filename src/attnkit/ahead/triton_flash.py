@@ -41,13 +41,14 @@ MASKS: dict[str, dict[str, str]] = {
 }
 """What the kernels are given for each of triton_scores' kinds of mask."""
 
-Modifier = Literal["softcap", "alibi", "sink"]
+Modifier = Literal["softcap", "alibi", "sink", "varlen"]
 MODIFIERS: dict[Modifier, dict[str, str]] = {
     "softcap": {"scale_cap": "fp32", "cap_log2": "fp32"},
     "alibi": {"p_slope": "*fp32"},
     "sink": {"p_sink": "*fp32"},
+    "varlen": {"p_starts_q": "*i32", "p_starts_k": "*i32", "total": "i32"},
 }
-ABSENT = ("lower", "upper", "scale_cap", "cap_log2", "p_slope", "p_sink")
+ABSENT = ("lower", "upper", "scale_cap", "cap_log2", "p_slope", "p_sink", "p_starts_q", "p_starts_k", "total")
 """None where neither mask nor modifiers need them."""
 
 OTHERS: dict[str, tuple[Form, str, tuple[Modifier, ...], int]] = {
@@ -56,6 +57,7 @@ OTHERS: dict[str, tuple[Form, str, tuple[Modifier, ...], int]] = {
     "d128-boolean": ("boolean", "boolean", (), 128),
     "d128-causal-softcap": ("other", "causal", ("softcap",), 128),
     "d128-window-softcap-alibi-sink": ("other", "band", ("softcap", "alibi", "sink"), 128),
+    "d128-causal-varlen": ("other", "causal", ("varlen",), 128),
     "d192-dv128-causal": ("causal", "causal", (), 192),
 }
 """The table's form, the kind of mask, what modifies scores, and the head dim of q and k."""
@@ -82,7 +84,9 @@ def builds(arch: int) -> Iterator[Build]:
 def others(arch: int) -> Iterator[Build]:
     """What else attention may be, in one dtype, on lengths that no tile divides, loaded the fastest way there is."""
     for kernel, (form, (kind, mask, modifiers, d)) in itertools.product(get_args(Kernel), OTHERS.items()):
-        config = tiles(arch, kernel, "bf16", d, kind, "tma") or tiles(arch, kernel, "bf16", d, kind, "pointer")
+        # packed sequences are not for the copy engine
+        fast = None if "varlen" in modifiers else tiles(arch, kernel, "bf16", d, kind, "tma")
+        config = fast or tiles(arch, kernel, "bf16", d, kind, "pointer")
         if config is None:
             raise LookupError(f"no tiles for {kernel}, {form}")
         for want in wants(config):

@@ -34,7 +34,7 @@ def binary(arch: int, dtype: str, d: int, rows: int, page: int, modified: bool =
     from attnkit.variants.triton_splitkv_kernel import splitkv_kernel, tiles
     from attnkit.variants.triton_splitkv_tiles import choose_form
 
-    form = choose_form(torch.bfloat16, d, d)
+    form = choose_form(torch.bfloat16, rows, d, d)
     constants: dict[str, object] = tiles(form, 1, rows, d, d) | {
         "PAGE": page, "MASK": "band" if modified else "causal", "HAS_LENGTHS": True, "PRECISION": "ieee",
         "APART": form.apart, "EARLY": False,

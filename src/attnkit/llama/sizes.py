@@ -26,11 +26,13 @@ class Form:
         warps: Of a block.
         chunk: Bytes of a row that are asked for at once, a multiple of 512.
         depth: Pairs of chunks that a warp has on their way; None for as many as fit.
+        fixed: Activations are fixed-point numbers, of 16 bits, so that int8 weights need not be widened.
     """
 
     warps: int = 8
     chunk: int = 2048
     depth: int | None = None
+    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Sizes:
         form: How a block is built.
 
     Raises:
-        ValueError: If a block would need more shared memory than there is.
+        ValueError: If a block would need more shared memory than there is, or numbers do not fit together.
     """
 
     config: Config
@@ -57,6 +59,8 @@ class Sizes:
     form: Form
 
     def __post_init__(self) -> None:
+        if self.form.fixed and not self.int8:
+            raise ValueError("fixed-point activations are for int8 weights, got bfloat16")
         if self.depth < 1 or self.shared > MAX_SHARED:
             sizes = f"{self._front} bytes of activations and {max(self.depth, 1)} x {self._slot} of weights"
             raise ValueError(
@@ -107,6 +111,7 @@ class Sizes:
             "WARPS": self.form.warps,
             "CHUNK": self.form.chunk,
             "DEPTH": self.depth,
+            "FIXED": int(self.form.fixed),
         }
         return tuple(f"-D{name}={size}" for name, size in sizes.items())
 

@@ -10,8 +10,8 @@ import importlib.util
 
 import torch
 
-from attnkit.problem import Mask, Pass, Problem
-from attnkit.variant import Variant
+from attnkit.problem import Mask, Pass, Problem, Varlen
+from attnkit.variant import FEATURES, Variant
 
 __all__ = ["VARIANT"]
 
@@ -19,13 +19,25 @@ MAX_D = 256
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask = "full", scale: float | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    mask: Mask = "full",
+    scale: float | None = None,
+    varlen: Varlen | None = None,
 ) -> torch.Tensor:
     """FlashAttention-2: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, d] to out [b, sq, hq, d]."""
-    from flash_attn import flash_attn_func
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
 
-    out: torch.Tensor = flash_attn_func(q, k, v, softmax_scale=scale, causal=mask == "causal")
-    return out
+    options = {"softmax_scale": scale, "causal": mask == "causal"}
+    out: torch.Tensor
+    if varlen is None:
+        out = flash_attn_func(q, k, v, **options)
+        return out
+    longest = max(varlen.queries), max(varlen.keys)
+    out = flash_attn_varlen_func(q[0], k[0], v[0], *varlen.starts(q.device), *longest, **options)
+    return out[None]
 
 
 def absent() -> str | None:
@@ -53,4 +65,11 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
 
 
-VARIANT = Variant("flash_attn", "FlashAttention-2 from the flash-attn package", attention, rejects, absent)
+VARIANT = Variant(
+    name="flash_attn",
+    summary="FlashAttention-2 from the flash-attn package",
+    attention=attention,
+    rejects=rejects,
+    absent=absent,
+    lacks={feature: "not built into this variant" for feature in FEATURES if feature != "varlen"},
+)

@@ -20,7 +20,7 @@ import torch._functorch.config
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from attnkit.mask import dense
-from attnkit.problem import Documents, Mask, Pass, Prefix, Problem, Window
+from attnkit.problem import Documents, Mask, Pass, Prefix, Problem, Varlen, Window
 from attnkit.variant import Feature, Variant
 
 __all__ = ["VARIANT"]
@@ -28,7 +28,12 @@ __all__ = ["VARIANT"]
 DECODING_ROWS = 128  # torch takes its kernel for decoding below, and with a block mask a tile of that has no more rows
 MIN_D = 16  # what torch's kernels ask of d and dv on CUDA
 MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
-LACKS: dict[Feature, str] = {"sink": "a function of a score cannot add a logit beside those of keys"}
+NO_CACHE = "lengths that change with every token would be a block mask each"
+LACKS: dict[Feature, str] = {
+    "sink": "a function of a score cannot add a logit beside those of keys",
+    "cache": NO_CACHE,
+    "paged": NO_CACHE,
+}
 
 
 @functools.cache
@@ -44,11 +49,42 @@ def compiled() -> Callable[..., torch.Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def block_mask(mask: Mask, sq: int, skv: int, device: torch.device) -> BlockMask | None:
+def block_mask(mask: Mask, varlen: Varlen | None, sq: int, skv: int, device: torch.device) -> BlockMask | None:
     """Return a mask as blocks of 128 queries and keys, none for the full one. It is made once."""
-    if mask == "full":
+    if mask == "full" and varlen is None:
         return None
-    return create_block_mask(live(mask, sq, skv, device), None, None, sq, skv, device=device)
+    seen = live(mask, sq, skv, device) if varlen is None else live_within(mask, varlen, device)
+    return create_block_mask(seen, None, None, sq, skv, device=device)
+
+
+def live_within(mask: Mask, varlen: Varlen, device: torch.device) -> Callable[..., torch.Tensor]:
+    """Return whether query i sees key j of the same sequence, counted over all that are packed."""
+    of_query, of_key = (number(lengths, device) for lengths in (varlen.queries, varlen.keys))
+    starts = varlen.starts(device).keys
+    own = diagonal(varlen, device)
+    match mask:
+        case "causal":
+            return lambda b, h, i, j: (of_query[i] == of_key[j]) & (j <= own[i])
+        case Window(left, right):
+            far = sum(varlen.queries) + sum(varlen.keys)
+            before, behind = (far if side is None else side for side in (left, right))
+            return lambda b, h, i, j: (of_query[i] == of_key[j]) & (j >= own[i] - before) & (j <= own[i] + behind)
+        case Prefix(length):
+            return lambda b, h, i, j: (of_query[i] == of_key[j]) & ((j < starts[of_query[i]] + length) | (j <= own[i]))
+        case _:
+            return lambda b, h, i, j: of_query[i] == of_key[j]
+
+
+def number(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return of each token which sequence it belongs to."""
+    return torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+
+
+@functools.lru_cache(maxsize=64)
+def diagonal(varlen: Varlen, device: torch.device) -> torch.Tensor:
+    """Return the key at which each query's causal diagonal ends, counted over all that are packed."""
+    keys = torch.cat([torch.arange(j.stop - i.stop + i.start, j.stop) for i, j in varlen.slices()])
+    return keys.to(device)
 
 
 def live(mask: Mask, sq: int, skv: int, device: torch.device) -> Callable[..., torch.Tensor]:
@@ -66,7 +102,7 @@ def live(mask: Mask, sq: int, skv: int, device: torch.device) -> Callable[..., t
         case Prefix(length):
             return lambda b, h, i, j: (j < length) | (j <= i + shift)
         case Documents(lengths, causal):
-            of = torch.arange(len(lengths), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+            of = number(lengths, device)
             if causal:
                 return lambda b, h, i, j: (of[i] == of[j]) & (j <= i)
             return lambda b, h, i, j: of[i] == of[j]
@@ -75,8 +111,13 @@ def live(mask: Mask, sq: int, skv: int, device: torch.device) -> Callable[..., t
             return lambda b, h, i, j: seen[i, j]
 
 
-def modifier(softcap: float | None, alibi: torch.Tensor | None, shift: int) -> Callable[..., torch.Tensor] | None:
-    """Return what becomes of a score, as a function of it, batch, head, i and j; None where it stays what it is."""
+def modifier(
+    softcap: float | None, alibi: torch.Tensor | None, shift: int, own: torch.Tensor | None
+) -> Callable[..., torch.Tensor] | None:
+    """Return what becomes of a score, as a function of it, batch, head, i and j; None where it stays what it is.
+
+    The key at the end of query i's diagonal is i + shift, or own[i] in packed sequences.
+    """
     if softcap is None and alibi is None:
         return None
 
@@ -85,7 +126,9 @@ def modifier(softcap: float | None, alibi: torch.Tensor | None, shift: int) -> C
     ) -> torch.Tensor:
         if softcap is not None:
             score = softcap * torch.tanh(score / softcap)
-        return score if alibi is None else score - alibi[h] * (i + shift - j).abs()
+        if alibi is None:
+            return score
+        return score - alibi[h] * ((i + shift if own is None else own[i]) - j).abs()
 
     return modified
 
@@ -99,10 +142,12 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     alibi: torch.Tensor | None = None,
+    varlen: Varlen | None = None,
 ) -> torch.Tensor:
     """FlexAttention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv]."""
-    blocks = block_mask(mask, q.shape[1], k.shape[1], q.device)
-    score_mod = modifier(softcap, alibi, k.shape[1] - q.shape[1])
+    blocks = block_mask(mask, varlen, q.shape[1], k.shape[1], q.device)
+    own = None if varlen is None else diagonal(varlen, q.device)
+    score_mod = modifier(softcap, alibi, k.shape[1] - q.shape[1], own)
     # its kernel for decoding holds all queries of a group in one tile, and where they do not fit torch finds no kernel
     tile = 2 ** (q.shape[1] - 1).bit_length() * (q.shape[2] // k.shape[2])
     too_large = blocks is not None and q.shape[1] < DECODING_ROWS < tile

@@ -27,11 +27,12 @@ import torch._dynamo.config
 import torch._functorch.config
 
 from attnkit.mask import dense
-from attnkit.problem import Boolean, Mask, Pass, Problem, Window
-from attnkit.variant import Variant
+from attnkit.problem import Boolean, Mask, Pass, Prefix, Problem, Varlen, Window
+from attnkit.variant import Feature, Variant
 
 __all__ = ["COMPILED", "VARIANT"]
 
+BATCHES: tuple[Feature, ...] = ("varlen", "cache", "paged")
 MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
 
 
@@ -45,11 +46,23 @@ def attention(
     softcap: float | None = None,
     alibi: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    varlen: Varlen | None = None,
+    lengths: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Materialised attention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv].
 
     Keys and values are repeated for each query head that reads them. Slopes `alibi` and logits `sink` are [hq].
+    Packed sequences are computed one after the other. Of a cache the pages are gathered first (by `table` [b, n]), and
+    what lies behind `lengths` [b] is replaced by zeros.
     """
+    if varlen is not None:
+        alone = functools.partial(attention, mask=mask, scale=scale, softcap=softcap, alibi=alibi, sink=sink)
+        return torch.cat([alone(q[:, i], k[:, j], v[:, j]) for i, j in varlen.slices()], dim=1)
+    if lengths is not None:
+        k, v = (cached(x, lengths, table) for x in (k, v))
+        unseen = hidden_in_cache(mask, q.shape[1], k.shape[1], lengths)
+        return steps(q, k, v, unseen, True, scale, softcap, alibi, sink, lengths)
     dead, empty = hidden(q, k, mask)
     return steps(q, k, v, dead, empty, scale, softcap, alibi, sink)
 
@@ -72,8 +85,12 @@ def steps(
     softcap: float | None,
     alibi: torch.Tensor | None,
     sink: torch.Tensor | None,
+    lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Compute attention where `dead` are the pairs [sq, skv] that do not meet, and some rows may be `empty`."""
+    """Compute attention where `dead` are the pairs [sq, skv] that do not meet, and some rows may be `empty`.
+
+    Where keys are a cache with these `lengths` [b], pairs are [b, 1, sq, skv].
+    """
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
     if group > 1:
@@ -83,7 +100,7 @@ def steps(
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
     if alibi is not None:
-        scores = scores - (alibi[:, None, None] * distance(sq, skv, q.device)).to(q.dtype)
+        scores = scores - (alibi[:, None, None] * distance(sq, skv, q.device, lengths)).to(q.dtype)
     if dead is not None:
         scores = scores.masked_fill(dead, -math.inf)
     if sink is not None:
@@ -98,10 +115,37 @@ def steps(
     return (weights @ v).transpose(1, 2)
 
 
-def distance(sq: int, skv: int, device: torch.device) -> torch.Tensor:
-    """Return how far query i lies from key j, [sq, skv], where the last query lies at the last key."""
+def distance(sq: int, skv: int, device: torch.device, lengths: torch.Tensor | None) -> torch.Tensor:
+    """Return how far query i lies from key j, [sq, skv], where the last query lies at the last key.
+
+    In a cache that is the last one of each sequence: [b, 1, sq, skv].
+    """
     i, j = torch.arange(sq, device=device)[:, None], torch.arange(skv, device=device)
-    return (i + (skv - sq) - j).abs()
+    return (i + ((skv if lengths is None else lengths[:, None, None, None]) - sq) - j).abs()
+
+
+def cached(x: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
+    """Return keys or values of a cache as [b, skv, hkv, d], with zeros behind the lengths."""
+    if table is not None:
+        x = x[table].flatten(1, 2)
+    behind = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    return x.masked_fill(behind[..., None, None], 0)
+
+
+def hidden_in_cache(mask: Mask, sq: int, skv: int, lengths: torch.Tensor) -> torch.Tensor:
+    """Return which keys of a cache queries do not see, [b, 1, sq, skv]; see `attnkit.cache`."""
+    i, j = torch.arange(sq, device=lengths.device)[:, None], torch.arange(skv, device=lengths.device)
+    end = lengths[:, None, None, None]
+    own = i + end - sq
+    match mask:
+        case Window(left, right):
+            before = own - (skv + sq if left is None else left)
+            dead = (j < before) | (j > own + (skv + sq if right is None else right))
+        case Prefix(length):
+            dead = (j >= length) & (j > own)
+        case _:
+            dead = j > (own if mask == "causal" else end)
+    return dead | (j >= end)
 
 
 @functools.cache
@@ -152,5 +196,9 @@ def rejects_uncompiled(problem: Problem, device: torch.device, pass_: Pass) -> s
 
 VARIANT = Variant("naive", "materialised in torch, every step in the inputs' dtype", attention, rejects, lacks={})
 COMPILED = Variant(
-    "naive_compiled", "naive, compiled by torch for each size", attention_compiled, rejects_uncompiled, lacks={}
+    name="naive_compiled",
+    summary="naive, compiled by torch for each size",
+    attention=attention_compiled,
+    rejects=rejects_uncompiled,
+    lacks=dict.fromkeys(BATCHES, "compiled for batches of one length"),
 )

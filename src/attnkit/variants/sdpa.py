@@ -49,6 +49,9 @@ CAN_USE = {
 UNMODIFIED: dict[Feature, str] = {
     "softcap": "torch's SDPA has no function of a score",
     "sink": "torch's SDPA has no logit beside those of keys",
+    "varlen": "torch's SDPA takes batches of one length",
+    "cache": "torch's SDPA takes batches of one length",
+    "paged": "torch's SDPA takes batches of one length",
 }
 NO_KEY = "queries may see no key, which this backend is not known to answer with 0"
 IN_MEMORY: tuple[Feature, ...] = ("window", "prefix", "documents", "boolean", "alibi")

@@ -24,13 +24,14 @@ import torch
 
 from attnkit import triton_device
 from attnkit.mask import check
-from attnkit.problem import Mask, Pass, Problem
-from attnkit.variant import Variant
+from attnkit.problem import Mask, Pass, Problem, Varlen
+from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_of, loadable
 
 __all__ = ["VARIANT", "Config", "attention", "attention_with_lse"]
 
 Configs = dict[Kernel, Config]
+CACHES: tuple[Feature, ...] = ("cache", "paged")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,10 +43,12 @@ class Call:
     softcap: float | None
     alibi: torch.Tensor | None
     configs: Configs
+    varlen: Varlen | None = None
 
     def options(self) -> dict[str, Any]:
         """What the launchers are given."""
-        return {"mask": self.mask, "scale": self.scale, "softcap": self.softcap, "alibi": self.alibi}
+        names = ("mask", "scale", "softcap", "alibi", "varlen")
+        return {name: getattr(self, name) for name in names}
 
     def config(self, kernel: Kernel, *loaded: torch.Tensor) -> Config:
         """The configuration for a kernel that loads these tensors: q, k, v and perhaps dout."""
@@ -53,8 +56,10 @@ class Call:
             return self.configs[kernel]
         q, _, v = loaded[:3]
         widest = max(q.shape[3], v.shape[3])
-        form = form_of(self.mask, self.softcap is not None or self.alibi is not None)
-        return choose(kernel, q.device, q.dtype, widest, form, all(map(copyable, loaded)))
+        form = form_of(self.mask, any(x is not None for x in (self.softcap, self.alibi, self.varlen)))
+        # a tile that the copy engine loads would hold rows of the next sequence
+        copied = self.varlen is None and all(map(copyable, loaded))
+        return choose(kernel, q.device, q.dtype, widest, form, copied)
 
 
 class Flash(torch.autograd.Function):
@@ -97,6 +102,7 @@ def attention_with_lse(
     softcap: float | None = None,
     alibi: torch.Tensor | None = None,
     sink: torch.Tensor | None = None,
+    varlen: Varlen | None = None,
     configs: Configs | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and the log-sum-exp of its scores, as scaled and modified.
@@ -110,6 +116,7 @@ def attention_with_lse(
         softcap: Positive: scores stay between it and its negative.
         alibi: ``[hq]``, float32: what a key's score loses by its distance. No gradient.
         sink: ``[hq]``, float32: a logit that takes weight and has no value; with a gradient.
+        varlen: The sequences that are packed into one batch; the mask is that of each.
         configs: Tiles by kernel, in place of the table's.
 
     Returns:
@@ -129,6 +136,10 @@ def attention_with_lse(
             f"hkv must divide hq, and d and dv be at most {MAX_D}, got {list(q.shape)} and {list(v.shape)}"
         )
     check(mask, q.shape[1], k.shape[1])
+    if varlen is not None:
+        if any(config.loads != "pointer" for config in (configs or {}).values()):
+            raise ValueError("packed sequences take tiles by pointer, got tma: leave configs out")
+        varlen.check(mask, q.shape[0], q.shape[1], k.shape[1])
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be positive, or None for none, got {softcap}")
     for name, x in (("alibi", alibi), ("sink", sink)):
@@ -137,7 +148,7 @@ def attention_with_lse(
             raise ValueError(f"{name} must be [{q.shape[2]}], float32 on {q.device}, got {got}")
     scale = q.shape[3] ** -0.5 if scale is None else scale
     alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
-    return Flash.apply(q, k, v, sink, Call(mask, scale, softcap, alibi, configs or {}))
+    return Flash.apply(q, k, v, sink, Call(mask, scale, softcap, alibi, configs or {}, varlen))
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -161,5 +172,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks={},
+    lacks=dict.fromkeys(CACHES, "made for prompts: a cache is read by triton_splitkv"),
 )

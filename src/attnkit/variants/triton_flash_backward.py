@@ -33,12 +33,13 @@ from attnkit.triton_scores import (
     is_live_transposed,
     is_partial,
     keys_of,
-    mask_arguments,
     queries_of,
     score_arguments,
 )
+from attnkit.variants.triton_flash_batch import Batch, sequence, statistic
 from attnkit.variants.triton_flash_forward import load_rows, load_tile
-from attnkit.variants.triton_flash_tiles import ROW_PADDING, Config, constants, launch, padded, source
+from attnkit.variants.triton_flash_tiles import ROW_PADDING, Config, launch, padded, source
+from attnkit.varlen import Varlen
 
 BASE_2 = tl.constexpr(LOG2E)
 
@@ -68,7 +69,7 @@ def statistics_kernel(
 def dkdv_kernel(
     q, k, v, dout, p_dk, p_dv, p_lse2, p_delta, scale, scale_log2,
     s_qb, s_qs, s_qh, s_kb, s_ks, s_kh, s_vb, s_vs, s_vh, s_gb, s_gs, s_gh, s_dkb, s_dks, s_dkh, s_dvb, s_dvs, s_dvh,
-    hkv, group, sq, skv, rows, lower, upper, scale_cap, cap_log2, p_slope,
+    hkv, group, sq, skv, rows, lower, upper, scale_cap, cap_log2, p_slope, p_starts_q, p_starts_k,
     D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     MASK: tl.constexpr, SCALED: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr,
     PRECISION: tl.constexpr, WANT_DK: tl.constexpr, WANT_DV: tl.constexpr,
@@ -80,7 +81,25 @@ def dkdv_kernel(
     i_b = i_bh // hkv
     i_hkv = i_bh % hkv
     o_n = i_n + tl.arange(0, BN)
+    if p_starts_q is not None:
+        # i_b is a sequence: sizes are its own from here on, and its rows lie in the one batch that there is
+        o_q, sq = sequence(p_starts_q, i_b)
+        o_k, skv = sequence(p_starts_k, i_b)
+        if i_n >= skv:
+            return
+        i_b = 0
+        q += o_q * tl.cast(s_qs, tl.int64)
+        k += o_k * tl.cast(s_ks, tl.int64)
+        v += o_k * tl.cast(s_vs, tl.int64)
+        dout += o_q * tl.cast(s_gs, tl.int64)
+        p_lse2 += o_q
+        p_delta += o_q
+        p_dk += o_k * tl.cast(s_dks, tl.int64)
+        p_dv += o_k * tl.cast(s_dvs, tl.int64)
     diagonal = skv - sq
+    if p_starts_q is not None and MASK == "band":
+        lower += diagonal
+        upper += diagonal
 
     if LOADS == "pointer":
         k += i_b * tl.cast(s_kb, tl.int64) + i_hkv * tl.cast(s_kh, tl.int64)
@@ -118,7 +137,7 @@ def dkdv_kernel(
         for i_m in tl.range(i_begin, i_end, BM):
             o_m = i_m + tl.arange(0, BM)
             b_q = load_tile(q_head, s_qs, i_b, i_h, i_m, sq, BM, D, DP, EVEN_Q, LOADS)
-            b_lse2 = tl.load(p_lse2 + o_head + o_m)
+            b_lse2 = statistic(p_lse2 + o_head, o_m, sq, float("inf"), p_starts_q is not None)
             b_st = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)
             b_dout = load_tile(dout_head, s_gs, i_b, i_h, i_m, sq, BM, DV, DVP, EVEN_Q, LOADS)
             if WANT_DK:
@@ -134,7 +153,7 @@ def dkdv_kernel(
             if WANT_DV:
                 b_dv = tl.dot(b_pt.to(b_dout.dtype), b_dout, b_dv, input_precision=PRECISION)
             if WANT_DK:
-                b_delta = tl.load(p_delta + o_head + o_m)
+                b_delta = statistic(p_delta + o_head, o_m, sq, 0.0, p_starts_q is not None)
                 b_dst = b_pt * (b_dpt - b_delta[None, :])
                 if cap_log2 is not None:
                     b_dst *= b_bend
@@ -157,7 +176,7 @@ def dkdv_kernel(
 def dq_kernel(
     q, k, v, dout, p_dq, p_lse2, p_delta, scale, scale_log2,
     s_qb, s_qs, s_qh, s_kb, s_ks, s_kh, s_vb, s_vs, s_vh, s_gb, s_gs, s_gh, s_dqb, s_dqs, s_dqh,
-    hq, group, sq, skv, rows, lower, upper, scale_cap, cap_log2, p_slope,
+    hq, group, sq, skv, rows, lower, upper, scale_cap, cap_log2, p_slope, p_starts_q, p_starts_k,
     D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     MASK: tl.constexpr, SCALED: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -173,7 +192,25 @@ def dq_kernel(
     i_hkv = i_h // group
     i_m = i_block * BM
     o_m = i_m + tl.arange(0, BM)
+    if p_starts_q is not None:
+        # i_b is a sequence: sizes are its own from here on, and its rows lie in the one batch that there is
+        o_q, sq = sequence(p_starts_q, i_b)
+        o_k, skv = sequence(p_starts_k, i_b)
+        if i_m >= sq:
+            return
+        i_b = 0
+        i_bh = i_h
+        q += o_q * tl.cast(s_qs, tl.int64)
+        k += o_k * tl.cast(s_ks, tl.int64)
+        v += o_k * tl.cast(s_vs, tl.int64)
+        dout += o_q * tl.cast(s_gs, tl.int64)
+        p_lse2 += o_q
+        p_delta += o_q
+        p_dq += o_q * tl.cast(s_dqs, tl.int64)
     diagonal = skv - sq
+    if p_starts_q is not None and MASK == "band":
+        lower += diagonal
+        upper += diagonal
 
     if LOADS == "pointer":
         q += i_b * tl.cast(s_qb, tl.int64) + i_h * tl.cast(s_qh, tl.int64)
@@ -183,8 +220,8 @@ def dq_kernel(
     b_q = load_tile(q, s_qs, i_b, i_h, i_m, sq, BM, D, DP, EVEN_Q, LOADS)
     b_dout = load_tile(dout, s_gs, i_b, i_h, i_m, sq, BM, DV, DVP, EVEN_Q, LOADS)
     o_head = i_bh * tl.cast(rows, tl.int64)
-    b_lse2 = tl.load(p_lse2 + o_head + o_m)
-    b_delta = tl.load(p_delta + o_head + o_m)
+    b_lse2 = statistic(p_lse2 + o_head, o_m, sq, float("inf"), p_starts_q is not None)
+    b_delta = statistic(p_delta + o_head, o_m, sq, 0.0, p_starts_q is not None)
     b_dq = tl.zeros([BM, DP], tl.float32)
 
     slope = None
@@ -224,7 +261,7 @@ def dq_kernel(
 
 def backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, dout: torch.Tensor,
-    *, mask: Mask, scale: float, dkdv: Config, dq: Config,
+    *, mask: Mask, scale: float, dkdv: Config, dq: Config, varlen: Varlen | None = None,
     softcap: float | None = None, alibi: torch.Tensor | None = None, sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """The gradients of q, k, v and of the sink, where there is one.
@@ -233,7 +270,8 @@ def backward(
     ``[b, hq, sq]``, sink ``[hq]``.
     """
     b, sq, hq, _ = q.shape
-    skv, hkv, dv = v.shape[1:]
+    hkv, dv = v.shape[2:]
+    batch = Batch.of(q, k, varlen)
     rows = triton.cdiv(sq, ROW_PADDING) * ROW_PADDING
     lse2, delta = torch.empty((2, b, hq, rows), dtype=torch.float32, device=q.device)
     grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
@@ -255,18 +293,18 @@ def backward(
     scores = score_arguments(scale, softcap, alibi)
 
     def keys(want_dk: bool, want_dv: bool) -> None:
-        dkdv_kernel[(triton.cdiv(skv, dkdv.block_n) * b * hkv,)](
+        dkdv_kernel[(triton.cdiv(batch.skv, dkdv.block_n) * batch.n * hkv,)](
             *sources(dkdv), grad_k, grad_v, lse2, delta, scale, scale * LOG2E,
-            *strides, *grad_k.stride()[:3], *grad_v.stride()[:3], hkv, hq // hkv, sq, skv, rows,
-            **constants(dkdv, q, k, v), **mask_arguments(mask, sq, skv, q.device, "keys"), **scores,
+            *strides, *grad_k.stride()[:3], *grad_v.stride()[:3], hkv, hq // hkv, batch.sq, batch.skv, rows,
+            **batch.arguments(dkdv, q, k, v, mask, "keys"), **scores,
             WANT_DK=want_dk, WANT_DV=want_dv,
         )  # fmt: skip
 
     def queries() -> None:
-        dq_kernel[(triton.cdiv(sq, dq.block_m) * b * hq,)](
+        dq_kernel[(triton.cdiv(batch.sq, dq.block_m) * batch.n * hq,)](
             *sources(dq), grad_q, lse2, delta, scale, scale * LOG2E,
-            *strides, *grad_q.stride()[:3], hq, hq // hkv, sq, skv, rows,
-            **constants(dq, q, k, v), **mask_arguments(mask, sq, skv, q.device, "queries"), **scores,
+            *strides, *grad_q.stride()[:3], hq, hq // hkv, batch.sq, batch.skv, rows,
+            **batch.arguments(dq, q, k, v, mask), **scores,
         )  # fmt: skip
 
     launch(statistics, q.device)

@@ -13,6 +13,7 @@ live in base 2: ``scale_log2 = scale · log2 e`` is folded into the multiply-add
 
 Tiles of keys that every row sees need no mask; those on an edge of the mask and the ragged tail are masked, and those
 that no row sees are not visited.
+Packed sequences have their own lengths and first rows; see triton_flash_batch.py.
 Tiles arrive in one of two ways (``LOADS``):
     pointer   ordinary (asynchronous) loads: any strides, any D
     tma       a 4-D descriptor made by the host: the copy engine computes addresses, and zeroes what lies outside
@@ -32,10 +33,11 @@ from attnkit.triton_scores import (
     is_live,
     is_partial,
     keys_of,
-    mask_arguments,
     score_arguments,
 )
-from attnkit.variants.triton_flash_tiles import Config, constants, launch, source
+from attnkit.variants.triton_flash_batch import Batch, sequence
+from attnkit.variants.triton_flash_tiles import Config, launch, source
+from attnkit.varlen import Varlen
 
 BASE_2 = tl.constexpr(LOG2E)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -75,11 +77,11 @@ def load_tile(
     return b_rows
 
 
-@triton.jit(do_not_specialize=["hq", "sq", "skv", "lower", "upper"])
+@triton.jit(do_not_specialize=["hq", "sq", "skv", "lower", "upper", "total"])
 def forward_kernel(
     q, k, v, p_out, p_lse, scale_log2,
     s_qb, s_qs, s_qh, s_kb, s_ks, s_kh, s_vb, s_vs, s_vh, s_ob, s_os, s_oh,
-    hq, group, sq, skv, lower, upper, scale_cap, cap_log2, p_slope, p_sink,
+    hq, group, sq, skv, lower, upper, scale_cap, cap_log2, p_slope, p_sink, p_starts_q, p_starts_k, total,
     D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     MASK: tl.constexpr, SCALED: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -95,7 +97,22 @@ def forward_kernel(
     i_hkv = i_h // group
     i_m = i_block * BM
     o_m = i_m + tl.arange(0, BM)
+    if p_starts_q is not None:
+        # i_b is a sequence: sizes are its own from here on, and its rows lie in the one batch that there is
+        o_q, sq = sequence(p_starts_q, i_b)
+        o_k, skv = sequence(p_starts_k, i_b)
+        if i_m >= sq:
+            return
+        i_b = 0
+        q += o_q * tl.cast(s_qs, tl.int64)
+        k += o_k * tl.cast(s_ks, tl.int64)
+        v += o_k * tl.cast(s_vs, tl.int64)
+        p_out += o_q * tl.cast(s_os, tl.int64)
+        p_lse += i_h * tl.cast(total, tl.int64) + o_q
     diagonal = skv - sq
+    if p_starts_q is not None and MASK == "band":
+        lower += diagonal
+        upper += diagonal
 
     if LOADS == "pointer":
         q += i_b * tl.cast(s_qb, tl.int64) + i_h * tl.cast(s_qh, tl.int64)
@@ -152,29 +169,32 @@ def forward_kernel(
     m_out = (o_m < sq)[:, None] & (o_d < DV)[None, :]
     p_out += i_b * tl.cast(s_ob, tl.int64) + i_h * tl.cast(s_oh, tl.int64) + i_m * tl.cast(s_os, tl.int64)
     tl.store(p_out + (tl.arange(0, BM)[:, None] * s_os + o_d[None, :]), b_out, mask=m_out)
-    tl.store(p_lse + i_bh * tl.cast(sq, tl.int64) + o_m, b_lse, mask=o_m < sq)
+    if p_starts_q is None:
+        p_lse += i_bh * tl.cast(sq, tl.int64)
+    tl.store(p_lse + o_m, b_lse, mask=o_m < sq)
 
 
 def forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *,
-    mask: Mask, scale: float, config: Config,
+    mask: Mask, scale: float, config: Config, varlen: Varlen | None = None,
     softcap: float | None = None, alibi: torch.Tensor | None = None, sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]`` to out ``[b, sq, hq, dv]`` and lse ``[b, hq, sq]`` in float32."""
     b, sq, hq, _ = q.shape
-    skv, hkv, dv = v.shape[1:]
+    hkv, dv = v.shape[2:]
     out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
     lse = torch.empty((b, hq, sq), dtype=torch.float32, device=q.device)
     if not (q.numel() and k.numel()):
         return out.zero_(), lse.fill_(float("-inf")) if sink is None else lse.copy_(sink[:, None])
-    programs = triton.cdiv(sq, config.block_m) * b * hq
+    batch = Batch.of(q, k, varlen)
+    programs = triton.cdiv(batch.sq, config.block_m) * batch.n * hq
     launch(
         lambda: forward_kernel[(programs,)](
             source(q, config.block_m, config), source(k, config.block_n, config), source(v, config.block_n, config),
             out, lse, scale * LOG2E,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], hq, hq // hkv, sq, skv,
-            p_sink=sink, **constants(config, q, k, v),
-            **mask_arguments(mask, sq, skv, q.device), **score_arguments(scale, softcap, alibi),
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], hq, hq // hkv, batch.sq, batch.skv,
+            p_sink=sink, total=None if varlen is None else sq,
+            **batch.arguments(config, q, k, v, mask), **score_arguments(scale, softcap, alibi),
         ),
         q.device,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from attnkit.mask import Boolean, Mask
 Kernel = Literal["forward", "dkdv", "dq"]
 Loads = Literal["pointer", "tma"]
 Form = Literal["full", "causal", "boolean", "other"]
-"""What is computed: one of two masks and no more, a mask in memory, or any other mask or score."""
+"""What is computed: one of two masks and no more, a mask in memory, or any other mask, score or packed sequences."""
 
 MAX_D = 256
 """Largest head dim: a program holds whole rows of Q and of the output."""
@@ -158,7 +158,7 @@ def row(
 
 
 def form_of(mask: Mask, modified: bool) -> Form:
-    """The form of a call; ``modified`` says whether softcap or ALiBi change its scores."""
+    """The form of a call; ``modified`` says whether softcap or ALiBi change its scores, or sequences are packed."""
     if isinstance(mask, Boolean):
         return "boolean"
     if modified or (mask != "full" and mask != "causal"):

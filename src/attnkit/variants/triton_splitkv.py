@@ -21,11 +21,17 @@ import torch
 from attnkit import triton_device
 from attnkit.mask import Prefix, Window
 from attnkit.problem import Mask, Pass, Problem
-from attnkit.variant import Variant
+from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose_form, choose_splits
 
 __all__ = ["VARIANT", "Workspace", "attend", "attention"]
 
+LACKS: dict[Feature, str] = {
+    "causal-top-left": "the newest queries on a cache are never masked so",
+    "documents": "the newest queries on a cache are never masked so",
+    "boolean": "the newest queries on a cache are never masked so",
+    "varlen": "sequences on a cache are not packed: they have lengths of their own",
+}
 MAX_D = 256
 MAX_ROWS = 128
 """Queries times the query heads of a key head: they are the rows of one tile."""
@@ -109,7 +115,7 @@ def attend(
     alibi, sink = (x if x is None else x.detach().contiguous() for x in (alibi, sink))
     # keys that some query may see
     reach = min(longest, mask.left + q.shape[1]) if isinstance(mask, Window) and mask.left is not None else longest
-    form = form or choose_form(q.dtype, d, v.shape[3])
+    form = form or choose_form(q.dtype, q.shape[1] * (hq // hkv), d, v.shape[3])
     splits = splits or choose_splits(b * hkv, reach, q.device, form.block_n)
     if workspace is None:
         workspace = Workspace.of(b, hkv, q.shape[1] * (hq // hkv), v.shape[3], q.device, splits)
@@ -210,7 +216,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks=dict.fromkeys(
-        ("causal-top-left", "documents", "boolean"), "the newest queries on a cache are never masked so"
-    ),
+    lacks=LACKS,
 )

@@ -34,9 +34,10 @@ class Form:
     apart: bool = False
 
 
-def choose_form(dtype: torch.dtype, d: int, dv: int) -> Form:
-    """The form for a dtype and head dims: wide ones leave less room for tiles in flight."""
-    return Form(stages=2) if dtype == torch.float32 or max(d, dv) > 128 else Form()
+def choose_form(dtype: torch.dtype, rows: int, d: int, dv: int) -> Form:
+    """The form for a dtype, rows of a tile and head dims: wide ones leave less room, many queries are loaded once."""
+    stages = 2 if dtype == torch.float32 or max(d, dv) > 128 else 3
+    return Form(stages=stages, again=rows <= 16)
 
 
 @functools.cache

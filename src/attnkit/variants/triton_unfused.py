@@ -24,9 +24,11 @@ import torch
 
 from attnkit import triton_device
 from attnkit.problem import Mask, Pass, Problem
-from attnkit.variant import Variant
+from attnkit.variant import Feature, Variant
 
 __all__ = ["VARIANT", "attention"]
+
+BATCHES: tuple[Feature, ...] = ("varlen", "cache", "paged")
 
 MAX_D = 256
 """Largest head dim: a program of the kernel holds whole rows of Q."""
@@ -117,5 +119,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks={},
+    lacks=dict.fromkeys(BATCHES, "P is one tensor, of sequences of one length"),
 )

@@ -27,7 +27,7 @@ from perfgate import preflight
 from perfgate.ab import trees as revisions
 from perfgate.ab.blocks import Blocks, Over
 from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SCHEMA, Evidence, read
-from perfgate.ab.outcome import BROKEN_OFF, Judge, Suspects, conclude, doubted
+from perfgate.ab.outcome import BROKEN_OFF, Judge, Rules, conclude, doubted
 from perfgate.ab.progress import Progress
 from perfgate.ab.refusals import Refused
 from perfgate.ab.trees import BuildFailed, Trees
@@ -100,14 +100,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, arguments: Sequence[str], *, suspects: Suspects, judge: Judge) -> int:
+def run(options: argparse.Namespace, arguments: Sequence[str], rules: Rules) -> int:
     """Compare, report, and return the exit code (see `perfgate.gate.Exit`; 2 if it was interrupted).
 
     Args:
         options: As `add_arguments` declares them.
         arguments: pytest's.
-        suspects: Which cases are confirmed.
-        judge: What is said of each case in the end.
+        rules: Decide which cases are confirmed, for how long, and what is said of each in the end.
 
     Raises:
         ValueError: For wrong options, no repository, or a revision that is not there.
@@ -118,7 +117,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], *, suspects: Susp
     if options.file:
         if arguments:
             raise ValueError(f"--from times nothing, so it takes no suite, got {' '.join(arguments)}")
-        return _report(read(options.file), options.file, judge, options)
+        return _report(read(options.file), options.file, rules.judge, options)
     head = revisions.head(Path.cwd())
     commit, how = revisions.compared_with(options.base, head)
     started = datetime.now(UTC)
@@ -129,7 +128,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str], *, suspects: Susp
     with _terminated_is_interrupted():
         try:
             with revisions.opened(head, commit) as trees:
-                return _compare(trees, how, arguments, path, started, suspects, judge, options)
+                return _compare(trees, how, arguments, path, started, rules, options)
         except BuildFailed as error:
             return _refuse(str(error), Exit.INCOMPLETE)
         except KeyboardInterrupt:
@@ -142,8 +141,7 @@ def _compare(
     arguments: Sequence[str],
     path: Path,
     started: datetime,
-    suspects: Suspects,
-    judge: Judge,
+    rules: Rules,
     options: argparse.Namespace,
 ) -> int:
     seed = options.seed if options.seed is not None else secrets.randbelow(2**32)
@@ -176,7 +174,7 @@ def _compare(
             print(f"building {side}: {options.build}", flush=True)
             revisions.build(options.build, trees, side, logs / f"build-{side}.log")
         blocks = Blocks(trees, [*VISIT, *arguments], evidence, seed=seed, logs=logs, visited=visited)
-        why = _stages(blocks, evidence, suspects, options, progress, seed)
+        why = _stages(blocks, evidence, rules, options, progress, seed)
         progress.clear()
         evidence.add(end=why)
     except Refused as error:
@@ -186,11 +184,11 @@ def _compare(
         evidence.add(end=str(error), exit=int(error.code))
     except JournalError as error:
         progress.clear()
-        _report(evidence, path, judge, options)
+        _report(evidence, path, rules.judge, options)
         return _refuse(str(error), Exit.LOST)
     finally:
         lines.close()
-    code = _report(evidence, path, judge, options)
+    code = _report(evidence, path, rules.judge, options)
     if code in (Exit.OK, Exit.REGRESSED, Exit.UNRESOLVED):
         shutil.rmtree(logs)
     return code
@@ -199,7 +197,7 @@ def _compare(
 def _stages(
     blocks: Blocks,
     evidence: Evidence,
-    suspects: Suspects,
+    rules: Rules,
     options: argparse.Namespace,
     progress: Progress,
     seed: int,
@@ -214,23 +212,24 @@ def _stages(
             if options.blocks is None and (time.monotonic() - begin) * (i + 2) / (i + 1) > SCREENING:
                 progress.extend(i + 1 - most)
                 break
-        picked = [name for name in suspects(evidence.blocks, evidence.controls) if name in blocks.names]
+        picked = [name for name in rules.suspects(evidence.blocks, evidence.controls) if name in blocks.names]
         evidence.add(suspects=picked)
-        suspicious, inaccurate = set(picked), doubted(evidence) & blocks.names
-        if (suspicious - evidence.canaries) | inaccurate:
+        inaccurate = doubted(evidence) & blocks.names
+        if suspicious := (set(picked) - evidence.canaries) | inaccurate:
             controls = sorted((evidence.controls - suspicious - evidence.canaries) & blocks.names)
             some = random.Random(seed).sample(controls, min(CONTROLS, len(controls)))
             progress.clear()
-            count = len((suspicious - evidence.canaries) | inaccurate)
-            fresh = options.confirm if suspicious - evidence.canaries else min(CHECKS, options.confirm)
+            count = len(suspicious)
+            fresh = options.confirm if set(picked) - evidence.canaries else min(CHECKS, options.confirm)
             print(f"{count} case{'' if count == 1 else 's'} to confirm in {fresh} fresh blocks", flush=True)
             progress.extend(fresh)
             for _ in range(fresh):
+                left = set(rules.undecided(evidence.blocks, evidence.controls, picked)) - evidence.canaries
                 open_ = doubted(evidence)
-                if not (suspicious - evidence.canaries) and not open_:
+                if not left and not open_:
                     break
                 check = None if options.check_always else open_
-                blocks.run(2, suspicious | inaccurate | evidence.canaries | set(some), check=check)
+                blocks.run(2, left | inaccurate | evidence.canaries | set(some), check=check)
     except Over as error:
         return str(error)
     except KeyboardInterrupt:

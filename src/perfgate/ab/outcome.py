@@ -16,6 +16,7 @@ Green is only a run that came to its end, compared something, and lost nothing o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from perfgate import gate, nvml, price
@@ -26,7 +27,7 @@ from perfgate.contest import Block
 from perfgate.gate import WORST_FIRST, Exit, Outcome
 from perfgate.verdict import State, Verdict, explained
 
-__all__ = ["BROKEN_OFF", "Decision", "Judge", "Suspects", "conclude", "doubted"]
+__all__ = ["BROKEN_OFF", "Decision", "Judge", "Rules", "conclude", "doubted"]
 
 BROKEN_OFF = 2
 """pytest's exit code of a run that was interrupted."""
@@ -50,8 +51,19 @@ class Decision(Protocol):
 
 Suspects = Callable[[Sequence[Block], Collection[str]], Sequence[str]]
 """Which cases are confirmed, given the blocks so far and the names of the controls."""
+Undecided = Callable[[Sequence[Block], Collection[str], Sequence[str]], Sequence[str]]
+"""Which of them are visited again, given the same and what was picked."""
 Judge = Callable[[Sequence[Block], Collection[str], Sequence[str] | None], Decision]
-"""What is said of each case in the end, given the same and what was picked by then, if it was."""
+"""What is said of each case in the end, given the same; nothing was picked where it did not come to that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What decides, from the blocks alone."""
+
+    suspects: Suspects
+    undecided: Undecided
+    judge: Judge
 
 
 def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple[Outcome, int]:

@@ -199,16 +199,16 @@ def _ours(blocks: Sequence[Block], rule: ContestRule, planted: Collection[str]) 
     controls = {name for name in blocks[0].visits if name not in planted}
     screen = [replace(block, stage=1) for block in blocks[: rule.screen_blocks]]
     suspects = contest.suspects(screen, rule, controls)
-    # the confirming blocks time the suspects, and controls beside them
-    beside = set(suspects) | set(sorted(controls)[:20])
-    confirm = [
-        replace(block, stage=2, visits={name: visits for name, visits in block.visits.items() if name in beside})
-        for block in blocks[rule.screen_blocks :]
-        if suspects
-    ]
-    verdicts = contest.judge([*screen, *confirm], rule, controls, suspects).verdicts
-    share = len(beside) / len(blocks[0].visits) if suspects else 0.0
-    taken = rule.screen_blocks + math.ceil(rule.confirm_blocks * share)
+    seen, visits = list(screen), 0
+    for block in blocks[rule.screen_blocks :]:
+        if not (left := contest.undecided(seen, rule, controls, suspects)):
+            break
+        # a confirming block times what is undecided, and controls beside it
+        beside = {*left, *sorted(controls - set(suspects))[:20]}
+        seen.append(replace(block, stage=2, visits={name: block.visits[name] for name in block.visits.keys() & beside}))
+        visits += len(beside)
+    verdicts = contest.judge(seen, rule, controls, suspects).verdicts
+    taken = rule.screen_blocks + math.ceil(visits / len(blocks[0].visits))
     return {v.case for v in verdicts if v.state is State.REGRESSED}, taken
 
 

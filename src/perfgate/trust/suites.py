@@ -133,11 +133,13 @@ def false_alarms(suite: Suite, rule: ContestRule, runs: int, seed: int) -> Alarm
         screen = [_block(rng, cases, suite.common, 1, i) for i in range(rule.screen_blocks)]
         suspects = contest.suspects(screen, rule, cases)
         others = sorted(cases.keys() - set(suspects))
-        beside = [*suspects, *rng.sample(others, min(CONTROLS, len(others)))]
-        again = {name: cases[name] for name in beside}
-        count = rule.confirm_blocks if suspects else 0
-        confirm = [_block(rng, again, suite.common, 2, i) for i in range(count)]
-        found = contest.judge([*screen, *confirm], rule, cases, suspects)
+        beside = rng.sample(others, min(CONTROLS, len(others)))
+        blocks = list(screen)
+        for i in range(rule.confirm_blocks):
+            if not (left := contest.undecided(blocks, rule, cases, suspects)):
+                break
+            blocks.append(_block(rng, {name: cases[name] for name in [*left, *beside]}, suite.common, 2, i))
+        found = contest.judge(blocks, rule, cases, suspects)
         states = {verdict.state for verdict in found.verdicts}
         red += State.REGRESSED in states
         green += State.IMPROVED in states

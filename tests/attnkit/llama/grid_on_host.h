@@ -218,6 +218,26 @@ inline void multiply_tile(float (&sums)[4], word a0, word a1, word a2, word a3, 
   add_product(sums, [&](int lane, int which, int upper) { return to_float(lanes[lane][turn][which] >> 16 * upper & 0xffff); });
 }
 
+inline void multiply_bytes(int (&sums)[4], word a0, word a1, word a2, word a3, word b0, word b1) {
+  const uint64_t mine[6] = {a0, a1, a2, a3, b0, b1};
+  const auto lanes = host::show(mine, 6);
+  const int turn = host::turn[host::current], g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const auto byte = [&](int lane, int which, int k) { return (int)(signed char)(lanes[lane][turn][which] >> 8 * (k % 4)); };
+  for (int i = 0; i < 4; ++i) {
+    const int lower = i / 2, column = 2 * t + i % 2;
+    for (int k = 0; k < 32; ++k)
+      sums[i] += byte(4 * g + k % 16 / 4, lower + k / 16 * 2, k) * byte(4 * column + k % 16 / 4, 4 + k / 16, k);
+  }
+}
+
+inline word largest_of_warp(word value) {
+  const uint64_t mine = value;
+  const auto lanes = host::show(&mine, 1);
+  word most = 0;
+  for (int i = 0; i < 32; ++i) most = max(most, (word)lanes[i][host::turn[host::current]][0]);
+  return most;
+}
+
 inline unsigned long long from_lane_xor(unsigned long long value, int bits) {
   const uint64_t mine = value;
   const auto lanes = host::show(&mine, 1);

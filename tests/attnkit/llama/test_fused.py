@@ -19,6 +19,7 @@ NAIVE = naive.VARIANT.attention
 # an epsilon that is seen where it is left out
 BASE = Config(hidden=64, intermediate=96, layers=2, hq=4, vocab=50, positions=64, epsilon=0.1)
 SMALL = Form(warps=2, chunk=512, depth=3)
+FIXED = dataclasses.replace(SMALL, fixed=True)
 
 
 def fused(
@@ -48,11 +49,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("launch", ["stages", "persistent"])
-@pytest.mark.parametrize("case", CASES)
-def test_logits_are_those_of_the_reference(case: str, launch: Launch) -> None:
+@pytest.mark.parametrize(
+    ("case", "form"), [(case, SMALL) for case in CASES] + [(case, FIXED) for case, (*_, int8) in CASES.items() if int8]
+)
+def test_logits_are_those_of_the_reference(case: str, form: Form, launch: Launch) -> None:
     config, batch, int8 = CASES[case]
     weights = Weights.random(config, seed=1)
-    ours = fused(weights, batch, launch, int8=int8)
+    ours = fused(weights, batch, launch, int8=int8, form=form)
     truth = reference(ours.weights.unpacked(torch.float32), batch)
     plain = reference(ours.weights.unpacked(torch.bfloat16), batch)
     prompt = text(config, batch, 9)
@@ -67,6 +70,21 @@ def test_logits_are_those_of_the_reference(case: str, launch: Launch) -> None:
         # both round to bfloat16: plain after every operation, ours before products alone; plain rounds int8 weights too
         assert error <= 1.2 * allowed
         assert torch.equal(ours.logits.argmax(-1), ours.tokens[:, i + 1].long())
+
+
+def test_fixed_point_activations_are_for_int8_weights() -> None:
+    with pytest.raises(ValueError, match="fixed-point activations are for int8 weights, got bfloat16"):
+        fused(Weights.random(BASE), 1, "stages", form=FIXED)
+
+
+def test_what_is_not_finite_is_seen_in_fixed_point_too() -> None:
+    weights = Weights.random(BASE, seed=1)
+    for poison in (float("nan"), float("inf")):
+        weights.layers[0].mlp_norm[3] = poison
+        ours = fused(weights, 1, "stages", int8=True, form=FIXED)
+        ours.prefill(text(BASE, 1, 2))
+        ours.step()
+        assert not ours.logits.isfinite().any()
 
 
 @pytest.mark.parametrize("launch", ["stages", "persistent"])

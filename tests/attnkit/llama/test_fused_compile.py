@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -23,19 +24,23 @@ FUNCTION = re.compile(
 
 
 @pytest.mark.parametrize(
-    ("model", "launch", "int8", "batch"),
+    ("model", "launch", "int8", "batch", "fixed"),
     [
-        ("llama-2-7b", "persistent", False, 1),
-        ("llama-2-7b", "persistent", True, 4),
-        ("llama-3-8b", "persistent", True, 1),
-        ("llama-2-7b", "overlapped", False, 1),
-        ("llama-3-8b", "stages", True, 1),
+        ("llama-2-7b", "persistent", False, 1, False),
+        ("llama-2-7b", "persistent", True, 4, False),
+        ("llama-2-7b", "persistent", True, 4, True),
+        ("llama-3-8b", "persistent", True, 1, False),
+        ("llama-3-8b", "persistent", True, 1, True),
+        ("llama-2-7b", "overlapped", False, 1, False),
+        ("llama-2-7b", "overlapped", True, 1, True),
+        ("llama-3-8b", "stages", True, 1, False),
     ],
 )
-def test_real_models_compile(model: str, launch: Launch, int8: bool, batch: int) -> None:
+def test_real_models_compile(model: str, launch: Launch, int8: bool, batch: int, fixed: bool) -> None:
     if reason := nvrtc.absent():
         pytest.skip(reason)
-    sizes = Sizes(MODELS[model], int8, batch, 4096, 132, FORMS[launch])
+    form = dataclasses.replace(FORMS[launch], fixed=fixed)
+    sizes = Sizes(MODELS[model], int8, batch, 4096, 132, form)
     source, kernels = SOURCES[launch]
     cubin = nvrtc.cubin(source.read_text(), "sm_90a", (*sizes.options, "--ptxas-options=-v"))
     found = {match["name"]: match for match in FUNCTION.finditer(cubin.log)}

@@ -44,6 +44,12 @@ def test_the_fastest_is_first_and_what_is_wrong_is_left_out(monkeypatch: pytest.
     assert lines[1].split()[:6] == ["persistent", "bf16", "8", "2048", "max", "1000.0"]
 
 
+def test_activations_of_int8_weights_are_tried_both_ways() -> None:
+    both = list(tune_llama.forms("persistent", int8=True))
+    assert {form.fixed for form in both} == {False, True}
+    assert [form for form in both if not form.fixed] == list(tune_llama.forms("persistent"))
+
+
 def test_forms_that_overlap_leave_room_for_the_next_kernel() -> None:
     for form in tune_llama.forms("overlapped"):
         assert form.depth is not None

@@ -2,7 +2,7 @@
 //
 // Macros: LAYERS HIDDEN INTERMEDIATE HQ HKV D VOCAB EPSILON of the model, BATCH sequences with caches of CAPACITY tokens,
 // SPLITS of a key head's keys, INT8 weights or not; and of the machine WARPS of a block, CHUNK bytes of a row that are asked
-// for at once, DEPTH pairs of chunks that a warp has on their way.
+// for at once, DEPTH pairs of chunks that a warp has on their way, and whether x is FIXED-point beside int8 weights.
 #pragma once
 #include "llama/device.cuh"
 
@@ -26,6 +26,16 @@ constexpr int WIDEST = HIDDEN > INTERMEDIATE ? (HIDDEN > HQ * D ? HIDDEN : HQ * 
 constexpr int X_BLOCK = INT8 ? 2 * LANES : LANES;  // vectors of x that a warp takes at once
 constexpr int X_VECTORS = (WIDEST / WIDE + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);  // of one sequence, padded
 
+// What a product adds up: whole numbers where x is fixed-point, of two digits with a sign to the base 256.
+#if FIXED
+typedef int number;
+constexpr int DIGITS = 2;
+constexpr float LARGEST = 127 * 256;               // of a row: the upper digit has room for a carry
+#else
+typedef float number;
+constexpr int DIGITS = 1;
+#endif
+
 constexpr int READERS = D / WIDE;                  // lanes that share a key
 constexpr int KEYS = LANES / READERS;              // that a warp reads side by side
 constexpr int PARTS = WARPS * KEYS;                // of a split, each with its own softmax
@@ -36,6 +46,8 @@ static_assert(D == 16 || D == 32 || D == 64 || D == 128 || D == 256, "lanes shar
 static_assert(CHUNK % (VECTOR * LANES) == 0, "a chunk is read by whole warps");
 static_assert(VOCAB < 1 << 22 && INTERMEDIATE < 1 << 22, "pairs times blocks are 32 bits");
 static_assert(BATCH <= LANES, "a lane a sequence finishes a sum");
+static_assert(WARPS <= 16, "scratch has room for so many");
+static_assert(INT8 || !FIXED, "fixed-point x is for int8 weights");
 
 struct Model {
   const char* weights[KINDS];        // [layers, rows, columns]
@@ -76,7 +88,7 @@ __device__ inline Share share_of(int pairs) {
 // Shared memory of a block, from its start on.
 struct Shared {
   uint4* x;           // [b, X_VECTORS] in bfloat16; between matrices scratch for attention
-  float* scratch;     // [64]: sums over warps
+  float* scratch;     // [64]: sums over warps, largest ones from 16 on, from 32 on what a unit of a sequence's x is
   barrier* arrived;   // [warps, depth]
   char* ring;         // [warps, depth, 2, CHUNK]
 

@@ -9,7 +9,8 @@
 //      choose      the best of all
 //
 // Between two stages all blocks must have finished the first. The residual stream is float32 and every sum is; what a
-// matrix multiplies is bfloat16, and so is the cache.
+// matrix multiplies is bfloat16, and so is the cache. Where x is FIXED it is a whole number of units instead, 32512 of
+// which are a sequence's largest: rounding to those costs less of a vector's norm than rounding to bfloat16 does.
 #pragma once
 #include "llama/stream.cuh"
 
@@ -21,6 +22,10 @@ __device__ inline int warp_id() { return threadIdx.x / LANES; }
 __device__ inline word packed(float low, float high) { return to_half(low) | (word)to_half(high) << 16; }
 
 struct Eight { float v[8]; };
+
+// What is so already stays as it is.
+__device__ inline Eight widened(const Eight& e) { return e; }
+__device__ inline uint4 narrowed(const uint4& bits) { return bits; }
 
 __device__ inline Eight widened(const uint4& bits) {
   return {{as_float(bits.x << 16), as_float(bits.x & 0xffff0000), as_float(bits.y << 16), as_float(bits.y & 0xffff0000),
@@ -47,10 +52,95 @@ __device__ inline float sum_of_block(float value, float* scratch) {
   return sum;
 }
 
+// The sum over all threads of the block and the largest of their words, for each of them.
+__device__ inline float sum_of_block(float value, word& largest, float* scratch) {
+  value = sum_of_warp(value);
+  largest = largest_of_warp(largest);
+  if (lane_id() == 0) {
+    scratch[warp_id()] = value;
+    scratch[16 + warp_id()] = as_float(largest);
+  }
+  __syncthreads();
+  float sum = 0.f;
+  for (int i = 0; i < WARPS; ++i) {
+    sum += scratch[i];
+    largest = max(largest, as_bits(scratch[16 + i]));
+  }
+  __syncthreads();
+  return sum;
+}
+
 // ---- what goes into a matrix: written to shared memory by the whole block ----
 
 constexpr int HIDDEN_VECTORS = HIDDEN / WIDE;
 constexpr int NORM_TURNS = (HIDDEN_VECTORS + THREADS - 1) / THREADS;
+
+#if FIXED
+// As bits sizes without a sign have the order of numbers, and what is not finite is beyond the largest.
+__device__ inline word larger(word size, const Eight& e) {
+  for (float v : e.v) size = max(size, as_bits(v) & 0x7fffffff);
+  return size;
+}
+
+// How many units a one is, for a sequence whose largest number has this size; the unit itself, times `factor`, is left
+// for `multiply`. Where something is not finite it is nan.
+__device__ inline float per_unit(const Shared& shared, int b, word largest, float factor) {
+  const float size = as_float(largest);
+  const bool some = size > 1e-30f;
+  if (threadIdx.x == 0) shared.scratch[32 + b] = largest >= 0x7f800000 ? as_float(0x7fc00000) : some ? size / LARGEST * factor : 0.f;
+  return some ? LARGEST / size : 0.f;
+}
+
+// Put the eight numbers of vector i where `multiply` finds their digits: a lane takes two vectors at once, and the lower
+// digits of all lanes lie before the upper ones.
+__device__ inline void put(const Shared& shared, int b, int i, const Eight& e, float per_unit) {
+  word low[2], high[2];
+  #pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    word z[4];
+    #pragma unroll
+    for (int j = 0; j < 4; ++j) z[j] = ((word)to_int(e.v[4 * half + j] * per_unit) + 0x80) ^ 0x80;
+    const word first = __byte_perm(z[0], z[1], 0x5140), second = __byte_perm(z[2], z[3], 0x5140);
+    low[half] = __byte_perm(first, second, 0x5410);
+    high[half] = __byte_perm(first, second, 0x7632);
+  }
+  uint2* to = (uint2*)(shared.x + b * X_VECTORS + (i & ~(X_BLOCK - 1)) + i % X_BLOCK / 2) + i % 2;
+  to[0] = make_uint2(low[0], low[1]);
+  to[2 * LANES] = make_uint2(high[0], high[1]);
+}
+
+// Vectors that `row` gives, for every sequence: all must be there before the first is put.
+template <int VECTORS, class Row>
+__device__ inline void stage(const Shared& shared, Row row) {
+  constexpr int TURNS = (VECTORS + THREADS - 1) / THREADS;
+  for (int b = 0; b < BATCH; ++b) {
+    decltype(row(0, 0)) x[TURNS];
+    word largest = 0;
+    #pragma unroll
+    for (int i = 0; i < TURNS; ++i) {
+      const int at = i * THREADS + threadIdx.x;
+      if (at >= VECTORS) continue;
+      x[i] = row(b, at);
+      largest = larger(largest, widened(x[i]));
+    }
+    sum_of_block(0.f, largest, shared.scratch);
+    const float scale = per_unit(shared, b, largest, 1.f);
+    #pragma unroll
+    for (int i = 0; i < TURNS; ++i) {
+      const int at = i * THREADS + threadIdx.x;
+      if (at < VECTORS) put(shared, b, at, widened(x[i]), scale);
+    }
+  }
+  __syncthreads();
+}
+#else
+template <int VECTORS, class Row>
+__device__ inline void stage(const Shared& shared, Row row) {
+  for (int b = 0; b < BATCH; ++b)
+    for (int at = threadIdx.x; at < VECTORS; at += THREADS) put(shared, b, at, narrowed(row(b, at)));
+  __syncthreads();
+}
+#endif
 
 // A norm's weights, read while there is nothing else to do.
 struct Norm {
@@ -69,6 +159,24 @@ struct Norm {
     for (int b = 0; b < BATCH; ++b) {
       Eight x[NORM_TURNS];
       float squares = 0.f;
+#if FIXED
+      word largest = 0;
+      for (int i = 0; i < NORM_TURNS; ++i) {
+        const int at = i * THREADS + threadIdx.x;
+        if (at >= HIDDEN_VECTORS) continue;
+        x[i] = row(b, at);
+        for (float v : x[i].v) squares += v * v;
+        const Eight by = widened(weight[i]);
+        for (int j = 0; j < 8; ++j) x[i].v[j] *= by.v[j];
+        largest = larger(largest, x[i]);
+      }
+      squares = sum_of_block(squares, largest, shared.scratch);
+      const float scale = per_unit(shared, b, largest, rsqrtf(squares / HIDDEN + EPSILON));
+      for (int i = 0; i < NORM_TURNS; ++i) {
+        const int at = i * THREADS + threadIdx.x;
+        if (at < HIDDEN_VECTORS) put(shared, b, at, x[i], scale);
+      }
+#else
       for (int i = 0; i < NORM_TURNS; ++i) {
         const int at = i * THREADS + threadIdx.x;
         if (at >= HIDDEN_VECTORS) continue;
@@ -83,6 +191,7 @@ struct Norm {
         for (int j = 0; j < 8; ++j) x[i].v[j] *= factor * by.v[j];
         put(shared, b, at, narrowed(x[i]));
       }
+#endif
     }
     __syncthreads();
   }
@@ -90,36 +199,30 @@ struct Norm {
 
 __device__ inline void stage_gated(const Model& model, const Shared& shared) {
   constexpr int VECTORS = INTERMEDIATE / WIDE;
-  for (int b = 0; b < BATCH; ++b)
-    for (int at = threadIdx.x; at < VECTORS; at += THREADS)
-      put(shared, b, at, fresh((const uint4*)model.gated + b * VECTORS + at));
-  __syncthreads();
+  stage<VECTORS>(shared, [&](int b, int at) { return fresh((const uint4*)model.gated + b * VECTORS + at); });
 }
 
 // Attention's output: the splits of a head weighed by what each has of the softmax.
 __device__ inline void stage_attention(const Model& model, const Shared& shared) {
-  constexpr int VECTORS = HQ * D / WIDE;
-  for (int b = 0; b < BATCH; ++b)
-    for (int at = threadIdx.x; at < VECTORS; at += THREADS) {
-      const int head = b * HQ + at / READERS;
-      float2 stats[SPLITS];
-      float top = -infinity(), sum = 0.f;
-      for (int s = 0; s < SPLITS; ++s) {
-        stats[s] = fresh(model.stats + head * SPLITS + s);
-        top = fmaxf(top, stats[s].x);
-      }
-      Eight out = {};
-      for (int s = 0; s < SPLITS; ++s) {
-        const float weight = exp2f(stats[s].x - top);
-        const Eight values = fresh_eight(model.partial + (head * SPLITS + s) * D + at % READERS * WIDE);
-        sum += weight * stats[s].y;
-        for (int j = 0; j < 8; ++j) out.v[j] += weight * values.v[j];
-      }
-      const float factor = 1.f / sum;
-      for (float& v : out.v) v *= factor;
-      put(shared, b, at, narrowed(out));
+  stage<HQ * D / WIDE>(shared, [&](int b, int at) {
+    const int head = b * HQ + at / READERS;
+    float2 stats[SPLITS];
+    float top = -infinity(), sum = 0.f;
+    for (int s = 0; s < SPLITS; ++s) {
+      stats[s] = fresh(model.stats + head * SPLITS + s);
+      top = fmaxf(top, stats[s].x);
     }
-  __syncthreads();
+    Eight out = {};
+    for (int s = 0; s < SPLITS; ++s) {
+      const float weight = exp2f(stats[s].x - top);
+      const Eight values = fresh_eight(model.partial + (head * SPLITS + s) * D + at % READERS * WIDE);
+      sum += weight * stats[s].y;
+      for (int j = 0; j < 8; ++j) out.v[j] += weight * values.v[j];
+    }
+    const float factor = 1.f / sum;
+    for (float& v : out.v) v *= factor;
+    return out;
+  });
 }
 
 // ---- what becomes of a pair's sums: lane b has those of sequence b ----
@@ -144,7 +247,7 @@ __device__ inline void multiply(const Model& model, const Shared& shared, Stream
       if (INT8) scale_next = scales[pair + WARPS];
     }
     float sums[BATCH][2];
-    stream.multiply<WIDTH[KIND]>(shared.x, sums);
+    stream.multiply<WIDTH[KIND]>(shared.x, shared.scratch + 32, sums);
     float first = 0.f, second = 0.f;
     for (int b = 0; b < BATCH; ++b)
       if (lane == b) { first = sums[b][0] * scale.x; second = sums[b][1] * scale.y; }

@@ -69,12 +69,13 @@ struct Stream {
   //
   // Tensor cores do them. A warp takes 32 vectors of each row side by side; of a tile A [16, 16] rows g and g + 8 are what
   // lanes 4 g to 4 g + 3 hold of the two rows, and column g of B [16, 8] is what they hold of x: the wanted sums are on the
-  // diagonal of the product, and nothing had to be moved or widened.
+  // diagonal of the product, and nothing had to be moved or widened. (int8 is, unless x is fixed-point: then its digits
+  // are multiplied one after the other, A is [16, 32] and B [32, 8], and `units` says what a sequence's x counts in.)
   template <int K>
-  __device__ void multiply(const uint4* x, float (&sums)[BATCH][2]) {
+  __device__ void multiply(const uint4* x, const float* units, float (&sums)[BATCH][2]) {
     constexpr int ROW = K * WEIGHT_BYTES, REST = ROW % CHUNK;
     const int lane = threadIdx.x % LANES;
-    float tile[BATCH][4] = {};
+    number tile[BATCH][DIGITS][4] = {};
     x += lane;
     for (int i = 0; i < ROW / CHUNK; ++i) {
       multiply_chunk<CHUNK>(x, tile);
@@ -84,13 +85,19 @@ struct Stream {
     const int g = lane / 4;
     const bool diagonal = g / 2 == lane % 4;
     for (int b = 0; b < BATCH; ++b) {
-      sums[b][0] = sum_of_warp(!diagonal ? 0.f : g % 2 ? tile[b][1] : tile[b][0]);
-      sums[b][1] = sum_of_warp(!diagonal ? 0.f : g % 2 ? tile[b][3] : tile[b][2]);
+      sums[b][0] = sum_of_warp(!diagonal ? 0.f : g % 2 ? value(tile[b], 1) : value(tile[b], 0));
+      sums[b][1] = sum_of_warp(!diagonal ? 0.f : g % 2 ? value(tile[b], 3) : value(tile[b], 2));
+      if (FIXED)
+        for (float& sum : sums[b]) sum *= units[b];
     }
   }
 
+  __device__ static float value(const number (&tile)[DIGITS][4], int i) {
+    return DIGITS == 1 ? (float)tile[0][i] : (float)tile[0][i] + 256.f * (float)tile[DIGITS - 1][i];
+  }
+
   template <int BYTES>
-  __device__ void multiply_chunk(const uint4* x, float (&tile)[BATCH][4]) {
+  __device__ void multiply_chunk(const uint4* x, number (&tile)[BATCH][DIGITS][4]) {
     constexpr int VECTORS = BYTES / VECTOR;
     const int lane = threadIdx.x % LANES;
     barrier_wait(arrived + slot, parity);
@@ -117,15 +124,21 @@ struct Stream {
     if (++slot == DEPTH) { slot = 0; parity ^= 1; }
   }
 
-  __device__ static void multiply_vector(float (&tile)[4], const uint4& w0, const uint4& w1, const uint4& x0, const uint4& x1) {
-#if INT8
-    multiply_word(tile, w0.x, w1.x, x0.x, x0.y);
-    multiply_word(tile, w0.y, w1.y, x0.z, x0.w);
-    multiply_word(tile, w0.z, w1.z, x1.x, x1.y);
-    multiply_word(tile, w0.w, w1.w, x1.z, x1.w);
+  __device__ static void multiply_vector(
+      number (&tile)[DIGITS][4], const uint4& w0, const uint4& w1, const uint4& x0, const uint4& x1) {
+#if FIXED
+    multiply_bytes(tile[0], w0.x, w1.x, w0.y, w1.y, x0.x, x0.y);
+    multiply_bytes(tile[1], w0.x, w1.x, w0.y, w1.y, x1.x, x1.y);
+    multiply_bytes(tile[0], w0.z, w1.z, w0.w, w1.w, x0.z, x0.w);
+    multiply_bytes(tile[1], w0.z, w1.z, w0.w, w1.w, x1.z, x1.w);
+#elif INT8
+    multiply_word(tile[0], w0.x, w1.x, x0.x, x0.y);
+    multiply_word(tile[0], w0.y, w1.y, x0.z, x0.w);
+    multiply_word(tile[0], w0.z, w1.z, x1.x, x1.y);
+    multiply_word(tile[0], w0.w, w1.w, x1.z, x1.w);
 #else
-    multiply_tile(tile, w0.x, w1.x, w0.y, w1.y, x0.x, x0.y);
-    multiply_tile(tile, w0.z, w1.z, w0.w, w1.w, x0.z, x0.w);
+    multiply_tile(tile[0], w0.x, w1.x, w0.y, w1.y, x0.x, x0.y);
+    multiply_tile(tile[0], w0.z, w1.z, w0.w, w1.w, x0.z, x0.w);
 #endif
   }
 
