@@ -10,9 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["MAX_SPLITS", "Form", "choose_form", "choose_splits"]
+__all__ = ["MAX_SPLITS", "Form", "choose", "choose_splits", "split_form", "whole_form"]
 
 MAX_SPLITS = 128
+FEW_ROWS = 16
+"""Rows of a tile that may be loaded with each tile of keys."""
+HOPPER = 9
+"""The architecture on which forms were timed; larger tiles need its shared memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,44 @@ class Form:
     apart: bool = False
 
 
-def choose_form(dtype: torch.dtype, rows: int, d: int, dv: int) -> Form:
-    """The form for a dtype, rows of a tile and head dims: wide ones leave less room, many queries are loaded once."""
-    stages = 2 if dtype == torch.float32 or max(d, dv) > 128 else 3
-    return Form(stages=stages, again=rows <= 16)
+def split_form(dtype: torch.dtype, rows: int, d: int, dv: int) -> Form:
+    """The form where keys are split, for a dtype, rows of a tile and head dims.
+
+    Wide heads leave less room for tiles in flight, and many queries are loaded once. One program that combines all
+    splits takes longer than a second kernel: on an H200 half of the call, at 32 splits.
+    """
+    return Form(stages=2 if _wide(dtype, d, dv) else 3, again=rows <= FEW_ROWS, apart=True)
+
+
+def whole_form(dtype: torch.dtype, rows: int, d: int, dv: int, arch: int) -> Form | None:
+    """The form where heads and sequences are enough for the device, and no key is split; None: as where they are."""
+    return None if _wide(dtype, d, dv) or rows > FEW_ROWS or arch != HOPPER else Form(block_n=128)
+
+
+def choose(
+    dtype: torch.dtype, rows: int, d: int, dv: int, heads: int, longest: int, device: torch.device
+) -> tuple[Form, int]:
+    """The form and the number of splits.
+
+    Args:
+        dtype: Of q, k and v.
+        rows: Queries and heads that read a key head.
+        d: Of q and k.
+        dv: Of v.
+        heads: Key heads of all sequences.
+        longest: Keys that a sequence may have.
+        device: Where it runs.
+    """
+    arch = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    whole = whole_form(dtype, rows, d, dv, arch)
+    if whole is not None and choose_splits(heads, longest, device, whole.block_n) == 1:
+        return whole, 1
+    form = split_form(dtype, rows, d, dv)
+    return form, choose_splits(heads, longest, device, form.block_n)
+
+
+def _wide(dtype: torch.dtype, d: int, dv: int) -> bool:
+    return dtype == torch.float32 or max(d, dv) > 128
 
 
 @functools.cache
