@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -58,7 +60,8 @@ def time_attention(
         return (forward(q, k, v), (q, k, v), dout) if pass_ == "bwd" else (q, k, v, dout)
 
     def check(_: object) -> dict[str, float]:
-        found = parity(way, problem, device, pass_)
+        timed = replace(way, attention=partial(way.attention, **kept)) if kept else way
+        found = parity(timed, problem, device, pass_)
         if not found.ok:
             pytest.fail(f"{name} is wrong at {problem.name}: {'; '.join(found.failures)}", pytrace=False)
         return found.errors

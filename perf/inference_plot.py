@@ -39,7 +39,8 @@ def ladder(collected: Collected) -> Figure:
     """Tokens a second of every rung and peer, a panel a size; a tick is what the bandwidth allows its bytes."""
     panels: dict[str, dict[str, Row]] = {}
     for _, results in of_suite(collected, "llama"):
-        panels.update(sizes(results))
+        for size, rows in sizes(results).items():
+            panels.setdefault(size, {}).update(rows)
     heights = [BAR * len(rows) + ROOM for rows in panels.values()]
     height = sum(heights) + 0.5
     figure_of = plot.figure_class()

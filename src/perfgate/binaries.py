@@ -18,6 +18,7 @@ import functools
 import gc
 import hashlib
 import mmap
+import re
 import struct
 import sys
 import weakref
@@ -77,6 +78,8 @@ OURS = (
 
 MANGLED = "_Z"
 """How names of C++ begin, as those in a library's files are; what a process compiles is mostly plain C."""
+SURELY_MANGLED = re.compile(r"_ZN?\d")
+"""How they begin where no identifier of Python is meant: with the length of what follows."""
 
 COMPILED = (
     ("triton.compiler.compiler", "CompiledKernel"),
@@ -142,7 +145,7 @@ class Binaries:
             return self.named[name]
         if name in self.names:  # with another handle: it was compiled too, and its owner is gone
             return UNKNOWN
-        return LIBRARY if _of_a_library(name, self.strangers) else UNKNOWN
+        return LIBRARY if name.startswith(OURS if self.strangers else (*OURS, MANGLED)) else UNKNOWN
 
 
 def codes() -> Callable[[int, str], str]:
@@ -150,14 +153,12 @@ def codes() -> Callable[[int, str], str]:
 
     To look through all objects of the process takes as long as to time a small case. So it is done once at most, and
     only if there is a function of which nothing is known yet, or whose owner is gone: its handle may be another's now.
-    A name of C++ that only libraries give says enough where no stranger compiles: what is found by looking has names
-    of Python.
+    A mangled name of C++ says enough where no stranger compiles: what is found by looking is named in Python.
     """
     look = functools.cache(loaded)
 
     def code(function: int, name: str) -> str:
-        strangers = _strangers()
-        if function not in _registered and CUDA_CORE not in sys.modules and _of_a_library(name, strangers):
+        if SURELY_MANGLED.match(name) and function not in _registered and not _strangers() and not _has_cuda_core():
             return LIBRARY
         said, holds = _answers.get((function, name), ("", None))
         if holds is None or not holds():
@@ -178,9 +179,9 @@ def _lasting(function: int, code: str) -> Callable[[], bool] | None:
         return lambda: getattr(owner(), "function", None) == function
     # functions of cuda.core are known by their names, which it may give again
     if function in _registered:
-        return lambda: _registered.get(function) == code and CUDA_CORE not in sys.modules
+        return lambda: _registered.get(function) == code and not _has_cuda_core()
     strangers = _strangers()
-    return None if code == UNKNOWN else lambda: _strangers() == strangers and CUDA_CORE not in sys.modules
+    return None if code == UNKNOWN else lambda: _strangers() == strangers and not _has_cuda_core()
 
 
 def loaded() -> Binaries:
@@ -202,8 +203,8 @@ def loaded() -> Binaries:
     return Binaries(found, named, frozenset(names), (*_strangers(), *([] if whole else ["cuda.core"])))
 
 
-def _of_a_library(name: str, strangers: tuple[str, ...]) -> bool:
-    return name.startswith(OURS if strangers else (*OURS, MANGLED))
+def _has_cuda_core() -> bool:
+    return CUDA_CORE in sys.modules
 
 
 def _strangers() -> tuple[str, ...]:

@@ -12,8 +12,8 @@ independent of what stage 1 picked, so that Holm's adjustment over the picked ca
     unchanged    neither, and the upper end of the interval is below the floor (non-inferior: Schuirmann 1987)
     unresolved   all else, and all of it if the machine was not fit
 
-A picked case that is surely below its floor after some blocks of stage 2 is not visited again: that calls nothing, so
-the rates of what is called only fall.
+A picked case that is surely below its floor after some blocks of stage 2 is not visited again. That calls nothing, and
+it stays in the family that Holm's adjustment counts.
 
 The picked cases are those that stage 1 picked when it ended. To pick again in the end, with what became of stage 1's
 cases since, could leave out some that were confirmed, and adjust the others for fewer than were asked.
@@ -269,8 +269,11 @@ def _picked(screen: Contrasts, rule: ContestRule) -> list[str]:
 def _p(confirm: Contrasts, name: str, sign: int) -> float:
     """One-sided p-value of no change, slower for a positive sign: the larger of the moderated t's and of Student's.
 
-    Student's holds whatever the variances of the cases have in common; the moderated one does not believe in luck.
+    Student's holds whatever the variances of the cases have in common; the moderated one does not believe in luck. What
+    is below its floor cannot be called, and counts as no change at all, however surely it is some.
     """
+    if sign * confirm.estimate(name).d < math.log1p(confirm.seen[name].band):
+        return 1.0
     return max(stats.t_cdf(-sign * e.t, e.df) for e in (confirm.estimate(name), confirm.alone(name)))
 
 
@@ -296,7 +299,12 @@ def _confirmed(
 ) -> Verdict:
     """The verdict of stage 2 on one of `family` cases."""
     both = (confirm.estimate(name), confirm.alone(name))
-    least = max(stats.t_quantile(1 - rule.alpha / family, e.df) * e.error for e in both)
+    n = blocks = len(confirm.seen[name].time)
+    if _settled(confirm, name, rule):
+        blocks = max(n, rule.confirm_blocks)  # what it would have been visited in, if it had to be
+    least = max(
+        stats.t_quantile(1 - rule.alpha / family, e.df + blocks - n) * e.error * math.sqrt(n / blocks) for e in both
+    )
     return _verdict(confirm.seen[name], both[0], least, rule, called, excuse or "")
 
 

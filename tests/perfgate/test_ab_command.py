@@ -241,6 +241,8 @@ def test_a_suite_that_takes_long_is_screened_by_one_block(
     monkeypatch.setattr(command, "SCREENING", seconds)
     assert repository.ab_by_default("--base=HEAD") == Exit.OK
     assert [block["stage"] for block in repository.entries("block")] == [1] * blocks
+    notes = [entry["note"] for entry in repository.entries("note")]
+    assert notes == (["1 block screened, and 2 would have taken more than 0 minutes"] if blocks == 1 else [])
 
 
 def test_a_case_on_one_side_only_is_new_or_missing(repository: Repository) -> None:

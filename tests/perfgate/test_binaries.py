@@ -205,6 +205,22 @@ def test_objects_are_looked_through_for_new_functions_alone(looks: list[int]) ->
     assert len(looks) == 2
 
 
+@pytest.mark.parametrize("name", ["cutlass_scaled_mm", "cublas_like", "ampere_gemm", "_Zigzag_kernel"])
+def test_a_compiled_kernel_may_be_named_as_a_librarys_are(looks: list[int], name: str) -> None:
+    owner = Compiled(11, name=name, kernel=elf(__text=b"1"))
+    assert binaries.codes()(11, name) == fingerprint(elf(__text=b"1"))
+    other = Compiled(12, name=name, kernel=elf(__text=b"2"))
+    del owner
+    assert binaries.codes()(11, name) == UNKNOWN
+    assert binaries.codes()(12, name) == fingerprint(other.kernel)  # type: ignore[attr-defined]
+
+
+def test_a_mangled_name_is_a_librarys_without_a_look(looks: list[int]) -> None:
+    assert binaries.codes()(13, "_ZN2at6native4copyEv") == LIBRARY
+    assert binaries.codes()(14, "_Z4gemmPf") == LIBRARY
+    assert not looks
+
+
 def test_what_is_unknown_is_looked_for_each_time(looks: list[int]) -> None:
     assert [binaries.codes()(5, "decode") for _ in range(2)] == [UNKNOWN, UNKNOWN]
     owner = Compiled(5, kernel=elf(__text=b"5"))

@@ -92,6 +92,16 @@ def test_what_is_surely_below_its_floor_is_not_visited_again(d: float, scatter: 
     assert undecided([], RULE, CONTROLS, ["case"]) == ["case"]
 
 
+def test_what_was_left_alone_could_have_been_seen_as_well_as_in_all_blocks() -> None:
+    early, whole = (verdict(judge(confirmed(0.0, n=n), RULE, CONTROLS)) for n in (3, 10))
+    assert early.state is whole.state is State.UNCHANGED
+    assert early.visible == pytest.approx(0.01)
+    assert whole.visible == pytest.approx(0.01)
+    broken_off = verdict(judge(confirmed(0.0, n=2), RULE, CONTROLS))
+    assert broken_off.visible is not None
+    assert broken_off.visible > 0.02
+
+
 @pytest.mark.parametrize(("seconds", "floor"), [(1e-3, 0.01), (20e-6, 0.01), (4e-6, 0.05)])
 def test_the_floor_is_one_per_cent_or_a_fifth_of_a_microsecond(seconds: float, floor: float) -> None:
     found = verdict(judge(confirmed(0.03, scatter=0.001, seconds=seconds), RULE, CONTROLS))

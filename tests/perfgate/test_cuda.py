@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -151,17 +152,29 @@ def test_a_graph_that_nobody_holds_any_more_breaks_no_capture(clock: cuda.CudaCl
     """Python's collector, which may run at any time, would let go of it during the capture."""
     x = torch.zeros(16, device="cuda")
 
+    lost: list[Any] = [torch.cuda.CUDAGraph()]
+    held, seen = weakref.ref(lost[0]), []
+
     def call() -> torch.Tensor:
-        if torch.cuda.is_current_stream_capturing() and gc.isenabled():
-            gc.collect()
+        if torch.cuda.is_current_stream_capturing():
+            seen.append(held() is not None)
+            if gc.isenabled():
+                gc.collect()
         return x + 1
 
-    lost = [torch.cuda.CUDAGraph()]
+    clock.measure(call)  # what is captured once for all cases is not in the way any more
+    seen.clear()
     with torch.cuda.graph(lost[0]):
         x + 1
-    lost.append(lost)  # type: ignore[arg-type]
-    del lost
-    assert clock.measure(call).method.launch == "graph"
+    lost.append(lost)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(0)  # nothing is collected before the capture, and in it only if that is allowed
+    try:
+        del lost
+        assert clock.measure(call).method.launch == "graph"
+    finally:
+        gc.set_threshold(*thresholds)
+    assert seen[0]
 
 
 def test_a_call_that_waits_for_the_device_is_timed_as_it_is(clock: cuda.CudaClock) -> None:

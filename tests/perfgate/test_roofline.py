@@ -75,3 +75,16 @@ def test_the_picture_has_every_alternative_and_says_what_it_lacks() -> None:
     for bare in (results(records), results([record("a/b/c", 1e-6)], ceilings=CEILINGS)):
         with pytest.raises(ValueError, match="a roofline needs cases that state operations and bytes, and ceilings"):
             roof.figure(bare)
+
+
+def test_all_points_and_the_roof_are_in_the_picture_without_a_matrix_rate_too() -> None:
+    pytest.importorskip("matplotlib")
+    from perfgate.report import roof
+
+    records, _ = sweep({"flash": 4e14}, [512, 4096])
+    axes = roof.figure(results(records, ceilings={"read_bytes_per_second": 4.5e12})).axes[0]
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    for line in axes.lines:
+        for x, y in line.get_xydata().tolist():
+            assert left <= x <= right
+            assert bottom <= y <= top

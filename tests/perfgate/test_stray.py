@@ -96,6 +96,14 @@ def test_a_share_too_small_to_matter_is_not_told(device: Device) -> None:
     assert stray.of_call(lambda: device.launch(1e-2, 1.008e-2), 1e-2) is None
 
 
+@pytest.mark.parametrize("late", range(6))
+def test_a_host_that_comes_late_once_hides_no_work(device: Device, late: int) -> None:
+    """Before the calls or after them, before a kernel that they are compared with or after it."""
+    device.hiccups = [4e-4 if i == late else 0.0 for i in range(6)]
+    device.hiccups.reverse()
+    assert stray.of_call(lambda: device.launch(1e-3, 1.4e-3), 1e-3) is not None
+
+
 def test_a_host_that_comes_late_is_no_work(device: Device) -> None:
     late = [0.0, 3e-3, 0.0, 0.0]  # before the calls, after them; before and after none
     device.hiccups = [*late, *late]

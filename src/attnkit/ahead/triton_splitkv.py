@@ -40,9 +40,8 @@ def binary(
     """Compile it, plain or with a window and all that modifies scores, for keys that are split or are not."""
     from attnkit.variants.triton_splitkv_kernel import splitkv_kernel, tiles
 
-    form = split_form(torch.bfloat16, rows, d, d)
-    if whole:
-        form = whole_form(torch.bfloat16, rows, d, d, arch // 10) or form
+    form = whole_form(torch.bfloat16, rows, d, d, arch // 10) if whole else None
+    form = form or split_form(torch.bfloat16, rows, d, d)
     constants: dict[str, object] = tiles(form, 1, rows, d, d) | {
         "PAGE": page, "MASK": "band" if modified else "causal", "HAS_LENGTHS": True, "PRECISION": "ieee",
         "APART": form.apart, "EARLY": form.apart and arch >= 90,

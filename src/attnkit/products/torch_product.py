@@ -45,9 +45,15 @@ def explains(
 ) -> torch.Tensor:
     """How far off a product may be for partial sums that cuBLAS rounds to the dtype before it adds them: ``[m, n]``.
 
-    Torch lets it (``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction``); a bias is one of the parts.
+    Torch lets it unless told otherwise (``torch.backends.cuda.matmul.allow_..._reduced_precision_reduction``); a bias
+    is one of the parts.
     """
-    if not x.is_cuda or weight.dtype == torch.int8:
+    matmul = torch.backends.cuda.matmul
+    lets = {
+        torch.bfloat16: matmul.allow_bf16_reduced_precision_reduction,
+        torch.float16: matmul.allow_fp16_reduced_precision_reduction,
+    }
+    if not x.is_cuda or weight.dtype == torch.int8 or not lets.get(x.dtype):
         return x.new_zeros(x.shape[0], weight.shape[0])
     size = x.detach().float().abs() @ weight.detach().float().abs().T
     if bias is not None:

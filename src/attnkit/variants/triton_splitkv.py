@@ -1,10 +1,10 @@
 """Decoding: a few queries on a long cache, with the keys split over programs (Dao et al., Flash-Decoding, 2023).
 
-One query a sequence cannot fill a GPU by heads and sequences alone, so each program takes a part of the keys, and the
-last program of a key head to finish combines what all found: one kernel, and the result does not depend on the order
-in which programs finish. For that it counts on a `Workspace`: a caller that decodes token after token keeps one, and
-so has no other kernel than this. The query heads of a key head, and up to eight queries, are the rows of one tile, so
-the cache is read once.
+One query a sequence cannot fill a GPU by heads and sequences alone, so each program takes a part of the keys and leaves
+what it found in a `Workspace`, which a caller that decodes token after token keeps. A second kernel, which begins while
+the first still runs, combines that; in forms that are not `apart` the last program of a key head to finish does, which
+is one kernel and slower. Either way the result does not depend on the order in which programs finish. The query heads
+of a key head, and up to eight queries, are the rows of one tile, so the cache is read once.
 
 The cache is contiguous, or in pages that a table finds (Kwon et al., vLLM, 2023). How many keys of it there are is read
 on the device, so a graph captured once serves every length. The kernels are in triton_splitkv_kernel.py, their tiles
@@ -22,7 +22,7 @@ from attnkit import triton_device
 from attnkit.mask import Prefix, Window
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Feature, Variant
-from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose, choose_splits
+from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose, choose_splits, split_form
 
 __all__ = ["VARIANT", "Workspace", "attend", "attention"]
 
@@ -115,13 +115,13 @@ def attend(
     alibi, sink = (x if x is None else x.detach().contiguous() for x in (alibi, sink))
     # keys that some query may see
     reach = min(longest, mask.left + q.shape[1]) if isinstance(mask, Window) and mask.left is not None else longest
-    if form is None:
-        form, chosen = choose(q.dtype, q.shape[1] * (hq // hkv), d, v.shape[3], b * hkv, reach, q.device)
-    else:
-        chosen = choose_splits(b * hkv, reach, q.device, form.block_n)
-    splits = splits or chosen
+    rows, dv = q.shape[1] * (hq // hkv), v.shape[3]
+    if form is None and splits is None:
+        form, splits = choose(q.dtype, rows, d, dv, b * hkv, reach, q.device)
+    form = form or split_form(q.dtype, rows, d, dv)
+    splits = splits or choose_splits(b * hkv, reach, q.device, form.block_n)
     if workspace is None:
-        workspace = Workspace.of(b, hkv, q.shape[1] * (hq // hkv), v.shape[3], q.device, splits)
+        workspace = Workspace.of(b, hkv, rows, dv, q.device, splits)
     return triton_splitkv_kernel.attend(
         q,
         k,

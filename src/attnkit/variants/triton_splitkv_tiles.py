@@ -85,6 +85,7 @@ def programs_at_once(device: torch.device) -> int:
     return 2 * processors
 
 
+@functools.lru_cache(maxsize=1024)
 def choose_splits(heads: int, longest: int, device: torch.device, block_n: int = Form().block_n) -> int:
     """Splits for which the slowest processor has the least to do.
 

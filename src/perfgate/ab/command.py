@@ -204,13 +204,17 @@ def _stages(
 ) -> str:
     """Screen, then confirm; return how it ended."""
     try:
-        begin, most = time.monotonic(), options.blocks or ContestRule().screen_blocks
+        begin, most = time.monotonic(), evidence.header["blocks"]
         for i in range(most):
             blocks.run(1, check=None if options.check_always or i == 0 else doubted(evidence))
             if not evidence.compared:
                 return COMPLETE  # there is nothing that another block could add
             if options.blocks is None and (time.monotonic() - begin) * (i + 2) / (i + 1) > SCREENING:
                 progress.extend(i + 1 - most)
+                blocks_ = f"{i + 1} block{'s' if i else ''}"
+                evidence.add(
+                    note=f"{blocks_} screened, and {most} would have taken more than {SCREENING / 60:.0f} minutes"
+                )
                 break
         picked = [name for name in rules.suspects(evidence.blocks, evidence.controls) if name in blocks.names]
         evidence.add(suspects=picked)
@@ -223,10 +227,13 @@ def _stages(
             fresh = options.confirm if set(picked) - evidence.canaries else min(CHECKS, options.confirm)
             print(f"{count} case{'' if count == 1 else 's'} to confirm in {fresh} fresh blocks", flush=True)
             progress.extend(fresh)
+            checks = 0
             for _ in range(fresh):
-                left = set(rules.undecided(evidence.blocks, evidence.controls, picked)) - evidence.canaries
+                left = set(rules.undecided(evidence.blocks, evidence.controls, picked)) & blocks.names
+                left -= evidence.canaries
                 open_ = doubted(evidence)
-                if not left and not open_:
+                checks += not left
+                if not left and (not open_ or checks > CHECKS):
                     break
                 check = None if options.check_always else open_
                 blocks.run(2, left | inaccurate | evidence.canaries | set(some), check=check)

@@ -63,10 +63,10 @@ def figure(results: Results) -> Figure:
         ridges = [rate / top for rate in flat.values()]
         left = min(x for x, _ in everything) / 2
         right = 2 * max([x for x, _ in everything] + ridges)
-        highest = max([*flat.values(), left * top * 4])
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         knee = min(max(ridges, default=right), right)
+        highest = max([*flat.values(), knee * top, *(y for _, y in everything)])
         axes.plot([left, knee], [left * top, knee * top], color=plot.INK, linewidth=1.2)
         middle = math.sqrt(left * knee)
         axes.annotate(units.quantity(top, "B/s"), (middle, middle * top * 1.4), ha="right", size=8, color=plot.INK)

@@ -247,8 +247,8 @@ def comparison(rows: Iterable[Row], rule: ContestRule) -> str:
     titles += [f"+{size:.1%} found" for size in SIZES]
     return (
         "Slowdowns are planted by a factor on the samples of some cases. perfgate screens in "
-        f"{rule.screen_blocks} blocks and confirms its suspects in {rule.confirm_blocks} others; the last rows give a "
-        "rival all the samples of as many blocks of the whole suite as take the same time on the GPU.\n\n"
+        f"{rule.screen_blocks} blocks and confirms its suspects in {rule.confirm_blocks} others at most; the last rows "
+        "give a rival all the samples of as many blocks of the whole suite as take the same time on the GPU.\n\n"
         + _table(titles, lines, left=2)
     )
 
