@@ -22,12 +22,10 @@ MUTANTS = (
     kernel(
         "outputs-merged-without-weights",
         "wrong LSE merge",
-        "tl.sum(b_theirs * beta[:, :, None], 0)",
+        "tl.sum(b_theirs * beta[:, None], 0)",
         "tl.sum(b_theirs, 0)",
     ),
-    kernel(
-        "weight-of-what-came-before", "wrong LSE merge", "b_out * alpha[:, None] + tl.sum(b_t", "b_out + tl.sum(b_t"
-    ),
+    kernel("weight-of-what-came-before", "wrong LSE merge", "b_out * alpha + tl.sum(b_t", "b_out + tl.sum(b_t"),
     kernel("last-split-lost", "last split lost", "m_s = (o_s < splits)", "m_s = (o_s < splits - 1)"),
     kernel(
         "tiles-rounded-down",

@@ -27,17 +27,30 @@ def builds(arch: int) -> Iterator[Build]:
         yield Build(name, arch, partial(binary, arch, "bf16", d, rows, page))
     name = "triton_splitkv/decode/bf16-d128-rows8-page16-window-softcap-alibi-sink"
     yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 16, modified=True))
+    if arch >= 90:  # elsewhere a block has less shared memory than its tiles take
+        name = "triton_splitkv/batch/bf16-d128-rows4-page0"
+        yield Build(name, arch, partial(binary, arch, "bf16", 128, 4, 0, heads=256))
+    yield Build("triton_splitkv/combine/bf16-d128", arch, partial(combining, arch, "bf16", 128))
 
 
-def binary(arch: int, dtype: str, d: int, rows: int, page: int, modified: bool = False) -> Binary:
-    """Compile it, plain or with a window and all that modifies scores."""
+def combining(arch: int, dtype: str, dv: int) -> Binary:
+    """Compile the kernel that combines, for four query heads of a key head."""
+    from attnkit.variants.triton_splitkv_kernel import at_once, combine_kernel, padded
+
+    constants = {"SQ": 1, "GROUP": 4, "DV": dv, "DVP": padded(dv), "SB": at_once(dv), "WAIT": arch >= 90}
+    types = {"p_out": f"*{dtype}", "p_partial": "*fp32"}
+    return compile_kernel(combine_kernel, arch, types, constants, num_warps=4, launch_pdl=arch >= 90)
+
+
+def binary(arch: int, dtype: str, d: int, rows: int, page: int, modified: bool = False, heads: int = 8) -> Binary:
+    """Compile it, plain or with a window and all that modifies scores, for so many key heads of all sequences."""
     from attnkit.variants.triton_splitkv_kernel import splitkv_kernel, tiles
     from attnkit.variants.triton_splitkv_tiles import choose_form
 
-    form = choose_form(torch.bfloat16, rows, d, d)
+    form = choose_form(torch.bfloat16, heads, rows, d, d, torch.device("cpu"))
     constants: dict[str, object] = tiles(form, 1, rows, d, d) | {
         "PAGE": page, "MASK": "band" if modified else "causal", "HAS_LENGTHS": True, "PRECISION": "ieee",
-        "APART": form.apart, "EARLY": False,
+        "APART": form.apart, "EARLY": form.apart and arch >= 90,
     }  # fmt: skip
     types = {name: f"*{dtype}" for name in splitkv_kernel.arg_names if name.startswith("p_")}
     types |= dict.fromkeys(("p_lengths", "p_table", "p_arrived"), "*i32") | {"p_partial": "*fp32"}
