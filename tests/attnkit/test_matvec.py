@@ -127,6 +127,16 @@ def test_fixed_point_x_is_itself_but_for_what_is_tiny_beside_its_rows_largest(dt
 
 
 @needs_compiler
+@pytest.mark.parametrize("config", [config for config in EITHER_X if config.fixed], ids=str)
+def test_rows_longer_than_threads_keep_in_registers_are_read_again(config: Config) -> None:
+    k = 4 * 8 * config.threads + 208
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, k).bfloat16(), weight_of("int8", 5, k, torch.bfloat16)
+    x[0, -1], x[1, -3] = 300.0, -4000.0
+    assert agreement(cuda_on_host.matvec(x, weight, None, None, config), x, weight).wrong == 0
+
+
+@needs_compiler
 def test_what_rounding_x_to_fixed_point_costs_is_explained() -> None:
     torch.manual_seed(0)
     config = Config("bulk", 2, 2, 3, fixed=True)
