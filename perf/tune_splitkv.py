@@ -54,6 +54,7 @@ FORMS = [
     Form(warps=2),
     Form(warps=2, apart=False),
     Form(stages=4),
+    Form(stages=5),
     Form(block_n=32, warps=2, stages=5),
     Form(block_n=32, warps=2, stages=5, apart=False),
     Form(block_n=128, warps=8, again=False),
