@@ -5,7 +5,7 @@ timed, and called twice: one that hangs, crashes or is wrong is set aside and ha
 with the splits that are chosen for it, and the best few with other splits, by perfgate's clock (cold L2, CUDA graph)
 and with a workspace that is kept, beside torch's own attention. Numbers are microseconds, and the bytes of queries,
 cache and result a second as a share of the read bandwidth measured in this run. What it prints last is what
-`choose_form` and `choose_splits` in attnkit/variants/triton_splitkv_tiles.py want to know.
+`choose` in attnkit/variants/triton_splitkv_tiles.py wants to know.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ from attnkit.problem import Inputs, Options, Pass, Problem
 from attnkit.variant import Attention, Variant
 from attnkit.variants import naive
 
-__all__ = ["Comparison", "Parity", "compare", "parity"]
+__all__ = ["Comparison", "Parity", "compare", "examine", "parity"]
 
 WHOLE = 2**22
 """Scores of one head group that are still compared in every batch and head."""
@@ -219,6 +219,25 @@ def parity(
     return Parity(tuple(comparisons))
 
 
+def examine(attention: Attention, inputs: Inputs, options: Options, pass_: Pass) -> Parity:
+    """Compute attention of given inputs, which lie in memory as they like, and hold all of the result to the oracle.
+
+    Args:
+        attention: What is on trial.
+        inputs: Small ones. They are not written to.
+        options: What attention is called with beside them; a sink is trained unless the pass is ``fwd``.
+        pass_: As for `parity`.
+    """
+    trained = pass_ != "fwd"
+    q, k, v = (x.detach().requires_grad_(trained) for x in inputs[:3])
+    if "sink" in options:
+        options = options.copy()
+        options["sink"] = options["sink"].detach().requires_grad_(trained)
+    with _poisoned(inputs):
+        got = _compute(attention, Inputs(q, k, v, inputs.dout), options, pass_)
+    return Parity(_comparisons(got, _true(Inputs(*(x.detach().clone() for x in inputs)), options, pass_)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Expected:
     """What a result is held against, by name: see `compare`."""
@@ -238,7 +257,12 @@ def _expected(
     problem, inputs = problem.packed(problem.inputs(device, seed=seed))
     options = problem.options(device, seed, pass_ != "fwd", None if part is None else part[1])
     if part is not None:
-        problem, inputs = problem.slice(*part), Inputs(*(x.clone() for x in inputs.slice(*part)))
+        inputs = Inputs(*(x.clone() for x in inputs.slice(*part)))
+    return _true(inputs, options, pass_, sink=part is None)
+
+
+def _true(inputs: Inputs, options: Options, pass_: Pass, sink: bool = True) -> _Expected:
+    """What these inputs give; of one head group of many, sinks have no gradient that could be compared."""
     q, k, v, dout = inputs
     truth = {"out": oracle.forward(q, k, v, **options)[0]}
     unknown = oracle.uncertainty(q, k, v, dout, **options)._asdict()
@@ -247,12 +271,13 @@ def _expected(
         truth |= oracle.gradients(q, k, v, dout, **options)._asdict()
         errors = oracle.inherited(q, k, v, dout, **options)
         inherited = dict(zip(("dq", "dk"), errors, strict=True))
-        if problem.sink and part is None:
+        if sink and "sink" in options:
             truth["dsink"], unknown["dsink"] = oracle.sink_gradient(q, k, v, dout, **options)
             inherited["dsink"] = oracle.inherited_by_sink(q, k, v, dout, **options)
         q, k, v = (x.requires_grad_() for x in (q, k, v))
     yardstick = _compute(naive.VARIANT.attention, Inputs(q, k, v, dout), options, pass_)
-    heads = {name: problem.group if name in SUMMED_OVER_A_GROUP else 1 for name in truth}
+    group = q.shape[2] // k.shape[2]
+    heads = {name: group if name in SUMMED_OVER_A_GROUP else 1 for name in truth}
     return _Expected(truth, yardstick, unknown, inherited, heads)
 
 

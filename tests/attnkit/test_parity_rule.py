@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from attnkit import parity as rule
-from attnkit.parity import Comparison, Parity, compare, parity
-from attnkit.problem import DTYPES, Dtype, Mask, Problem
+from attnkit.parity import Comparison, Parity, compare, examine, parity
+from attnkit.problem import DTYPES, Dtype, Inputs, Mask, Pass, Problem
 from attnkit.variant import Attention, Variant
+from attnkit.variants import naive
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 BLOCK = 16
@@ -316,14 +317,39 @@ def test_the_errors_of_a_tensor_are_averaged_over_the_heads_that_were_compared()
     assert Parity((found("out", 1.0), found("dq", 5.0), found("out", 3.0))).errors == {"out": 2.0, "dq": 5.0}
 
 
+@pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
+def test_given_inputs_are_examined_as_they_lie_in_memory(pass_: Pass) -> None:
+    problem = Problem(b=2, hq=4, hkv=2, sq=20, d=16, mask="causal", sink=True)
+    q, k, v, dout = problem.inputs("cpu")
+    far = torch.full((2, 20, 2, 2 * 16), math.nan, dtype=k.dtype)[..., ::2].copy_(k)
+    seen: list[tuple[int, ...]] = []
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append(k.stride())
+        return naive.VARIANT.attention(q, k, v, **options)
+
+    inputs = Inputs(q, far, v, dout)
+    found = examine(attention, inputs, problem.options("cpu"), pass_)
+    assert found.ok
+    assert seen == [far.stride()]
+    assert [comparison.name for comparison in found.comparisons] == ["out", "dq", "dk", "dv", "dsink"][
+        : 1 if pass_ == "fwd" else 5
+    ]
+    wrong = examine(
+        lambda q, k, v, **options: attention(q, k.flip(1), v, **options), inputs, problem.options("cpu"), pass_
+    )
+    assert wrong.failures[0].startswith("out is off")
+    assert not any(x.requires_grad for x in inputs)
+
+
 @pytest.mark.parametrize(
-    ("naive", "open_error", "ratio"),
+    ("of_naive", "open_error", "ratio"),
     [(0.5, 0.1, 4.0), (0.1, 0.5, 4.0), (0.0, 0.5, 4.0), (0.0, 0.0, math.inf)],
 )
 def test_where_naive_is_better_than_a_rounding_that_is_the_yardstick_of_a_ratio(
-    naive: float, open_error: float, ratio: float
+    of_naive: float, open_error: float, ratio: float
 ) -> None:
-    assert Comparison("out", 2.0, 1.0, naive, 0.0, (), open_error).ratio == ratio
+    assert Comparison("out", 2.0, 1.0, of_naive, 0.0, (), open_error).ratio == ratio
     assert Comparison("out", 0.0, 0.0, 0.0, 0.0, ()).ratio == 0.0
 
 

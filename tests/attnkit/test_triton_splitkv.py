@@ -17,7 +17,7 @@ from attnkit.mask import Mask, Prefix, Window
 from attnkit.problem import Problem
 from attnkit.variants import naive, triton_splitkv
 from attnkit.variants.triton_splitkv import Workspace, attend
-from attnkit.variants.triton_splitkv_tiles import Form, choose_splits
+from attnkit.variants.triton_splitkv_tiles import Form, choose, choose_splits, whole_form
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_N = Form().block_n
@@ -167,6 +167,18 @@ def test_every_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     out = attend(q, k, v, splits=3)
     assert torch.equal(out[:, :2], torch.zeros_like(out[:, :2])), "two queries see no key"
     assert out.isfinite().all()
+
+
+def test_keys_are_split_where_heads_are_few_and_then_combined_apart() -> None:
+    cpu = torch.device("cpu")
+    few = choose(torch.bfloat16, 8, 128, 128, 4, 4096, cpu)
+    assert few == (Form(apart=True), choose_splits(4, 4096, cpu))
+    assert few[1] > 1
+    assert whole_form(torch.bfloat16, 8, 128, 128, 9) == Form(block_n=128)
+    assert whole_form(torch.bfloat16, 8, 128, 128, 8) is None, "shared memory of an Ampere is too small"
+    for dtype, rows, d in [(torch.float32, 8, 128), (torch.bfloat16, 32, 128), (torch.bfloat16, 8, 256)]:
+        assert whole_form(dtype, rows, d, d, 9) is None
+    assert choose(torch.float32, 32, 256, 16, 1024, 4096, cpu)[0] == Form(stages=2, again=False, apart=True)
 
 
 @pytest.mark.parametrize("heads", [1, 4, 32, 133, 1024])

@@ -10,6 +10,7 @@ import torch
 
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.variants.triton_splitkv_tiles import FEW_ROWS, HOPPER, split_form, whole_form
 
 __all__ = ["binary", "builds"]
 
@@ -25,29 +26,23 @@ def builds(arch: int) -> Iterator[Build]:
     for d, rows, page in itertools.product(DS, ROWS, PAGES):
         name = f"triton_splitkv/decode/bf16-d{d}-rows{rows}-page{page}"
         yield Build(name, arch, partial(binary, arch, "bf16", d, rows, page))
+        if rows <= FEW_ROWS and arch == 10 * HOPPER:
+            yield Build(f"{name}-whole", arch, partial(binary, arch, "bf16", d, rows, page, whole=True))
     name = "triton_splitkv/decode/bf16-d128-rows8-page16-window-softcap-alibi-sink"
     yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 16, modified=True))
-    if arch >= 90:  # elsewhere a block has less shared memory than its tiles take
-        name = "triton_splitkv/batch/bf16-d128-rows4-page0"
-        yield Build(name, arch, partial(binary, arch, "bf16", 128, 4, 0, heads=256))
-    yield Build("triton_splitkv/combine/bf16-d128", arch, partial(combining, arch, "bf16", 128))
+    for d in DS:
+        yield Build(f"triton_splitkv/combine/bf16-d{d}", arch, partial(combining, arch, "bf16", d))
 
 
-def combining(arch: int, dtype: str, dv: int) -> Binary:
-    """Compile the kernel that combines, for four query heads of a key head."""
-    from attnkit.variants.triton_splitkv_kernel import at_once, combine_kernel, padded
-
-    constants = {"SQ": 1, "GROUP": 4, "DV": dv, "DVP": padded(dv), "SB": at_once(dv), "WAIT": arch >= 90}
-    types = {"p_out": f"*{dtype}", "p_partial": "*fp32"}
-    return compile_kernel(combine_kernel, arch, types, constants, num_warps=4, launch_pdl=arch >= 90)
-
-
-def binary(arch: int, dtype: str, d: int, rows: int, page: int, modified: bool = False, heads: int = 8) -> Binary:
-    """Compile it, plain or with a window and all that modifies scores, for so many key heads of all sequences."""
+def binary(
+    arch: int, dtype: str, d: int, rows: int, page: int, *, modified: bool = False, whole: bool = False
+) -> Binary:
+    """Compile it, plain or with a window and all that modifies scores, for keys that are split or are not."""
     from attnkit.variants.triton_splitkv_kernel import splitkv_kernel, tiles
-    from attnkit.variants.triton_splitkv_tiles import choose_form
 
-    form = choose_form(torch.bfloat16, heads, rows, d, d, torch.device("cpu"))
+    form = split_form(torch.bfloat16, rows, d, d)
+    if whole:
+        form = whole_form(torch.bfloat16, rows, d, d, arch // 10) or form
     constants: dict[str, object] = tiles(form, 1, rows, d, d) | {
         "PAGE": page, "MASK": "band" if modified else "causal", "HAS_LENGTHS": True, "PRECISION": "ieee",
         "APART": form.apart, "EARLY": form.apart and arch >= 90,
@@ -64,3 +59,14 @@ def binary(arch: int, dtype: str, d: int, rows: int, page: int, modified: bool =
     return compile_kernel(
         splitkv_kernel, arch, types, constants, unaligned=("s_tb",), num_warps=warps, num_stages=stages
     )
+
+
+def combining(arch: int, dtype: str, d: int) -> Binary:
+    """Compile the kernel that combines what the splits of eight heads found."""
+    from attnkit.variants.triton_splitkv_kernel import at_once, combine_kernel, padded
+
+    constants = {"SQ": 1, "GROUP": 8, "DV": d, "DVP": padded(d), "SB": at_once(d), "WAIT": arch >= 90}
+    return compile_kernel(
+        combine_kernel, arch, {"p_out": f"*{dtype}", "p_partial": "*fp32"}, constants, num_warps=4,
+        launch_pdl=arch >= 90,
+    )  # fmt: skip

@@ -275,6 +275,8 @@ def backward(
     rows = triton.cdiv(sq, ROW_PADDING) * ROW_PADDING
     lse2, delta = torch.empty((2, b, hq, rows), dtype=torch.float32, device=q.device)
     grad_q, grad_k, grad_v = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    if not (q.numel() and k.numel()):
+        return grad_q.zero_(), grad_k.zero_(), grad_v.zero_(), None if sink is None else torch.zeros_like(sink)
 
     def statistics() -> None:
         block = 64

@@ -184,6 +184,8 @@ def forward(
     hkv, dv = v.shape[2:]
     out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
     lse = torch.empty((b, hq, sq), dtype=torch.float32, device=q.device)
+    if not (q.numel() and k.numel()):
+        return out.zero_(), lse.fill_(float("-inf")) if sink is None else lse.copy_(sink[:, None])
     batch = Batch.of(q, k, varlen)
     programs = triton.cdiv(batch.sq, config.block_m) * batch.n * hq
     launch(

@@ -22,7 +22,7 @@ from attnkit import triton_device
 from attnkit.mask import Prefix, Window
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Feature, Variant
-from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose_form, choose_splits
+from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose, choose_splits
 
 __all__ = ["VARIANT", "Workspace", "attend", "attention"]
 
@@ -128,8 +128,11 @@ def attend(
     alibi, sink = (x if x is None else x.detach().contiguous() for x in (alibi, sink))
     # keys that some query may see
     reach = min(longest, mask.left + q.shape[1]) if isinstance(mask, Window) and mask.left is not None else longest
-    form = form or choose_form(q.dtype, b * hkv, q.shape[1] * (hq // hkv), d, v.shape[3], q.device)
-    splits = splits or choose_splits(b * hkv, reach, q.device, form.block_n)
+    if form is None:
+        form, chosen = choose(q.dtype, q.shape[1] * (hq // hkv), d, v.shape[3], b * hkv, reach, q.device)
+    else:
+        chosen = choose_splits(b * hkv, reach, q.device, form.block_n)
+    splits = splits or chosen
     if workspace is None:
         counted = splits > 1 and not form.apart
         workspace = Workspace.of(b, hkv, q.shape[1] * (hq // hkv), v.shape[3], q.device, splits, counted)

@@ -237,6 +237,8 @@ def attend(
     hkv, dv = v.shape[2:]
     group = hq // hkv
     out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
+    if not (q.numel() and longest):
+        return out.zero_()
     arguments = score_arguments(scale, softcap, alibi)
     del arguments["SCALED"]  # here scores are, always
     apart = form.apart and splits > 1

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-__all__ = ["MAX_SPLITS", "Form", "choose_form", "choose_splits"]
+__all__ = ["MAX_SPLITS", "Form", "choose", "choose_splits", "split_form", "whole_form"]
 
 MAX_SPLITS = 128
-LARGE_TILES = 160 * 1024
-"""Bytes of shared memory that suffice for tiles of 128 keys in flight."""
+FEW_ROWS = 16
+"""Rows of a tile that may be loaded with each tile of keys."""
+HOPPER = 9
+"""The architecture on which forms were timed; larger tiles need its shared memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,7 @@ class Form:
         warps: A program.
         stages: Tiles in flight, and one.
         again: Queries are loaded with each tile, so that the first keys need not wait for them.
-        apart: A kernel of its own combines what the splits found, not the program that finishes last: a program a row
-            there, one row after the other here.
+        apart: A kernel of its own combines what the splits found, not the program that finishes last.
     """
 
     block_n: int = 64
@@ -38,31 +38,50 @@ class Form:
     apart: bool = True
 
 
-def choose_form(dtype: torch.dtype, heads: int, rows: int, d: int, dv: int, device: torch.device) -> Form:
-    """The form for key heads of all sequences, rows of a tile and head dims.
+def split_form(dtype: torch.dtype, rows: int, d: int, dv: int) -> Form:
+    """The form where keys are split, for a dtype, rows of a tile and head dims.
 
-    Few heads are split, and time goes by waiting: queries and keys are asked for together, and where a head has several
-    rows a kernel of its own combines each in a program. Heads enough for all processors are read in large tiles.
+    Wide heads leave less room for tiles in flight, and many queries are loaded once. One program that combines all rows
+    of a key head takes longer than a second kernel with a program for each.
     """
-    wide = dtype == torch.float32 or max(d, dv) > 128
-    if heads >= processors(device) and rows <= 16 and not wide and has_room(device):
-        return Form(block_n=128, again=False)
-    return Form(stages=2 if wide else 3, again=rows <= 16, apart=rows > 1)
+    return Form(stages=2 if _wide(dtype, d, dv) else 3, again=rows <= FEW_ROWS)
+
+
+def whole_form(dtype: torch.dtype, rows: int, d: int, dv: int, arch: int) -> Form | None:
+    """The form where heads and sequences are enough for the device, and no key is split; None: as where they are."""
+    return None if _wide(dtype, d, dv) or rows > FEW_ROWS or arch != HOPPER else Form(block_n=128)
+
+
+def choose(
+    dtype: torch.dtype, rows: int, d: int, dv: int, heads: int, longest: int, device: torch.device
+) -> tuple[Form, int]:
+    """The form and the number of splits.
+
+    Args:
+        dtype: Of q, k and v.
+        rows: Queries and heads that read a key head.
+        d: Of q and k.
+        dv: Of v.
+        heads: Key heads of all sequences.
+        longest: Keys that a sequence may have.
+        device: Where it runs.
+    """
+    arch = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+    whole = whole_form(dtype, rows, d, dv, arch)
+    if whole is not None and choose_splits(heads, longest, device, whole.block_n) == 1:
+        return whole, 1
+    form = split_form(dtype, rows, d, dv)
+    return form, choose_splits(heads, longest, device, form.block_n)
+
+
+def _wide(dtype: torch.dtype, d: int, dv: int) -> bool:
+    return dtype == torch.float32 or max(d, dv) > 128
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
     """How many the device has; an H200's where there is no GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
-@functools.cache
-def has_room(device: torch.device) -> bool:
-    """Whether a block may have the shared memory that large tiles in flight take; so where there is no GPU."""
-    if device.type != "cuda":
-        return True
-    properties: Any = torch.cuda.get_device_properties(device)
-    return bool(properties.shared_memory_per_block_optin >= LARGE_TILES)
 
 
 def choose_splits(heads: int, longest: int, device: torch.device, block_n: int = Form().block_n) -> int:
@@ -85,4 +104,4 @@ def choose_splits(heads: int, longest: int, device: torch.device, block_n: int =
         combining = 2 + -(-splits // 16) if splits > 1 else 0
         return -(-heads * splits // slots) * (1 + -(-tiles // splits)) + combining
 
-    return min(range(1, min(tiles, MAX_SPLITS) + 1), key=lambda splits: (cost(splits), splits))
+    return min(range(1, max(1, min(tiles, MAX_SPLITS)) + 1), key=lambda splits: (cost(splits), splits))

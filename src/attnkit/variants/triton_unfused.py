@@ -36,7 +36,7 @@ MAX_D = 256
 
 def by_group(t: torch.Tensor, hkv: int) -> torch.Tensor:
     """Turn ``[b, hq, s, ·]`` into ``[b, hkv, group · s, ·]``: the query heads of a key head under each other."""
-    return t.reshape(t.shape[0], hkv, -1, t.shape[3])
+    return t.reshape(t.shape[0], hkv, t.shape[1] // hkv * t.shape[2], t.shape[3])
 
 
 class Unfused(torch.autograd.Function):
@@ -55,7 +55,7 @@ class Unfused(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, p, bend, weight)
         ctx.scale = options["scale"]
         out = by_group(p, k.shape[2]) @ v.transpose(1, 2)
-        return out.view(b, hq, sq, -1).transpose(1, 2)
+        return out.view(b, hq, sq, v.shape[3]).transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

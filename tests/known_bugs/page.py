@@ -1,0 +1,86 @@
+"""The list of known bugs as a page in Markdown, with what was found in each environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tests.known_bugs.table import BUGS, Bug
+
+__all__ = ["page"]
+
+HEAD = """\
+# Would bugs that others shipped be found here?
+
+Each of these was in a library that people used. Its kind has a test that finds it in any variant, on problems that are
+as small as the bug allows: `tests/attnkit/test_known_bugs.py`, and laws that were there before. Where an installed
+library still has the bug, the test is expected to fail, with the issue.
+"""
+REPOSITORIES = {
+    "pytorch": "pytorch/pytorch",
+    "cudnn-frontend": "NVIDIA/cudnn-frontend",
+    "flash-linear-attention": "fla-org/flash-linear-attention",
+    "flashinfer": "flashinfer-ai/flashinfer",
+    "TileOPs": "tile-ai/TileOPs",
+    "FastVideo": "hao-ai-lab/FastVideo",
+    "": "Dao-AILab/flash-attention",
+}
+
+
+def page(environments: Sequence[dict[str, Any]]) -> str:
+    """Return the whole document."""
+    lines = [HEAD, "| | bug | in | issues | tests |", "|--:|---|---|---|---|"]
+    for bug in BUGS:
+        tests = ", ".join(f"`{node.rpartition('::')[2]}`" for node in bug.nodes)
+        what = f"**{bug.kind}**: {bug.sentence}"
+        lines.append(f"| {bug.number} | {what} | {bug.library} | {', '.join(map(link, bug.issues))} | {tests} |")
+    for found in environments:
+        lines += ["", *of_environment(found)]
+    lines += [
+        "",
+        "This page is written by `python -m tests.known_bugs page > docs/known_bugs.md`, of what "
+        "`python -m tests.known_bugs run` found in each environment.",
+    ]
+    return "\n".join(lines)
+
+
+def link(issue: str) -> str:
+    """Return an issue as a link; GitHub leads from an issue's address to a pull request's."""
+    if issue.startswith("commit "):
+        name = issue.removeprefix("commit ")
+        return f"[{name}](https://github.com/{REPOSITORIES['']}/commit/{name})"
+    repository, _, number = issue.partition("#")
+    return f"[{issue}](https://github.com/{REPOSITORIES[repository]}/issues/{number})"
+
+
+def of_environment(found: dict[str, Any]) -> list[str]:
+    """Return what was found in one environment, a row a bug."""
+    software = ", ".join(f"{name} {version}" for name, version in sorted(found["versions"].items()))
+    lines = [
+        f"## On {found['device']} ({software})",
+        "",
+        "| | bug | right | has it | cannot |",
+        "|--:|---|---|---|---|",
+    ]
+    rows = {row["number"]: row for row in found["bugs"]}
+    reasons: list[str] = []
+    for bug in BUGS:
+        row = rows.get(bug.number, {"variants": {}, "reasons": {}})
+        cells = [names(row, outcome) for outcome in ("right", "has it", "cannot")]
+        if wrong := names(row, "failed"):
+            cells[1] = f"{cells[1]} **not expected:** {wrong}".strip()
+        lines.append(f"| {bug.number} | {bug.kind} | {' | '.join(cells)} |")
+        reasons += explained(bug, row["reasons"])
+    return [*lines, *([""] if reasons else []), *reasons]
+
+
+def names(row: dict[str, Any], outcome: str) -> str:
+    """Return the variants of which this came out; a test that is of no variant stands for itself."""
+    if row["variants"] and set(row["variants"].values()) == {outcome}:
+        return "all"
+    return ", ".join(f"`{name}`" if name else "its test" for name, out in row["variants"].items() if out == outcome)
+
+
+def explained(bug: Bug, reasons: dict[str, str]) -> list[str]:
+    """Return why variants have a bug."""
+    return [f"- {bug.number}, `{name}`: {reason}" for name, reason in reasons.items()]

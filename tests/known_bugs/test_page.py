@@ -1,0 +1,117 @@
+"""The list of known bugs is whole, its tests are there, and the page is what the list and the outcomes say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from attnkit.variants import TABLE
+from tests.attnkit import test_known_bugs
+from tests.known_bugs import outcomes
+from tests.known_bugs.__main__ import OUTCOMES
+from tests.known_bugs.outcomes import Collector, collect
+from tests.known_bugs.page import link, of_environment, page
+from tests.known_bugs.table import BUGS, HERE, KNOWN
+
+PAGE = Path(__file__).parents[2] / "docs" / "known_bugs.md"
+
+
+def test_there_are_33_and_each_has_an_issue_a_sentence_and_a_test() -> None:
+    assert [bug.number for bug in BUGS] == list(range(1, 34))
+    for bug in BUGS:
+        assert bug.kind
+        assert bug.issues
+        assert bug.tests
+        assert bug.sentence.endswith(".")
+    assert len({bug.kind for bug in BUGS}) == len(BUGS)
+
+
+@pytest.mark.parametrize("node", sorted({node for bug in BUGS for node in bug.nodes}))
+def test_a_test_that_is_named_is_there(node: str) -> None:
+    path, _, function = node.partition("::")
+    if "splitkv" in path:
+        pytest.importorskip("triton")
+    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    assert callable(getattr(module, function))
+
+
+def test_a_test_that_is_there_is_named() -> None:
+    there = {f"{HERE}::{name}" for name in vars(test_known_bugs) if name.startswith("test_")}
+    assert there == {node for bug in BUGS for node in bug.nodes if node.startswith(HERE)}
+    names = {way.name for way in TABLE} | set(test_known_bugs.BACKENDS)
+    for test, name in KNOWN:
+        assert f"{HERE}::{test}" in there
+        assert name in names
+
+
+def report(test: str, parameters: str, outcome: str, when: str = "call", xfail: str | None = None) -> pytest.TestReport:
+    found = pytest.TestReport(
+        f"{HERE}::{test}[{parameters}]",
+        (HERE, 0, test),
+        {},
+        outcome,  # type: ignore[arg-type]
+        "E   first\nE   AssertionError: dq is off" if outcome == "failed" else None,
+        when,  # type: ignore[arg-type]
+    )
+    if xfail:
+        found.wasxfail = f"reason: {xfail}"  # type: ignore[attr-defined]
+    return found
+
+
+def test_the_worst_of_its_tests_is_what_a_variant_came_to() -> None:
+    collector, test = Collector(), "test_a_token_is_generated_with_few_key_heads"
+    for name, seen in {
+        "naive": [("passed", None), ("skipped", None)],
+        "naive_compiled": [("skipped", None)],
+        "sdpa_math": [("passed", None), ("skipped", "pytorch#1")],
+        "sdpa_cudnn": [("passed", None), ("failed", None), ("skipped", "pytorch#2")],
+        "flex": [("passed", "pytorch#3")],  # expected to fail, and did not
+    }.items():
+        for outcome, xfail in seen:
+            collector.pytest_runtest_logreport(report(test, f"1-{name}-bf16", outcome, xfail=xfail))
+            collector.pytest_runtest_logreport(report(test, f"1-{name}-bf16", "passed", when="teardown"))
+    row = collect(collector)[1]
+    assert row["number"] == 2
+    assert row["variants"] == {
+        "naive": "right",
+        "sdpa_math": "has it",
+        "sdpa_cudnn": "failed",
+        "flex": "right",
+        "naive_compiled": "cannot",
+    }
+    assert row["reasons"] == {"sdpa_math": "pytorch#1", "sdpa_cudnn": "pytorch#2"}
+    text = "\n".join(of_environment({"device": "GPU", "versions": {}, "bugs": [row]}))
+    assert "| `naive`, `flex` | `sdpa_math` **not expected:** `sdpa_cudnn` | `naive_compiled` |" in text
+    assert "- 2, `sdpa_math`: pytorch#1" in text
+    row["variants"] = dict.fromkeys(row["variants"], "cannot")
+    text = "\n".join(of_environment({"device": "GPU", "versions": {}, "bugs": [row]}))
+    assert "| 2 | few key heads in decoding |  |  | all |" in text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [("naive-bf16]", "naive"), ("bf16-naive_compiled]", "naive_compiled"), ("window-l9-flex]", "flex"), ("", "")],
+)
+def test_a_variant_is_found_among_parameters(parameters: str, name: str) -> None:
+    assert outcomes.variant_of(parameters) == name
+
+
+def test_an_issue_is_a_link() -> None:
+    assert link("#443") == "[#443](https://github.com/Dao-AILab/flash-attention/issues/443)"
+    assert link("pytorch#1") == "[pytorch#1](https://github.com/pytorch/pytorch/issues/1)"
+    assert link("commit ab12") == "[ab12](https://github.com/Dao-AILab/flash-attention/commit/ab12)"
+    for bug in BUGS:
+        for issue in bug.issues:
+            assert link(issue)
+
+
+def test_the_committed_page_is_made_of_the_committed_outcomes() -> None:
+    files = sorted(OUTCOMES.glob("*.json"))
+    assert files
+    assert PAGE.read_text(encoding="utf-8") == page([json.loads(file.read_text()) for file in files]) + "\n"
+    for file in files:
+        for row in json.loads(file.read_text())["bugs"]:
+            assert "failed" not in row["variants"].values(), f"{file.name}: bug {row['number']} is not expected"

@@ -1,0 +1,62 @@
+"""The test of a known bug's kind finds a bug of that kind, and nothing in attention that is right."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from attnkit.variant import Attention, Variant
+from attnkit.variants import variant
+from tests.attnkit import test_known_bugs
+from tests.known_bugs.planted import PLANTED
+from tests.known_bugs.table import BUGS
+
+CPU = torch.device("cpu")
+
+
+def arguments(test: Callable[..., None]) -> Iterator[dict[str, Any]]:
+    """Yield what a test is parametrized with, but for the variant."""
+    marks = [mark.args for mark in test.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
+    sets = []
+    for names, values in marks:
+        names = names.split(",") if isinstance(names, str) else names
+        given = [getattr(value, "values", value) if hasattr(value, "marks") else value for value in values]
+        if len(names) == 1:
+            given = [value if hasattr(whole, "marks") else (value,) for whole, value in zip(values, given, strict=True)]
+        sets.append([dict(zip(names, value, strict=True)) for value in given if names != ["name"]] or [{}])
+    for chosen in itertools.product(*sets):
+        yield {name: value for part in chosen for name, value in part.items()}
+
+
+def finds(test: str, attention: Attention, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a test fails, with any of its parameters, where this attention is in naive's place."""
+    planted = Variant("naive", "planted", attention, lambda *_: None, lacks={})
+    monkeypatch.setattr(test_known_bugs, "variant", lambda name: planted)
+    monkeypatch.setattr(test_known_bugs, "GPU", False)
+    function = getattr(test_known_bugs, test)
+    for given in arguments(function):
+        try:
+            function(name="naive", device=CPU, **given)
+        except (AssertionError, RuntimeError, ZeroDivisionError):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("number", "test", "made"), PLANTED, ids=[f"{n}-{test}" for n, test, _ in PLANTED])
+def test_a_bug_of_the_kind_is_found_and_what_is_right_is_not_called_wrong(
+    number: int, test: str, made: Callable[[], Attention], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert test in BUGS[number - 1].tests
+    assert finds(test, made(), monkeypatch)
+    assert not finds(test, variant("naive").attention, monkeypatch)
+
+
+def test_what_is_planted_nowhere_needs_a_gpu_or_has_laws_elsewhere() -> None:
+    covered = {number for number, _, _ in PLANTED}
+    same_test = {bug.number for bug in BUGS if set(bug.tests) & {test for _, test, _ in PLANTED}}
+    # 5 and 27 are among tests/mutants; 15 and 20 to 23 need a GPU
+    assert {bug.number for bug in BUGS} - covered - same_test == {5, 15, 20, 21, 22, 23, 27}
