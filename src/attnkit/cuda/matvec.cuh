@@ -101,11 +101,11 @@ __device__ inline void digits(word (&out)[4], const int (&x)[4]) {
   out[3] = __byte_perm(high01, high23, 0x7632);
 }
 
-// x [m, k] into shared memory, as digits: rows of `width` numbers, zero from k on, `stride` apart. `largest` is room for a
+// x [m, k] into shared memory by the first THREADS threads, who `meet`, as digits: rows of `width` numbers, zero from k on, `stride` apart. `largest` is room for a
 // word a warp and row. A row with something that is not finite counts in units of nan.
-template <int THREADS>
+template <int THREADS, class Meet>
 __device__ inline Unit stage_x(staged_x* staged, word* largest, const half_bits* x, long long x_stride, int m, int k, int width,
-                               int stride) {
+                               int stride, Meet meet) {
   constexpr int ALL = THREADS / 32, KEPT = 4;  // vectors of a thread that are not read twice
   constexpr word INFINITE = BF16 ? 0x7f80 : 0x7c00;
   float unit[2] = {1.f, 1.f};
@@ -128,7 +128,7 @@ __device__ inline Unit stage_x(staged_x* staged, word* largest, const half_bits*
     for (int i = 8 * (threadIdx.x + KEPT * THREADS); i < k; i += 8 * THREADS) compare(vector(i));
     most = largest_of_warp(most);
     if (threadIdx.x % 32 == 0) largest[row * ALL + threadIdx.x / 32] = most;
-    __syncthreads();
+    meet();
     most = 0;
     #pragma unroll
     for (int i = 0; i < ALL; ++i) most = max(most, largest[row * ALL + i]);
@@ -155,11 +155,11 @@ __device__ inline Unit stage_x(staged_x* staged, word* largest, const half_bits*
   return {unit[0], unit[1]};
 }
 #else
-// x [m, k] into shared memory, rows of `width` elements, zero from k on, `stride` apart; with int8 weights in the order of
+// x [m, k] into shared memory by the first THREADS threads, rows of `width` elements, zero from k on, `stride` apart; with int8 weights in the order of
 // `widened`. Several loads are on their way at a time: nothing can be multiplied before they are there.
-template <int THREADS>
+template <int THREADS, class Meet>
 __device__ inline Unit stage_x(staged_x* staged, word*, const half_bits* x, long long x_stride, int m, int k, int width,
-                               int stride) {
+                               int stride, Meet) {
   constexpr int AT_ONCE = THREADS < 512 ? 4 : 2;
   const unsigned vectors = width / 8;
   for (unsigned first = threadIdx.x; first < m * vectors; first += AT_ONCE * THREADS) {
