@@ -39,20 +39,23 @@ ENDED = (Exit.OK, Exit.REGRESSED, Exit.UNFIT, Exit.UNRESOLVED)
 """How a comparison may end that came to its end."""
 
 
-def ask(module: str, *arguments: str, given: object = None) -> Any:
+def ask(module: str, *arguments: str) -> Any:
     """What a module of the tests prints as JSON, run in a process that has done nothing else."""
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, input=json.dumps(given), cwd=ROOT, env=_paths(), stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=_paths(), stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def timers(occasion: str, ask: Ask = ask, *, say: Callable[[str], object] = print) -> Timing:
-    """The same kernels by each timer that is here, each in processes of its own."""
+    """The same kernels by each timer that is here, NVBench in processes of its own."""
     started = datetime.now(UTC).isoformat()
-    ours = [ask("tests.perfgate.cupti", "clock") for _ in range(PROCESSES)]
-    found = {"perfgate": ours, "CUPTI": [ask("tests.perfgate.cupti", "profiler", given=one) for one in ours]}
+    both = [ask("tests.perfgate.cupti", "times") for _ in range(PROCESSES)]
+    found = {
+        timer: [{kernel: {"seconds": seconds[key]} for kernel, seconds in one.items()} for one in both]
+        for timer, key in (("perfgate", "clock"), ("CUPTI", "CUPTI"))
+    }
     if absent := ask("tests.perfgate.nvbench", "absent"):
         say(f"without NVBench: {absent}")
     else:
@@ -64,7 +67,7 @@ def timers(occasion: str, ask: Ask = ask, *, say: Callable[[str], object] = prin
             for timer, processes in found.items()
             if all(kernel in one for one in processes)
         }
-        for kernel in ours[0]
+        for kernel in both[0]
     }
     return Timing(
         origin=Origin(date=started, occasion=occasion, commit=_commit(), environment=environment), seconds=seconds

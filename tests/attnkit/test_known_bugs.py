@@ -18,12 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from attnkit.cache import Cache
 from attnkit.mask import Boolean, Documents, Mask, Prefix, Window
 from attnkit.mask import name as mask_name
 from attnkit.parity import examine, parity
 from attnkit.problem import Dtype, Inputs, Options, Pass, Problem
 from attnkit.variant import Variant
 from attnkit.variants import TABLE, variant
+from attnkit.varlen import Varlen
 from tests.attnkit.test_parity import COMPILED
 from tests.known_bugs.table import KNOWN
 
@@ -90,6 +92,12 @@ def agree(
     inputs = problem.inputs(device) if inputs is None else inputs
     options = problem.options(device) if options is None else options
     found = examine(way.attention, inputs, options, pass_)
+    assert found.ok, f"{name} at {problem.name}: {'; '.join(found.failures)}"
+
+
+def held(name: str, problem: Problem, device: torch.device, pass_: Pass = BOTH) -> None:
+    """Hold a variant to the oracle where sequences differ, which is not said by inputs alone."""
+    found = parity(able(name, problem, device, pass_), problem, device, pass_)
     assert found.ok, f"{name} at {problem.name}: {'; '.join(found.failures)}"
 
 
@@ -308,6 +316,15 @@ def test_where_there_is_nothing_there_is_nothing_to_compute(
 
 
 @names
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_packed_sequences_of_which_some_have_more_queries_than_keys_or_none(
+    name: str, mask: Mask, device: torch.device
+) -> None:
+    sequences = Varlen((0, 5, 40, 3, 7), (4, 0, 17, 30, 7))
+    held(name, Problem(b=1, hq=2, hkv=1, sq=55, skv=58, d=16, mask=mask, varlen=sequences), device)
+
+
+@names
 @pytest.mark.parametrize("hkv", [1, 4])
 @pytest.mark.parametrize("skv", [1, 40])
 def test_a_token_is_generated_with_few_key_heads(name: str, skv: int, hkv: int, device: torch.device) -> None:
@@ -408,6 +425,13 @@ def test_what_was_computed_before_does_not_matter(name: str, mask: Mask, device:
     other = Problem(b=2, hq=2, hkv=1, sq=130, d=16, mask=Documents((100, 30)) if mask != "causal" else mask)
     for each in (problem, other, problem):
         agree(name, each, device)
+
+
+@names
+def test_packed_sequences_that_were_computed_before_do_not_matter(name: str, device: torch.device) -> None:
+    for lengths in ((1,) * 9 + (30,), (90, 3, 80), (1,) * 9 + (30,)):
+        total = sum(lengths)
+        held(name, Problem(b=1, hq=2, sq=total, d=16, mask="causal", varlen=Varlen(lengths, lengths)), device)
 
 
 @names
@@ -530,6 +554,17 @@ def test_decoding_token_by_token_is_prefill(name: str, mask: Mask, device: torch
 
 
 # --- caches --------------------
+
+
+@names
+@pytest.mark.parametrize("page", [None, 16])
+@pytest.mark.parametrize("sq", [1, 3])
+def test_what_lies_behind_a_length_in_a_cache_does_not_matter(
+    name: str, sq: int, page: int | None, device: torch.device
+) -> None:
+    # behind a length there is what is not a number, and so is the page that a table names there
+    cache = Cache((1, 47, 16, 70), page)
+    held(name, Problem(b=4, hq=4, hkv=2, sq=sq, skv=70, d=16, mask="causal", cache=cache), device, "fwd")
 
 
 @pytest.mark.parametrize("name", ["triton_splitkv"])

@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--problems", type=int, default=default["problems"], metavar="N", help="of all processes")
     parser.add_argument("--longest", type=int, default=default["longest"], metavar="N", help="bound of sq and skv")
     parser.add_argument("--processes", type=int, default=min(16, len(os.sched_getaffinity(0))), metavar="N")
-    parser.add_argument("--seconds", type=float, default=420.0, help="when the last problems begin")
+    parser.add_argument(
+        "--seconds", type=float, default=420.0, help="when the last problems begin; nothing is compiled in the last 90"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another one draws other problems")
     parser.add_argument("--variants", default=",".join(names), metavar="A,B", help="these alone")
     parser.add_argument("--commit", help="of the sources, where they are in no repository")

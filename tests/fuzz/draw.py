@@ -20,11 +20,13 @@ from attnkit import testing
 from attnkit.problem import DTYPES, Dtype, Pass, Problem
 from attnkit.variants import TABLE
 
-__all__ = ["COMPILED", "Share", "Trial", "drawn", "trials"]
+__all__ = ["COMPILED", "KERNELS", "Share", "Trial", "drawn", "trials"]
 
 COMPILED = ("flex", "naive_compiled")
 """Variants that take seconds for each new problem: they get one in COMPILED_EVERY."""
 COMPILED_EVERY = 40
+KERNELS = (*COMPILED, *(way.name for way in TABLE if way.name.startswith("triton_")))
+"""Variants whose kernels are compiled when they are first called for."""
 PASSES: tuple[Pass, ...] = ("fwd+bwd", "fwd")
 SEEDS = 2**16
 CELLS = 16

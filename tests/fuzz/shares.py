@@ -47,7 +47,7 @@ def finished(share: Share, until: float, folder: Path) -> list[dict[str, Any]]:
         first = found[-1]["number"] + 1 if found else 0
         with log.open("a") as output:
             process = subprocess.Popen(
-                [*COMMAND, json.dumps(dataclasses.asdict(share)), str(first), str(until), str(file)],
+                [*COMMAND, json.dumps(dataclasses.asdict(share)), str(first), str(len(found)), str(until), str(file)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **ONE_THREAD, "TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"},

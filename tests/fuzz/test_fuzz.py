@@ -18,7 +18,7 @@ from attnkit.problem import DTYPES, Problem
 from attnkit.variant import Attention, Variant
 from attnkit.variants import TABLE, variant
 from tests.fuzz import __main__ as command
-from tests.fuzz import page, shares
+from tests.fuzz import page, shares, trial
 from tests.fuzz.draw import COMPILED, COMPILED_EVERY, Share, Trial, drawn, trials
 from tests.fuzz.summary import LIMITS, summary
 from tests.fuzz.trial import said
@@ -43,7 +43,7 @@ def test_the_same_seed_draws_the_same_problems_and_another_others() -> None:
 def test_a_process_draws_of_all_kinds_but_of_few_dtypes_and_head_dims() -> None:
     one = share(processes=16, problems=900)
     (cell,) = one.cells
-    problems = list(dict.fromkeys(trial.problem for trial in trials(one, CPU)))
+    problems = list(dict.fromkeys(each.problem for each in trials(one, CPU)))
     assert {(problem.dtype, problem.d) for problem in problems} == {cell}
     kinds = {type(problem.mask) for problem in problems}
     assert kinds >= {str, Window, Prefix, Documents, Boolean}
@@ -72,11 +72,11 @@ def test_all_processes_together_have_every_dtype_and_head_dim(processes: int) ->
 def test_each_problem_is_tried_by_all_that_take_it_and_what_is_compiled_gets_few() -> None:
     found = list(trials(share(variants=NAMES), CPU))
     assert found == list(trials(share(variants=NAMES), CPU))
-    problems = list(dict.fromkeys(trial.problem for trial in found))
+    problems = list(dict.fromkeys(each.problem for each in found))
     for way in TABLE:
         for pass_ in ("fwd", "fwd+bwd"):
             able = [p for p in problems if way.absent() is None and way.rejects(p, CPU, pass_) is None]
-            tried = [trial.problem for trial in found if (trial.variant, trial.pass_) == (way.name, pass_)]
+            tried = [each.problem for each in found if (each.variant, each.pass_) == (way.name, pass_)]
             if way.name in COMPILED:
                 assert len(tried) <= len(problems) // COMPILED_EVERY + 1
             else:
@@ -102,11 +102,25 @@ def test_what_is_wrong_is_said_and_what_is_right_has_ratios(monkeypatch: pytest.
     assert raised == {"failures": ["raised ZeroDivisionError: division by zero"], "ratios": {}}
 
 
+def test_in_the_end_nothing_is_compiled_and_the_others_make_up_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "said", lambda trial, device: {"failures": [], "ratios": {}})
+    monkeypatch.setattr("tests.attnkit.interpreter.install", lambda: None)
+    one = share(variants=("naive", "triton_flash"), problems=60)
+    for name, seconds in (("early", 2 * trial.WITHOUT_KERNELS), ("late", trial.WITHOUT_KERNELS / 2)):
+        assert trial.main(one, 0, 20, time.time() + seconds, tmp_path / name) == trial.DONE
+        found = [record["variant"] for record in shares.records(tmp_path / name)]
+        assert len(found) == 40
+        able = variant("triton_flash").absent() is None
+        assert set(found) == ({"naive", "triton_flash"} if name == "early" and able else {"naive"})
+
+
 def worker(path: Path, body: str) -> tuple[str, ...]:
     """A stand-in for the process of a share, which has `number`, `write` and the arguments."""
     head = """
     import json, os, sys, time
-    _, share, first, until, file = sys.argv
+    _, share, first, done, until, file = sys.argv
     share, file = json.loads(share), open(file, "a")
     def write(line):
         file.write(json.dumps(line) + "\\n")
@@ -124,6 +138,8 @@ def test_a_process_that_dies_fails_at_its_trial_and_another_goes_on_behind(
 ) -> None:
     body = """
     for number in range(int(first), share["problems"]):
+        assert int(done) == number
+        done = number + 1
         begin(number)
         if number == 2:
             os.abort()

@@ -1,4 +1,4 @@
-"""The process that does a share: ``python -m tests.fuzz.trial SHARE FIRST UNTIL FILE``.
+"""The process that does a share: ``python -m tests.fuzz.trial SHARE FIRST DONE UNTIL FILE``.
 
 It appends two lines of JSON for each trial, one before and one behind, so that of a process that died it is known at
 what. What is wrong does not end it; a device that answers no more does, with exit code LOST.
@@ -16,12 +16,14 @@ import torch
 
 from attnkit.parity import parity
 from attnkit.variants import variant
-from tests.fuzz.draw import Share, Trial, trials
+from tests.fuzz.draw import KERNELS, Share, Trial, trials
 
 __all__ = ["DONE", "LOST", "main", "said"]
 
 DONE = 0
 LOST = 3
+WITHOUT_KERNELS = 90.0
+"""Seconds before the end from which on nothing is compiled."""
 
 
 def said(trial: Trial, device: torch.device) -> dict[str, Any]:
@@ -44,10 +46,17 @@ def said(trial: Trial, device: torch.device) -> dict[str, Any]:
     return {"failures": found.failures, "ratios": ratios}
 
 
-def main(share: Share, first: int, until: float, file: Path) -> int:
-    """Do a share from its trial number `first` on, until its problems are done or the time (of `time.time`) has come.
+def main(share: Share, first: int, done: int, until: float, file: Path) -> int:
+    """Do a share until its problems are done or the time (of `time.time`) has come.
 
-    Problems that an earlier process of this share did count.
+    Towards the end what is compiled gets no more problems: most of them want a kernel of their own.
+
+    Args:
+        share: What to do.
+        first: The number of the trial to begin with.
+        done: Trials that earlier processes of this share have done.
+        until: When no trial begins any more.
+        file: Gets the lines.
     """
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
@@ -64,8 +73,11 @@ def main(share: Share, first: int, until: float, file: Path) -> int:
         for number, trial in enumerate(trials(share, device)):
             if number < first:
                 continue
-            if number >= share.problems or time.time() > until:
+            if done >= share.problems or time.time() > until:
                 return DONE
+            if trial.variant in KERNELS and time.time() > until - WITHOUT_KERNELS:
+                continue
+            done += 1
             write(
                 {
                     "number": number,
@@ -89,4 +101,4 @@ def main(share: Share, first: int, until: float, file: Path) -> int:
 if __name__ == "__main__":
     chosen = json.loads(sys.argv[1])
     chosen |= {name: tuple(chosen[name]) for name in ("head_dims", "variants")}
-    sys.exit(main(Share(**chosen), int(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4])))
+    sys.exit(main(Share(**chosen), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), Path(sys.argv[5])))

@@ -1,7 +1,7 @@
 """A wrong attention for each kind of known bug, made of a right one: what its test is for.
 
-Those that a GPU alone can have (races, gigabytes) are not here, nor those whose tests plant bugs of their own elsewhere
-(tests/mutants: what lies behind the mask, pages).
+Those that a GPU alone can have (races, gigabytes) are not here, nor what lies behind the mask, of which tests/mutants
+has some.
 """
 
 from __future__ import annotations
@@ -214,6 +214,10 @@ def one_key_more(q: torch.Tensor, *_: torch.Tensor, mask: Any, **options: Any) -
     return {"mask": Window(mask.left + 1, mask.right) if wider else mask}
 
 
+def one_cached_key_more(*_: torch.Tensor, lengths: torch.Tensor, **options: Any) -> dict[str, Any]:
+    return {"lengths": torch.where(lengths == lengths.max(), lengths, lengths + 1)}
+
+
 def all_of_the_padding(*_: torch.Tensor, mask: Any, **options: Any) -> dict[str, Any]:
     return {"mask": "full" if isinstance(mask, Documents) else mask}
 
@@ -261,10 +265,17 @@ PLANTED: tuple[tuple[int, str, Callable[[], Attention]], ...] = (
     (14, "test_what_lies_farther_apart_than_int32_reaches_is_found", lambda: int32),
     (17, "test_what_lies_behind_the_last_key_and_query_does_not_matter", lambda: tail_read),
     (18, "test_where_there_is_nothing_there_is_nothing_to_compute", lambda: empty),
+    (
+        18,
+        "test_packed_sequences_of_which_some_have_more_queries_than_keys_or_none",
+        lambda: of_gradient(1, nan_if(lambda q, k, varlen, **_: 0 in varlen.queries)),
+    ),
     (19, "test_what_was_computed_before_does_not_matter", accumulated),
+    (19, "test_packed_sequences_that_were_computed_before_do_not_matter", accumulated),
     (24, "test_gradients_of_a_group_are_summed_in_one_order", lambda: of_gradient(1, noise)),
     (25, "test_scores_that_grow_from_tile_to_tile_overflow_nothing", lambda: late_rescale),
     (26, "test_tiles_in_which_nothing_is_seen", lambda: of_gradient(1, scattered)),
+    (27, "test_what_lies_behind_a_length_in_a_cache_does_not_matter", lambda: of_options(one_cached_key_more)),
     (28, "test_the_softmax_goes_on_from_one_causal_block_to_the_next", lambda: softmax_begun_anew),
     (29, "test_padding_has_no_gradient_and_changes_nothing", lambda: of_options(all_of_the_padding)),
     (30, "test_the_same_sizes_with_something_else_are_computed_anew", compiled_once),

@@ -1,17 +1,20 @@
-"""The clock's and CUPTI's word on some kernels, each from a process that has done nothing else.
+"""The clock's word on some kernels, and CUPTI's on the same calls with the same tensors, from one process.
 
-python -m tests.perfgate.cupti clock > clock.json
-python -m tests.perfgate.cupti profiler < clock.json
+python -m tests.perfgate.cupti times
 python -m tests.perfgate.cupti environment
+
+Where tensors came to lie moves a kernel's time from one process to the next, so both are asked in one; the clock comes
+first, while nothing has been profiled yet.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +59,7 @@ KERNELS: dict[str, tuple[Callable[..., object], Make]] = {
 
 
 def durations(
-    flush: Callable[[], object], call: Callable[..., object], make: Make, sets: int, calls: int
+    flush: Callable[[], object], call: Callable[..., object], inputs: Sequence[tuple[Any, ...]], calls: int
 ) -> list[float]:
     """Seconds of the kernel, the mean of as many calls on other inputs as the clock's windows have, after a flush of
     the L2 as before those.
@@ -69,8 +72,7 @@ def durations(
     from perfgate.windows import Pace
 
     pace = Pace(DUTY)
-    inputs = [make(i) for i in range(sets)]
-    windows = [inputs[i : i + calls] for i in range(0, sets - calls + 1, calls)]
+    windows = [inputs[i : i + calls] for i in range(0, len(inputs) - calls + 1, calls)]
     rounds = max(50, -(-200 // calls))
     for _ in range(rounds):  # as warm as the clock's own
         with pace.piece():
@@ -97,34 +99,23 @@ def durations(
     return [statistics.fmean(e["dur"] for e in one[flushing:]) / 1e6 for one in played]
 
 
-def by_the_clock() -> dict[str, dict[str, float]]:
-    """Median seconds of each kernel, its number of input sets, and calls a window."""
+def times() -> dict[str, dict[str, float]]:
+    """Median seconds of each kernel by the clock and by CUPTI."""
     from perfgate.clock import Budget
     from perfgate.cuda import CudaClock
     from perfgate.gpu import use_one_stream
 
     use_one_stream()
     clock = CudaClock(Budget(max_seconds=0.3))
-    found = {}
+    found, inputs = {}, {}
     for name, (call, make) in KERNELS.items():
-        samples = clock.measure(call, make)
-        counters = samples.counters
-        found[name] = {"seconds": samples.median, "sets": counters["input_sets"], "calls": counters["calls_per_window"]}
+        inputs[name] = functools.cache(make)
+        samples = clock.measure(call, inputs[name])
+        found[name] = {"clock": samples.median, **samples.counters}
+    for name, one in found.items():
+        sets = [inputs[name](i) for i in range(int(one["input_sets"]))]
+        one["CUPTI"] = statistics.median(durations(clock.flush, KERNELS[name][0], sets, int(one["calls_per_window"])))
     return found
-
-
-def by_the_profiler(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The same for windows of as many calls, with CUPTI's seconds."""
-    from perfgate.cuda import CudaClock
-
-    flush = CudaClock().flush
-    return {
-        name: {
-            **one,
-            "seconds": statistics.median(durations(flush, *KERNELS[name], int(one["sets"]), int(one["calls"]))),
-        }
-        for name, one in found.items()
-    }
 
 
 def environment() -> dict[str, Any]:
@@ -135,9 +126,5 @@ def environment() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    steps = {
-        "clock": by_the_clock,
-        "profiler": lambda: by_the_profiler(json.load(sys.stdin)),
-        "environment": environment,
-    }
+    steps = {"times": times, "environment": environment}
     print(json.dumps(steps[sys.argv[1]]()))
