@@ -71,7 +71,12 @@ MUTANTS = (
         "sums-read-before-they-are-there", "missing barrier", "leave_tile();\n    __syncthreads();", "leave_tile();"
     ),
     bulk("sums-read-before-they-are-there", "missing barrier", "    sync_multiplying();\n    finish", "    finish"),
-    bulk("x-read-before-it-is-there", "missing barrier", "});\n  __syncthreads();", "});"),
+    bulk(
+        "x-read-before-it-is-there",
+        "missing barrier",
+        "sync_multiplying);\n  }\n  __syncthreads();",
+        "sync_multiplying);\n  }",
+    ),
     bulk("stage-not-waited-for", "missing barrier", "        barrier_wait(full + turn.stage, turn.parity);\n", ""),
     bulk(
         "stage-filled-while-read", "missing barrier", "      barrier_wait(empty + turn.stage, turn.parity ^ 1);\n", ""
