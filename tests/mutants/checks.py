@@ -72,6 +72,7 @@ LAWS: dict[str, Callable[..., Law]] = {
     ),
     "workspace": lambda: test_triton_splitkv.test_a_workspace_serves_call_after_call,
     "float64": lambda: test_naive.test_in_float64_it_is_the_oracle,
+    "float64-cached": lambda: test_naive.test_in_float64_it_is_the_oracle_on_what_is_cached,
     "mask": lambda: test_problem.test_a_mask_in_memory_is_its_definition,
     "product": lambda name: bound(test_products.test_it_is_the_product, product(name)),
     "tiles": lambda: test_products.test_tiles_do_not_matter,

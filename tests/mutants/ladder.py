@@ -12,6 +12,7 @@ FEATURED = tuple(f"{check} featured" for check in UNFUSED)
 FA1 = ("parity triton_fa1 fwd",)
 
 naive = planter("naive", "variants/naive.py", "float64")
+on_cache = planter("naive", "variants/naive.py", "float64-cached")
 mask = planter("mask", "mask.py", "float64", "mask")
 unfused = planter("unfused", "variants/triton_unfused_kernel.py", *UNFUSED)
 product = planter("unfused", "variants/triton_unfused.py", *UNFUSED)
@@ -30,8 +31,11 @@ MUTANTS = (
     naive("no-live-key", "fully masked row", "weights.masked_fill(dead, 0)", "weights"),
     naive("sink-has-a-value", "sink", "[..., :skv]", "[..., -skv:]"),
     naive("softcap-not-scaled-back", "softcap", ".tanh() * softcap", ".tanh()"),
-    naive("alibi-with-a-sign", "ALiBi", "(i + (skv - sq) - j).abs()", "(i + (skv - sq) - j)"),
-    naive("alibi-top-left", "wrong alignment", "(i + (skv - sq) - j).abs()", "(i - j).abs()"),
+    naive("alibi-with-a-sign", "ALiBi", "(i + (end - sq) - j).abs()", "(i + (end - sq) - j)"),
+    on_cache("keys-behind-length-seen", "length ignored", "return dead | (j >= end)", "return dead"),
+    on_cache("diagonal-of-capacity", "length ignored", "own = i + end - sq", "own = i + skv - sq"),
+    on_cache("distance-to-capacity", "ALiBi", "end = skv if lengths is None else", "end = skv if sq else"),
+    naive("alibi-top-left", "wrong alignment", "(i + (end - sq) - j).abs()", "(i - j).abs()"),
     mask(
         "causal-top-left",
         "wrong alignment",

@@ -4,7 +4,17 @@ Importing this needs torch alone. A variant whose package is missing is in the t
 """
 
 from attnkit.variant import Variant
-from attnkit.variants import flash_attn, flex, naive, sdpa, triton_fa1, triton_flash, triton_splitkv, triton_unfused
+from attnkit.variants import (
+    flash_attn,
+    flex,
+    naive,
+    sdpa,
+    torch_varlen,
+    triton_fa1,
+    triton_flash,
+    triton_splitkv,
+    triton_unfused,
+)
 
 __all__ = ["TABLE", "variant"]
 
@@ -18,6 +28,7 @@ TABLE: tuple[Variant, ...] = (
     triton_fa1.VARIANT,
     triton_splitkv.VARIANT,
     naive.COMPILED,
+    torch_varlen.VARIANT,
 )
 
 

@@ -121,7 +121,8 @@ def distance(sq: int, skv: int, device: torch.device, lengths: torch.Tensor | No
     In a cache that is the last one of each sequence: [b, 1, sq, skv].
     """
     i, j = torch.arange(sq, device=device)[:, None], torch.arange(skv, device=device)
-    return (i + ((skv if lengths is None else lengths[:, None, None, None]) - sq) - j).abs()
+    end = skv if lengths is None else lengths[:, None, None, None]
+    return (i + (end - sq) - j).abs()
 
 
 def cached(x: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:

@@ -49,7 +49,7 @@ CAN_USE = {
 UNMODIFIED: dict[Feature, str] = {
     "softcap": "torch's SDPA has no function of a score",
     "sink": "torch's SDPA has no logit beside those of keys",
-    "varlen": "torch's SDPA takes batches of one length",
+    "varlen": "torch's SDPA takes batches of one length: for packed ones there is torch_varlen",
     "cache": "torch's SDPA takes batches of one length",
     "paged": "torch's SDPA takes batches of one length",
 }
