@@ -63,7 +63,11 @@ def roofs(collected: Collected) -> dict[str, Run]:
 
 def _measured(origin: Origin) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(origin.environment.versions.items()))
-    return f"Measured on **{origin.environment.device}** ({versions}), {origin.date}, commit `{origin.commit[:7]}`."
+    return f"Measured on **{origin.environment.device}** ({versions}), {origin.date}, commit `{_short(origin.commit)}`."
+
+
+def _short(commit: str) -> str:
+    return commit[:7] if re.fullmatch(r"[0-9a-f]+", commit) else commit
 
 
 def _origin(run: Run, results: Results) -> str:
@@ -196,7 +200,8 @@ def _products(results: Results) -> str:
         ]  # fmt: skip
         for title, of in (("worst", min), ("geometric mean", statistics.geometric_mean)):
             table.append([f"*{title}*", *(_over(by_shape, p, read, of) for p in products)])
-        weights = "int8" if int8 else "16-bit"
+        work = next(iter(by_shape[shown[0]].values())).case.work
+        weights = "int8" if int8 else str(work.dtype if work else "16-bit")
         head = f"**{weights} weights, {m} row{'s' if m > 1 else ''} of x**: % of the read bandwidth (µs)"
         parts.append(f"{head}\n\n{_table(['weight', *(f'`{p}`' for p in products)], table)}")
     parts.extend(_int8_against(found))

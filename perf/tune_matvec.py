@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from attnkit.agreement import agreement
-from attnkit.products.cuda_matvec import matvec, rejects
+from attnkit.products.cuda_matvec import explains, matvec, rejects
 from attnkit.products.matvec_tiles import Config, Weights
 from perfgate.clock import Budget, Clock
 from perfgate.cuda import CudaClock
@@ -116,7 +116,7 @@ def wrong(trial: Trial, m: int, n: int, k: int, dtype: torch.dtype) -> str | Non
         return None if "shared memory" in reason or "at most" in reason else reason  # it is for fewer rows of x
     out, again = (matvec(x, weight, scale, config=trial.config) for _ in range(2))
     where = f"{m} rows of x, weight {n} x {k}, {dtype}"
-    found = agreement(out, x, weight, scale)
+    found = agreement(out, x, weight, scale, explained=explains(x, weight, scale, config=trial.config))
     if found.wrong:
         return f"wrong: {found.wrong} elements, off by up to {found.largest:.1f} times what rounding explains; {where}"
     return None if torch.equal(out, again) else f"not the same twice; {where}"

@@ -47,19 +47,18 @@ DEVICE = torch.device("cuda")
 # best guesses first: under a time limit the end of the list is not reached
 FORMS = [
     Form(),
+    Form(block_n=128, again=False),
     Form(again=False),
-    Form(apart=True),
-    Form(stages=4),
-    Form(stages=2),
+    Form(apart=False),
     Form(block_n=128),
-    Form(block_n=128, stages=2),
-    Form(block_n=128, warps=8),
-    Form(block_n=32, stages=5),
-    Form(block_n=32, warps=2, stages=5),
     Form(warps=2),
-    Form(warps=8),
-    Form(block_n=128, apart=True),
-    Form(apart=True, again=False),
+    Form(warps=2, apart=False),
+    Form(stages=4),
+    Form(stages=5),
+    Form(block_n=32, warps=2, stages=5),
+    Form(block_n=32, warps=2, stages=5, apart=False),
+    Form(block_n=128, warps=8, again=False),
+    Form(block_n=64, warps=8, again=False),
 ]
 
 

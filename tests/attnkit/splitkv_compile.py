@@ -1,4 +1,4 @@
-"""Compile triton_splitkv's kernel for a GPU that is not there: a line a form; exit code 1 if one spills much.
+"""Compile triton_splitkv's kernel for a GPU that is not there: a line a form; exit code 1 if one spills.
 
 Needs a process in which TRITON_INTERPRET is not set: the interpreter and the compiler cannot share one.
 """
@@ -18,7 +18,9 @@ def main() -> int:
     for build in itertools.chain.from_iterable(map(triton_splitkv.builds, (80, 90))):
         compiled = read(build.compile())
         loads = compiled.instructions.get("LDGSTS", 0)
-        wrong = compiled.stack > 8 or compiled.shared > SHARED[build.arch] or loads == 0
+        wrong = compiled.stack > 0 or compiled.shared > SHARED[build.arch]
+        # what combines has nothing to copy ahead
+        wrong |= loads == 0 and "/combine/" not in build.name
         failed |= wrong
         print(
             f"sm_{build.arch} {build.name}: {compiled.registers} registers, {compiled.stack} stack, "

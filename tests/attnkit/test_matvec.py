@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from attnkit import nvrtc
 from attnkit.agreement import agreement
 from attnkit.products import matvec_tiles
+from attnkit.products.cuda_matvec import explains
 from attnkit.products.matvec_tiles import FIXED_ROWS, MAX_ROWS, TABLE, Config, Limits, Weights, choose, launch_shape
 from perf.tune_matvec import CANDIDATES, SHAPES
 from tests.attnkit import cuda_on_host
@@ -123,6 +124,35 @@ def test_fixed_point_x_is_itself_but_for_what_is_tiny_beside_its_rows_largest(dt
     for size in (torch.finfo(dtype).tiny, torch.finfo(dtype).max, 0.0):
         ends = torch.full((1, 32), size, dtype=dtype)
         assert torch.equal(cuda_on_host.matvec(ends, weight, None, None, config), ends)
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", [config for config in EITHER_X if config.fixed], ids=str)
+def test_rows_longer_than_threads_keep_in_registers_are_read_again(config: Config) -> None:
+    k = 4 * 8 * config.threads + 208
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, k).bfloat16(), weight_of("int8", 5, k, torch.bfloat16)
+    x[0, -1], x[1, -3] = 300.0, -4000.0
+    assert agreement(cuda_on_host.matvec(x, weight, None, None, config), x, weight).wrong == 0
+
+
+@needs_compiler
+def test_what_rounding_x_to_fixed_point_costs_is_explained() -> None:
+    torch.manual_seed(0)
+    config = Config("bulk", 2, 2, 3, fixed=True)
+    x = torch.randn(2, 512).bfloat16()
+    x[:, 7] = torch.tensor([3e6, -7e5])
+    weight, scale = weight_of("int8", 40, 512, x.dtype), torch.rand(40) + 0.5
+    weight[:, 7] = 0  # what is large is not in the sums, and so in no rounding of theirs
+    out = cuda_on_host.matvec(x, weight, scale, None, config)
+    assert agreement(out, x, weight, scale).wrong > 0
+    explained = explains(x, weight, scale, config=config)
+    assert agreement(out, x, weight, scale, explained=explained).wrong == 0
+    # and no more than that: half a unit for each number
+    assert (
+        float((out.double() - x.double() @ (weight.double() * scale[:, None]).T).abs().max() / explained.max()) > 0.02
+    )
+    assert not explains(x, weight, scale, config=dataclasses.replace(config, fixed=False)).any()
 
 
 @needs_compiler

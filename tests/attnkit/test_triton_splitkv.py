@@ -23,7 +23,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BLOCK_N = Form().block_n
 EXAMPLES = max(1, settings().max_examples // 5)
 SPLITS = (None, 2, 3, 7)
-FORMS = (Form(), Form(apart=True), Form(block_n=32, again=False), Form(block_n=128, again=False, apart=True))
+FORMS = (Form(apart=False), Form(), Form(block_n=32, again=False, apart=False), Form(block_n=128, again=False))
 MASKS: tuple[Mask, ...] = ("causal", "full", Window(9, 0), Window(70, 2), Window(200, None), Prefix(20))
 CACHES = (1, 2, 5, BLOCK_N, BLOCK_N + 1, 3 * BLOCK_N - 1, 3 * BLOCK_N, 4 * BLOCK_N + 1)
 """Fewer keys than queries, and whole tiles of keys and not."""
@@ -136,12 +136,12 @@ def test_splits_are_combined_in_one_order_so_results_repeat() -> None:
     assert all(torch.equal(attend(q, k, v, splits=5), first) for _ in range(3))
 
 
-@pytest.mark.parametrize("form", [Form(), Form(apart=True)], ids=["last", "apart"])
+@pytest.mark.parametrize("form", [Form(apart=False), Form()], ids=["last", "apart"])
 def test_many_splits_are_combined_a_few_at_a_time(form: Form) -> None:
-    problem = Problem(b=1, hq=16, hkv=1, sq=4, skv=2000, d=32, dtype="fp32", mask="causal")
+    problem = Problem(b=1, hq=4, hkv=1, sq=2, skv=3000, d=32, dtype="fp32", mask="causal")
     q, k, v, _ = problem.inputs(DEVICE)
     truth = oracle.forward(q, k, v, **problem.options(DEVICE))[0]
-    # more than are read at a time, of which some have no keys
+    # more that have keys than are read at a time, and some that have none
     assert error(attend(q, k, v, splits=100, form=form), truth) <= 1e-5
 
 
@@ -149,7 +149,7 @@ def test_a_workspace_serves_call_after_call() -> None:
     q, k, v, _ = Problem(b=2, hq=4, hkv=2, sq=1, skv=300, d=32, dtype="fp32").inputs(DEVICE)
     workspace = Workspace.of(2, 2, 2, 32, DEVICE)
     expected = attend(q, k, v, splits=4)
-    for form in [Form(), Form(apart=True)] * 3:
+    for form in [Form(apart=False), Form()] * 3:
         workspace.partial.fill_(float("nan"))
         assert torch.equal(attend(q, k, v, splits=4, workspace=workspace, form=form), expected)
         assert not workspace.arrived.any()
@@ -157,7 +157,12 @@ def test_a_workspace_serves_call_after_call() -> None:
 
 def test_every_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, **options: empty(*size, **options).fill_(float("nan")))
+
+    def poisoned(*size: Any, **options: Any) -> torch.Tensor:
+        made = empty(*size, **options)
+        return made.fill_(float("nan") if made.is_floating_point() else -7)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
     q, k, v, _ = Problem(b=1, hq=3, hkv=1, sq=5, skv=3, d=24, dv=40, dtype="fp32").inputs(DEVICE)
     out = attend(q, k, v, splits=3)
     assert torch.equal(out[:, :2], torch.zeros_like(out[:, :2])), "two queries see no key"
@@ -184,7 +189,7 @@ def test_the_chosen_splits_leave_no_processor_much_more_than_its_share(heads: in
     assert 1 <= splits <= min(tiles, 128)
     if tiles == 1:
         assert splits == 1
-    slots = 264
+    slots = 132
 
     def tiles_in_a_row(splits: int) -> int:
         return -(-heads * splits // slots) * -(-tiles // splits)

@@ -67,6 +67,9 @@ LAWS: dict[str, Callable[..., Law]] = {
         test_append.test_what_there_is_no_room_for_is_not_written, test_append.append, None
     ),
     "far-pages": lambda: test_append.test_pages_may_lie_more_than_two_to_the_31_elements_apart,
+    "many-splits": lambda: functools.partial(
+        test_triton_splitkv.test_many_splits_are_combined_a_few_at_a_time, test_triton_splitkv.FORMS[1]
+    ),
     "workspace": lambda: test_triton_splitkv.test_a_workspace_serves_call_after_call,
     "float64": lambda: test_naive.test_in_float64_it_is_the_oracle,
     "float64-cached": lambda: test_naive.test_in_float64_it_is_the_oracle_on_what_is_cached,

@@ -66,12 +66,17 @@ MUTANTS = (
     fixed("top-digit-overflows", "overflow", ">> 23) - 29, 1)", ">> 23) - 30, 1)"),
     registers("lower-half-not-masked", "tail not masked", "there > 8) piece", "there > 0) piece"),
     registers("sums-never-cleared", "stale accumulator", "    sums = Sums();\n", ""),
-    registers("x-read-before-it-is-there", "missing barrier", "width, stride);\n  __syncthreads();", "width, stride);"),
+    registers("x-read-before-it-is-there", "missing barrier", "});\n  __syncthreads();", "});"),
     registers(
         "sums-read-before-they-are-there", "missing barrier", "leave_tile();\n    __syncthreads();", "leave_tile();"
     ),
     bulk("sums-read-before-they-are-there", "missing barrier", "    sync_multiplying();\n    finish", "    finish"),
-    bulk("x-read-before-it-is-there", "missing barrier", "width, stride);\n  __syncthreads();", "width, stride);"),
+    bulk(
+        "x-read-before-it-is-there",
+        "missing barrier",
+        "sync_multiplying);\n  }\n  __syncthreads();",
+        "sync_multiplying);\n  }",
+    ),
     bulk("stage-not-waited-for", "missing barrier", "        barrier_wait(full + turn.stage, turn.parity);\n", ""),
     bulk(
         "stage-filled-while-read", "missing barrier", "      barrier_wait(empty + turn.stage, turn.parity ^ 1);\n", ""

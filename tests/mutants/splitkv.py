@@ -22,13 +22,10 @@ MUTANTS = (
     kernel(
         "outputs-merged-without-weights",
         "wrong LSE merge",
-        "tl.sum(b_theirs * beta[:, :, None], 0)",
+        "tl.sum(b_theirs * beta[:, None], 0)",
         "tl.sum(b_theirs, 0)",
     ),
-    kernel(
-        "weight-of-what-came-before", "wrong LSE merge", "b_out * alpha[:, None] + tl.sum(b_t", "b_out + tl.sum(b_t"
-    ),
-    kernel("last-split-lost", "last split lost", "m_s = (o_s < splits)", "m_s = (o_s < splits - 1)"),
+    kernel("last-split-lost", "last split lost", "m_s = o_s < splits", "m_s = o_s < splits - 1"),
     kernel(
         "tiles-rounded-down",
         "last split lost",
@@ -92,6 +89,12 @@ MUTANTS = (
     cached("rows-by-stride-of-pages", "transposed stride", "% PAGE) * tl.cast(s_row", "% PAGE) * tl.cast(s_block"),
     cached("window-of-capacity", "length ignored", "lower = n - SQ - left", "lower = skv - SQ - left"),
     cached("slopes-of-capacity", "ALiBi", "o_n[None, :], n - SQ, scale_log2", "o_n[None, :], skv - SQ, scale_log2"),
+    Mutant(
+        "splitkv/weight-of-what-came-before",
+        "wrong LSE merge",
+        ("many-splits",),
+        (Edit(KERNEL, "b_out * alpha + tl.sum(b_t", "b_out + tl.sum(b_t"),),
+    ),
     Mutant(
         "splitkv/counter-left-behind",
         "stale state",

@@ -64,7 +64,7 @@ def combining(arch: int, dtype: str, d: int) -> Binary:
     """Compile the kernel that combines what the splits of eight heads found."""
     from attnkit.variants.triton_splitkv_kernel import at_once, combine_kernel, padded
 
-    constants = {"SQ": 1, "GROUP": 8, "DV": d, "DVP": padded(d), "SB": at_once(1, d), "WAIT": arch >= 90}
+    constants = {"SQ": 1, "GROUP": 8, "DV": d, "DVP": padded(d), "SB": at_once(d), "WAIT": arch >= 90}
     return compile_kernel(
         combine_kernel, arch, {"p_out": f"*{dtype}", "p_partial": "*fp32"}, constants, num_warps=4,
         launch_pdl=arch >= 90,

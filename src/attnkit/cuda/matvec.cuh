@@ -101,39 +101,42 @@ __device__ inline void digits(word (&out)[4], const int (&x)[4]) {
   out[3] = __byte_perm(high01, high23, 0x7632);
 }
 
-// x [m, k] into shared memory, as digits: rows of `width` numbers, zero from k on, `stride` apart. `largest` is room for a
+// x [m, k] into shared memory by the first THREADS threads, who `meet`, as digits: rows of `width` numbers, zero from k on, `stride` apart. `largest` is room for a
 // word a warp and row. A row with something that is not finite counts in units of nan.
-template <int THREADS>
+template <int THREADS, class Meet>
 __device__ inline Unit stage_x(staged_x* staged, word* largest, const half_bits* x, long long x_stride, int m, int k, int width,
-                               int stride) {
-  constexpr int ALL = THREADS / 32;
+                               int stride, Meet meet) {
+  constexpr int ALL = THREADS / 32, KEPT = 4;  // vectors of a thread that are not read twice
   constexpr word INFINITE = BF16 ? 0x7f80 : 0x7c00;
-  for (int row = 0; row < m; ++row) {
-    word most = 0;
-    for (int i = 8 * threadIdx.x; i < k; i += 8 * THREADS) {
-      const uint4 v = *(const uint4*)(x + row * x_stride + i);
-      const word words[4] = {v.x, v.y, v.z, v.w};
-      #pragma unroll
-      for (int j = 0; j < 4; ++j) most = max(most, max(words[j] & 0x7fff, words[j] >> 16 & 0x7fff));
-    }
-    most = largest_of_warp(most);
-    if (threadIdx.x % 32 == 0) largest[row * ALL + threadIdx.x / 32] = most;
-  }
-  __syncthreads();
   float unit[2] = {1.f, 1.f};
   #pragma unroll
   for (int row = 0; row < 2; ++row) {
     if (row >= m) break;
+    const half_bits* from = x + row * x_stride;
+    auto vector = [&](int i) { return i < k ? *(const uint4*)(from + i) : make_uint4(0, 0, 0, 0); };
+    uint4 kept[KEPT];
     word most = 0;
+    auto compare = [&](const uint4& v) {
+      const word words[4] = {v.x, v.y, v.z, v.w};
+      #pragma unroll
+      for (int j = 0; j < 4; ++j) most = max(most, max(words[j] & 0x7fff, words[j] >> 16 & 0x7fff));
+    };
+    #pragma unroll
+    for (int j = 0; j < KEPT; ++j) kept[j] = vector(8 * (threadIdx.x + j * THREADS));
+    #pragma unroll
+    for (int j = 0; j < KEPT; ++j) compare(kept[j]);
+    for (int i = 8 * (threadIdx.x + KEPT * THREADS); i < k; i += 8 * THREADS) compare(vector(i));
+    most = largest_of_warp(most);
+    if (threadIdx.x % 32 == 0) largest[row * ALL + threadIdx.x / 32] = most;
+    meet();
+    most = 0;
     #pragma unroll
     for (int i = 0; i < ALL; ++i) most = max(most, largest[row * ALL + i]);
     // numbers are below 2^30 units: the top digit has room for a carry
     const int exponent = max((int)(__float_as_uint(to_float(most)) >> 23) - 29, 1);
     unit[row] = __uint_as_float(most < INFINITE ? exponent << 23 : 0x7fc00000);
     const float per_unit = __uint_as_float(254 - exponent << 23);
-    for (int i = 8 * threadIdx.x; i < width; i += 8 * THREADS) {
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (i < k) v = *(const uint4*)(x + row * x_stride + i);
+    auto stage = [&](int i, const uint4& v) {
       const word words[4] = {v.x, v.y, v.z, v.w};
       int whole[2][4];
       #pragma unroll
@@ -143,16 +146,20 @@ __device__ inline Unit stage_x(staged_x* staged, word* largest, const half_bits*
       digits(high, whole[1]);
       #pragma unroll
       for (int j = 0; j < 4; ++j) *(uint2*)(staged + (4 * row + j) * stride + i) = make_uint2(low[j], high[j]);
-    }
+    };
+    #pragma unroll
+    for (int j = 0; j < KEPT; ++j)
+      if (const int i = 8 * (threadIdx.x + j * THREADS); i < width) stage(i, kept[j]);
+    for (int i = 8 * (threadIdx.x + KEPT * THREADS); i < width; i += 8 * THREADS) stage(i, vector(i));
   }
   return {unit[0], unit[1]};
 }
 #else
-// x [m, k] into shared memory, rows of `width` elements, zero from k on, `stride` apart; with int8 weights in the order of
+// x [m, k] into shared memory by the first THREADS threads, rows of `width` elements, zero from k on, `stride` apart; with int8 weights in the order of
 // `widened`. Several loads are on their way at a time: nothing can be multiplied before they are there.
-template <int THREADS>
+template <int THREADS, class Meet>
 __device__ inline Unit stage_x(staged_x* staged, word*, const half_bits* x, long long x_stride, int m, int k, int width,
-                               int stride) {
+                               int stride, Meet) {
   constexpr int AT_ONCE = THREADS < 512 ? 4 : 2;
   const unsigned vectors = width / 8;
   for (unsigned first = threadIdx.x; first < m * vectors; first += AT_ONCE * THREADS) {

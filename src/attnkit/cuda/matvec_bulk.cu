@@ -75,10 +75,14 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
     while (issued < min(STAGES, total)) issue();
   }
 
-  prefetch_rows(scale, 4, rows.first, rows.count);
-  prefetch_rows(bias, 2, rows.first, rows.count);
-  wait_for_previous_kernel();
-  const Unit unit = stage_x<THREADS>(staged, largest, x, x_stride, m, k, width, stride);
+  Unit unit;
+  if (warp < WARPS) {
+    prefetch_rows(scale, 4, rows.first, rows.count);
+    prefetch_rows(bias, 2, rows.first, rows.count);
+    wait_for_previous_kernel();
+    // not by the warps that load: what they asked for of x would come behind all the weights that the ring holds
+    unit = stage_x<32 * WARPS>(staged, largest, x, x_stride, m, k, width, stride, sync_multiplying);
+  }
   __syncthreads();
 
   if (warp >= WARPS) {

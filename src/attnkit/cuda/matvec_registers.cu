@@ -60,7 +60,7 @@ matvec(const char* weight, const half_bits* x, const float* scale, const half_bi
   prefetch_rows(scale, 4, rows.first, rows.count);
   prefetch_rows(bias, 2, rows.first, rows.count);
   wait_for_previous_kernel();
-  const Unit unit = stage_x<THREADS>(staged, largest, x, x_stride, m, k, width, stride);
+  const Unit unit = stage_x<THREADS>(staged, largest, x, x_stride, m, k, width, stride, [] { __syncthreads(); });
   __syncthreads();
 
   const staged_x* staged_mine = staged + staged_column(g, m) * stride + t * LANE_K;

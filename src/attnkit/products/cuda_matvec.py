@@ -14,7 +14,7 @@ from attnkit import nvrtc
 from attnkit.product import Product
 from attnkit.products.matvec_tiles import MAX_ROWS, Config, Limits, Weights, choose, launch_shape
 
-__all__ = ["PRODUCT", "matvec", "rejects"]
+__all__ = ["PRODUCT", "explains", "matvec", "rejects"]
 
 ALIGNMENT = 16
 
@@ -29,8 +29,9 @@ def matvec(
 ) -> torch.Tensor:
     """Multiply: x ``[m, k]`` in 16 bits, weight ``[n, k]`` in x's dtype or int8 with scale ``[n]`` to out ``[m, n]``.
 
-    Sums are in float32. With a ``config`` whose ``overlap`` is set, weight, scale and bias must not be written by the
-    kernel that runs before this one on the stream.
+    Sums are in float32; where the form has a fixed-point x they are exact until they are put together. With a
+    ``config`` whose ``overlap`` is set, weight, scale and bias must not be written by the kernel that runs before this
+    one on the stream.
 
     Raises:
         ValueError: If `rejects` rejects it.
@@ -91,6 +92,27 @@ def rejects(
     return (config or choose(weights, m, n, k, device)).why_not(weights, m, n, k, device)
 
 
+def explains(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    config: Config | None = None,
+) -> torch.Tensor:
+    """By how much out ``[m, n]`` may be off because x is made a fixed-point number; nothing in forms that do not."""
+    m, k = x.shape
+    n = weight.shape[0]
+    config = config or choose("int8" if weight.dtype == torch.int8 else "half", m, n, k, limits(x.device))
+    if not config.fixed:
+        return torch.zeros(m, n, device=x.device)
+    size = weight.float().abs().sum(1)
+    if scale is not None:
+        size = size * scale
+    # a row's largest is below 2^exponent, and that is 2^30 units
+    exponent = torch.frexp(x.abs().amax(1).float()).exponent
+    return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent - 31)[:, None] * size
+
+
 @functools.cache
 def limits(device: torch.device) -> Limits:
     """What the device has."""
@@ -100,4 +122,4 @@ def limits(device: torch.device) -> Limits:
     )
 
 
-PRODUCT = Product("cuda_matvec", "one to eight rows at the speed of memory, CUDA C++", matvec, rejects)
+PRODUCT = Product("cuda_matvec", "one to eight rows at the speed of memory, CUDA C++", matvec, rejects, explains)

@@ -1,10 +1,10 @@
 """Decoding: a few queries on a long cache, with the keys split over programs (Dao et al., Flash-Decoding, 2023).
 
-One query a sequence cannot fill a GPU by heads and sequences alone, so each program takes a part of the keys and leaves
-what it found in a `Workspace`, which a caller that decodes token after token keeps. A second kernel, which begins while
-the first still runs, combines that; in forms that are not `apart` the last program of a key head to finish does, which
-is one kernel and slower. Either way the result does not depend on the order in which programs finish. The query heads
-of a key head, and up to eight queries, are the rows of one tile, so the cache is read once.
+One query a sequence cannot fill a GPU by heads and sequences alone, so each program takes a part of the keys. What they
+found is combined by a second kernel, a row a program, or by the last program of a key head to finish, for which it
+counts on a `Workspace`: a caller that decodes token after token keeps one, and saves the kernel that zeroes it. The
+result does not depend on the order in which programs finish. The query heads of a key head, and up to eight queries,
+are the rows of one tile, so the cache is read once.
 
 The cache is contiguous, or in pages that a table finds (Kwon et al., vLLM, 2023). How many keys of it there are is read
 on the device, so a graph captured once serves every length. The kernels are in triton_splitkv_kernel.py, their tiles
@@ -51,11 +51,24 @@ class Workspace:
     arrived: torch.Tensor
 
     @classmethod
-    def of(cls, b: int, hkv: int, rows: int, dv: int, device: torch.device, splits: int = MAX_SPLITS) -> Workspace:
-        """Allocate for calls of at most these sizes; rows are ``sq · hq / hkv``."""
+    def of(
+        cls,
+        b: int,
+        hkv: int,
+        rows: int,
+        dv: int,
+        device: torch.device,
+        splits: int = MAX_SPLITS,
+        counted: bool = True,
+    ) -> Workspace:
+        """Allocate for calls of at most these sizes; rows are ``sq · hq / hkv``.
+
+        What is not `counted` is for calls whose splits a kernel of its own combines, and saves one that zeroes.
+        """
         size = b * hkv * splits * rows * (dv + 2)
         partial = torch.empty(size, dtype=torch.float32, device=device)
-        return cls(partial, torch.zeros(b * hkv, dtype=torch.int32, device=device))
+        arrived = (torch.zeros if counted else torch.empty)(b * hkv, dtype=torch.int32, device=device)
+        return cls(partial, arrived)
 
 
 def attend(
@@ -121,7 +134,8 @@ def attend(
     form = form or split_form(q.dtype, rows, d, dv)
     splits = splits or choose_splits(b * hkv, reach, q.device, form.block_n)
     if workspace is None:
-        workspace = Workspace.of(b, hkv, rows, dv, q.device, splits)
+        counted = splits > 1 and not form.apart
+        workspace = Workspace.of(b, hkv, rows, dv, q.device, splits, counted)
     return triton_splitkv_kernel.attend(
         q,
         k,

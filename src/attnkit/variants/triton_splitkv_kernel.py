@@ -7,8 +7,7 @@ combined by whoever of a key head's programs finishes last, or by a kernel of th
 the one before it. Either takes them in the order of the splits: the result is the same whoever it was.
 
 Letters: BM rows and BN keys a tile, D and DV the head dims, DP and DVP the same rounded up to a power of two, PAGE the
-keys of a page (0: the cache is contiguous), RP rows that are combined together and SB splits of which records are read
-at a time.
+keys of a page (0: the cache is contiguous), SB splits of which records are read at a time.
 """
 
 from __future__ import annotations
@@ -46,36 +45,33 @@ def rows_of(
 
 @triton.jit
 def combined(
-    p_values, p_stats, splits, i_row,
-    ROWS: tl.constexpr, DV: tl.constexpr, RP: tl.constexpr, DVP: tl.constexpr, SB: tl.constexpr,
-):  # fmt: skip
-    """[RP, DVP]: rows from i_row on of a key head's output, out of the records of all its splits."""
-    o_r = i_row + tl.arange(0, RP)
+    p_values, p_stats, splits, i_row, ROWS: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, SB: tl.constexpr
+):
+    """[DVP]: one row of a key head's output, out of the records of all its splits."""
     o_dv = tl.arange(0, DVP)
-    m_r = o_r < ROWS
-    m = tl.full([RP], float("-inf"), tl.float32)
-    l = tl.zeros([RP], tl.float32)
-    b_out = tl.zeros([RP, DVP], tl.float32)
+    m = float("-inf")
+    l = 0.0
+    b_out = tl.zeros([DVP], tl.float32)
     for i in tl.range(0, splits, SB):
         # many at a time, for the way to the L2 and back is what takes long
         o_s = i + tl.arange(0, SB)
-        m_s = (o_s < splits)[:, None] & m_r[None, :]
-        o_rows = o_s[:, None] * ROWS + o_r[None, :]
+        m_s = o_s < splits
+        o_rows = o_s * ROWS + i_row
         m_theirs = tl.load(p_stats + o_rows * 2, mask=m_s, other=float("-inf"), cache_modifier=".cg")
         l_theirs = tl.load(p_stats + o_rows * 2 + 1, mask=m_s, other=0.0, cache_modifier=".cg")
         b_theirs = tl.load(
-            p_values + (o_rows[:, :, None] * DV + o_dv[None, None, :]),
-            mask=m_s[:, :, None] & (o_dv < DV)[None, None, :], other=0.0, cache_modifier=".cg",
+            p_values + (o_rows[:, None] * DV + o_dv[None, :]), mask=m_s[:, None] & (o_dv < DV)[None, :], other=0.0,
+            cache_modifier=".cg",
         )  # fmt: skip
         m_new = tl.maximum(m, tl.max(m_theirs, 0))
         # a row of which no split has a live key has m_new = -inf
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.exp2(m - shift)
-        beta = tl.exp2(m_theirs - shift[None, :])
+        beta = tl.exp2(m_theirs - shift)
         l = l * alpha + tl.sum(l_theirs * beta, 0)
-        b_out = b_out * alpha[:, None] + tl.sum(b_theirs * beta[:, :, None], 0)
+        b_out = b_out * alpha + tl.sum(b_theirs * beta[:, None], 0)
         m = m_new
-    return b_out / tl.where(l == 0.0, 1.0, l)[:, None]
+    return b_out / tl.where(l == 0.0, 1.0, l)
 
 
 @triton.jit(do_not_specialize=["hkv", "splits"])
@@ -91,13 +87,11 @@ def combine_kernel(
         gdc_wait()
     p_values = p_partial + i_bh * tl.cast(splits, tl.int64) * (ROWS * DV)
     p_stats = p_partial + (tl.num_programs(1) * tl.cast(DV, tl.int64) + i_bh * 2) * splits * ROWS
-    b_out = combined(p_values, p_stats, splits, i_row, ROWS, DV, 1, DVP, SB)
-    o_r = i_row + tl.arange(0, 1)
+    b_out = combined(p_values, p_stats, splits, i_row, ROWS, DV, DVP, SB)
     o_dv = tl.arange(0, DVP)
-    i_head = i_bh % hkv * GROUP + o_r % GROUP
-    o_out = (o_r // GROUP)[:, None] * tl.cast(s_os, tl.int64) + i_head[:, None] * tl.cast(s_oh, tl.int64)
-    p_out += i_bh // hkv * tl.cast(s_ob, tl.int64)
-    tl.store(p_out + (o_out + o_dv[None, :]), b_out.to(p_out.dtype.element_ty), mask=(o_dv < DV)[None, :])
+    i_head = i_bh % hkv * GROUP + i_row % GROUP
+    p_out += i_bh // hkv * tl.cast(s_ob, tl.int64) + i_row // GROUP * tl.cast(s_os, tl.int64)
+    tl.store(p_out + i_head * tl.cast(s_oh, tl.int64) + o_dv, b_out.to(p_out.dtype.element_ty), mask=o_dv < DV)
 
 
 @triton.jit(do_not_specialize=["hkv", "skv", "splits", "left", "upper"])
@@ -107,8 +101,7 @@ def splitkv_kernel(
     left, upper, scale_cap, cap_log2, p_slope, p_sink,
     SQ: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, MASK: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    PRECISION: tl.constexpr, RP: tl.constexpr, SB: tl.constexpr, AGAIN: tl.constexpr, APART: tl.constexpr,
-    EARLY: tl.constexpr,
+    PRECISION: tl.constexpr, SB: tl.constexpr, AGAIN: tl.constexpr, APART: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
         gdc_launch_dependents()
@@ -212,12 +205,11 @@ def splitkv_kernel(
             arrived = tl.atomic_add(p_arrived + i_bh, 1, sem="acq_rel")
             if arrived == splits - 1:
                 tl.debug_barrier()
-                o_r = tl.arange(0, RP)
-                b_sum = combined(p_values, p_stats, splits, 0, ROWS, DV, RP, DVP, SB)
-                o_sum = (o_r // GROUP)[:, None] * tl.cast(s_os, tl.int64) + o_dv[None, :]
-                o_sum += (i_h * GROUP + o_r % GROUP)[:, None] * tl.cast(s_oh, tl.int64)
-                m_sum = (o_r < ROWS)[:, None] & (o_dv < DV)[None, :]
-                tl.store(p_out + o_sum, b_sum.to(p_out.dtype.element_ty), mask=m_sum)
+                for i_row in tl.range(0, ROWS):
+                    b_sum = combined(p_values, p_stats, splits, i_row, ROWS, DV, DVP, SB)
+                    i_head = i_h * GROUP + i_row % GROUP
+                    p_row = p_out + i_row // GROUP * tl.cast(s_os, tl.int64) + i_head * tl.cast(s_oh, tl.int64)
+                    tl.store(p_row + o_dv, b_sum.to(p_out.dtype.element_ty), mask=o_dv < DV)
                 # ready for the next call
                 tl.store(p_arrived + i_bh, 0)
 
@@ -266,7 +258,7 @@ def attend(
         if apart:
             combine_kernel[(sq * group, b * hkv)](
                 out, partial, *out.stride()[:3], hkv, splits,
-                SQ=sq, GROUP=group, DV=dv, DVP=padded(dv), SB=at_once(1, dv), WAIT=overlap,
+                SQ=sq, GROUP=group, DV=dv, DVP=padded(dv), SB=at_once(dv), WAIT=overlap,
                 num_warps=4, launch_pdl=overlap,
             )  # fmt: skip
     return out
@@ -277,13 +269,13 @@ def tiles(form: Form, sq: int, group: int, d: int, dv: int) -> dict[str, Any]:
     rows = sq * group
     return {
         "SQ": sq, "GROUP": group, "D": d, "DP": padded(d), "DV": dv, "DVP": padded(dv), "BM": padded(rows),
-        "BN": form.block_n, "AGAIN": form.again, "RP": triton.next_power_of_2(rows), "SB": at_once(rows, dv),
+        "BN": form.block_n, "AGAIN": form.again, "SB": at_once(dv),
     }  # fmt: skip
 
 
-def at_once(rows: int, dv: int) -> int:
-    """Splits of which the records of so many rows are read together: as many as fit in registers."""
-    return max(1, min(32, 4096 // (triton.next_power_of_2(rows) * padded(dv))))
+def at_once(dv: int) -> int:
+    """Splits of which the records of a row are read together: as many as are quickly added up."""
+    return min(32, 4096 // padded(dv))
 
 
 def edges(mask: Mask, sq: int, longest: int) -> dict[str, object]:

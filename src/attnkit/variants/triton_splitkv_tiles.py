@@ -35,16 +35,16 @@ class Form:
     warps: int = 4
     stages: int = 3
     again: bool = True
-    apart: bool = False
+    apart: bool = True
 
 
 def split_form(dtype: torch.dtype, rows: int, d: int, dv: int) -> Form:
     """The form where keys are split, for a dtype, rows of a tile and head dims.
 
-    Wide heads leave less room for tiles in flight, and many queries are loaded once. One program that combines all
-    splits takes longer than a second kernel: on an H200 half of the call, at 32 splits.
+    Wide heads leave less room for tiles in flight, and many queries are loaded once. One program that combines all rows
+    of a key head takes longer than a second kernel with a program for each.
     """
-    return Form(stages=2 if _wide(dtype, d, dv) else 3, again=rows <= FEW_ROWS, apart=True)
+    return Form(stages=2 if _wide(dtype, d, dv) else 3, again=rows <= FEW_ROWS)
 
 
 def whole_form(dtype: torch.dtype, rows: int, d: int, dv: int, arch: int) -> Form | None:
@@ -79,18 +79,18 @@ def _wide(dtype: torch.dtype, d: int, dv: int) -> bool:
 
 
 @functools.cache
-def programs_at_once(device: torch.device) -> int:
-    """How many programs the device runs at a time; those of an H200 where there is no GPU."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-    return 2 * processors
+def processors(device: torch.device) -> int:
+    """How many the device has; an H200's where there is no GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 @functools.lru_cache(maxsize=1024)
 def choose_splits(heads: int, longest: int, device: torch.device, block_n: int = Form().block_n) -> int:
     """Splits for which the slowest processor has the least to do.
 
-    Programs come in waves; a program walks over its tiles, then leaves a record that takes about as long as two tiles.
-    The last one reads all records, sixteen of them in about the time of a tile.
+    Programs come in waves, one a processor: two share what a processor can have in flight. A program begins, which
+    takes as long as a tile, walks over its tiles, then leaves a record that takes about as long as two. Combining reads
+    all records, sixteen of them in about the time of a tile.
 
     Args:
         heads: Key heads of all sequences.
@@ -98,11 +98,11 @@ def choose_splits(heads: int, longest: int, device: torch.device, block_n: int =
         device: Where it runs.
         block_n: Keys a tile.
     """
-    slots = programs_at_once(device)
+    slots = processors(device)
     tiles = -(-longest // block_n)
 
     def cost(splits: int) -> int:
         combining = 2 + -(-splits // 16) if splits > 1 else 0
-        return -(-heads * splits // slots) * -(-tiles // splits) + combining
+        return -(-heads * splits // slots) * (1 + -(-tiles // splits)) + combining
 
     return min(range(1, max(1, min(tiles, MAX_SPLITS)) + 1), key=lambda splits: (cost(splits), splits))
