@@ -148,6 +148,8 @@ def undecided(
         picked: What `suspects` gave when stage 1 ended.
     """
     blocks = list(blocks)
+    if sum(block.stage == 2 for block in blocks) < rule.settle_blocks:
+        return list(picked)
     confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, picked))
     return [name for name in picked if not _settled(confirm, name, rule)]
 

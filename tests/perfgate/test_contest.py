@@ -418,11 +418,11 @@ def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
     rng, slower = random.Random(3), 0
     rule = replace(RULE, screen_blocks=1)
     states: Counter[State] = Counter()
-    for _ in range(500):
+    for _ in range(300):
         found = contest(rng, kernels(rng), rule=rule)
         slower += bool(called(found, State.REGRESSED))
         states.update(v.state for v in found.verdicts)
-    assert slower / 500 <= 0.01
+    assert slower / 300 <= 0.01
     assert 0.25 <= states[State.UNCHANGED] / states.total() <= 0.5
 
 
@@ -430,13 +430,13 @@ def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
 def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float, most: float) -> None:
     """The noisier is called unfit in some runs: the median of its controls is beyond the limit of a shift."""
     rng, slower, unfit = random.Random(44), 0, 0
-    for _ in range(600):
+    for _ in range(400):
         cases = {name: replace(k, sd=k.sd * typical) for name, k in kernels(rng).items()}
         found = contest(rng, cases)
         slower += bool(called(found, State.REGRESSED))
         unfit += found.unfit is not None
-    assert slower / 600 <= 0.01
-    assert unfit / 600 <= most
+    assert slower / 400 <= 0.01
+    assert unfit / 400 <= most
 
 
 @pytest.mark.parametrize(("controls", "most"), [(2, 0.35), (8, 0.02)])
@@ -452,9 +452,9 @@ def test_few_controls_call_no_more_but_are_more_often_unfit(controls: int, most:
 
 def test_a_suite_whose_cases_are_all_controls_calls_no_more() -> None:
     rng, slower = random.Random(5), 0
-    for _ in range(400):
+    for _ in range(250):
         slower += bool(called(contest(rng, kernels(rng), controls=168), State.REGRESSED))
-    assert slower / 400 <= 0.01
+    assert slower / 250 <= 0.01
 
 
 def test_kernels_with_two_modes_are_not_called() -> None:
