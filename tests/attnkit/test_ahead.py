@@ -64,31 +64,38 @@ def builds():
 """
 
 
-def judged(tmp_path: Path, *, config: dict[str, int], options: dict[str, int], even: bool = True) -> tuple[int, str]:
-    """Hold one build with a planted change against a baseline of the same build without."""
-    code = 0
-    output = ""
-    plain = PLANT.format(name=BUILD, config={}, options={}, even=True)
-    planted = PLANT.format(name=BUILD, config=config, options=options, even=even)
-    for text, arguments in ((plain, ["--renew"]), (planted, [])):
-        (tmp_path / "planted_builds.py").write_text(text)
-        # a process of its own: the interpreter and the compiler cannot share one
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src")])}
-        environment |= {"PYTHONDONTWRITEBYTECODE": "1", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-        command = [sys.executable, "-m", "perfgate", "static", "planted_builds", "--storage", "base", "--jobs", "1"]
-        done = subprocess.run(
-            [*command, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
-        code, output = done.returncode, done.stdout + done.stderr
-        assert "Traceback" not in output
-    return code, output
+def static(folder: Path, base: Path, builds: str, *arguments: str) -> tuple[int, str]:
+    """Hold these builds against what is in `base`."""
+    (folder / "planted_builds.py").write_text(builds)
+    # a process of its own: the interpreter and the compiler cannot share one
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT / "src")])}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "TRITON_CACHE_DIR": str(folder / "cache")}
+    command = [sys.executable, "-m", "perfgate", "static", "planted_builds", "--storage", str(base), "--jobs", "1"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    output = done.stdout + done.stderr
+    assert "Traceback" not in output
+    return done.returncode, output
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The profile of the build without a planted change."""
+    folder = tmp_path_factory.mktemp("base")
+    code, output = static(
+        folder, folder / "base", PLANT.format(name=BUILD, config={}, options={}, even=True), "--renew"
+    )
+    assert code == 0, output
+    return folder / "base"
+
+
+def judged(
+    folder: Path, base: Path, *, config: dict[str, int], options: dict[str, int], even: bool = True
+) -> tuple[int, str]:
+    """Hold one build with a planted change against the same build without."""
+    return static(folder, base, PLANT.format(name=BUILD, config=config, options=options, even=even))
 
 
 @pytest.mark.timeout(500)
@@ -102,16 +109,18 @@ def judged(tmp_path: Path, *, config: dict[str, int], options: dict[str, int], e
     ],
     ids=["forced spills", "a warp alone", "no stages", "too many stages"],
 )
-def test_a_planted_change_is_found(tmp_path: Path, config: dict[str, int], options: dict[str, int], says: str) -> None:
-    code, output = judged(tmp_path, config=config, options=options)
+def test_a_planted_change_is_found(
+    tmp_path: Path, base: Path, config: dict[str, int], options: dict[str, int], says: str
+) -> None:
+    code, output = judged(tmp_path, base, config=config, options=options)
     assert code == 1, output
     assert says in output
 
 
 @pytest.mark.timeout(500)
-def test_a_dropped_constant_is_listed(tmp_path: Path) -> None:
+def test_a_dropped_constant_is_listed(tmp_path: Path, base: Path) -> None:
     # EVEN_Q and EVEN_KV decide about masks: more instructions, but none of a kind that a rule is about
-    code, output = judged(tmp_path, config={}, options={}, even=False)
+    code, output = judged(tmp_path, base, config={}, options={}, even=False)
     assert code in (0, 1), output
     assert "changed" in output or "regressed" in output
 
