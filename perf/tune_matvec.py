@@ -14,11 +14,9 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ import torch.nn.functional as F
 from attnkit.agreement import agreement
 from attnkit.products.cuda_matvec import explains, matvec, rejects
 from attnkit.products.matvec_tiles import Config, Weights
+from perf.search import apart, recorded, screened
 from perfgate.clock import Budget, Clock
 from perfgate.cuda import CudaClock
 from perfgate.gpu import ceilings, use_one_stream
@@ -41,7 +40,6 @@ SHAPES = {
     "head": (32000, 4096),
 }
 """Weights [n, k] of Llama-2-7B."""
-SCREEN_SECONDS = 60
 FINALISTS = 2
 ROUNDS = 2
 SETS_BYTES = 6e9
@@ -158,28 +156,7 @@ def screen(trial: Trial) -> str | None:
 
 def screen_apart(trial: Trial) -> str | None:
     """`screen` in a process of its own."""
-    command = [sys.executable, "-m", "perf.tune_matvec", "--screen", trial.dumps()]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SCREEN_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return f"no answer in {SCREEN_SECONDS} s"
-    if done.returncode == 0:
-        out: str | None = json.loads(done.stdout.splitlines()[-1])["out"]
-        return out
-    lines = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines() or [""]
-    return f"exit {done.returncode}: {lines[-1][:200]}"
-
-
-def screened(trials: Sequence[Trial], jobs: int) -> dict[Trial, str | None]:
-    """The verdict of each candidate."""
-    with ThreadPoolExecutor(jobs) as pool:
-        verdicts = dict(zip(trials, pool.map(screen_apart, trials), strict=True))
-    for trial, reason in verdicts.items():
-        if reason is not None:
-            print(f"{trial}: {reason}", flush=True)
-    right = sum(reason is None for reason in verdicts.values())
-    print(f"{right} of {len(trials)} candidates compile and are right", flush=True)
-    return verdicts
+    return apart("perf.tune_matvec", "--screen", trial.dumps())
 
 
 Call = Callable[..., torch.Tensor]
@@ -225,7 +202,7 @@ def show(label: str, rate: float, read: float) -> None:
 def tune(arguments: argparse.Namespace, record: list[dict[str, Any]]) -> None:
     """Screen, time and choose; ``record`` grows on the way."""
     trials = [Trial(w, config) for config in CANDIDATES for w in arguments.weights if w == "int8" or not config.fixed]
-    verdicts = screened(trials, arguments.jobs)
+    verdicts = screened(trials, screen_apart, arguments.jobs)
     record.extend({"trial": dataclasses.asdict(t), "out": reason} for t, reason in verdicts.items() if reason)
     use_one_stream()
     clock = CudaClock(Budget(half_width=0.005, max_seconds=0.1, min_samples=10, warmup_seconds=0.03))
@@ -319,13 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.screen is not None:
         print(json.dumps({"out": screen(Trial.loads(arguments.screen))}))
         return 0
-    record: list[dict[str, Any]] = []
-    try:
-        tune(arguments, record)
-    finally:
-        if arguments.out is not None:
-            gpu = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-            arguments.out.write_text(json.dumps({**gpu, "record": record}, indent=1))
+    recorded(lambda record: tune(arguments, record), arguments.out)
     return 0
 
 

@@ -15,11 +15,9 @@ import dataclasses
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +29,12 @@ from attnkit.problem import Problem
 from attnkit.variants import triton_splitkv, variant
 from attnkit.variants.triton_splitkv import Workspace, attend
 from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose_splits
+from perf.search import apart, recorded, screened
 from perfgate.clock import Budget, Clock
 from perfgate.cuda import CudaClock
 from perfgate.gpu import ceilings, use_one_stream
 
 PEERS = ("sdpa_cudnn", "sdpa_flash")
-SCREEN_SECONDS = 120
 SCREEN_KEYS = 1111
 FINALISTS = 3
 SPLITS = (2, 4, 8, 16, 32, 64)
@@ -131,28 +129,7 @@ def screen(form: Form, problems: Sequence[Problem]) -> str | None:
 
 def screen_apart(form: Form, names: Sequence[str]) -> str | None:
     """`screen` in a process of its own, which leaves the compiled kernels in Triton's cache."""
-    options = ["--problems", ",".join(names), "--screen", json.dumps(dataclasses.asdict(form))]
-    command = [sys.executable, "-m", "perf.tune_splitkv", *options]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SCREEN_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return f"no answer in {SCREEN_SECONDS} s"
-    if done.returncode == 0:
-        out: str | None = json.loads(done.stdout.splitlines()[-1])["out"]
-        return out
-    lines = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines() or [""]
-    return f"exit {done.returncode}: {lines[-1][:200]}"
-
-
-def screened(forms: Sequence[Form], names: Sequence[str], jobs: int) -> dict[Form, str | None]:
-    """Why each form is out, or None."""
-    with ThreadPoolExecutor(jobs) as pool:
-        verdicts = dict(zip(forms, pool.map(lambda form: screen_apart(form, names), forms), strict=True))
-    for form, reason in verdicts.items():
-        if reason is not None:
-            print(f"{Trial(form, 0)}: {reason}", flush=True)
-    print(f"{sum(v is None for v in verdicts.values())} of {len(forms)} forms compile and are right", flush=True)
-    return verdicts
+    return apart("perf.tune_splitkv", "--problems", ",".join(names), "--screen", json.dumps(dataclasses.asdict(form)))
 
 
 class Bench:
@@ -200,7 +177,7 @@ def tune(arguments: argparse.Namespace, record: list[dict[str, Any]]) -> None:
     """Screen, time and choose; ``record`` grows on the way."""
     problems = {name: PROBLEMS[name] for name in arguments.problems}
     use_one_stream()
-    verdicts = screened(FORMS, arguments.problems, arguments.jobs)
+    verdicts = screened(FORMS, lambda form: screen_apart(form, arguments.problems), arguments.jobs)
     record.extend({"form": dataclasses.asdict(form), "out": reason} for form, reason in verdicts.items() if reason)
     right = [form for form in FORMS if verdicts[form] is None]
     clock = CudaClock(Budget(half_width=0.005, max_seconds=0.1, min_samples=10, warmup_seconds=0.03))
@@ -277,13 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = [PROBLEMS[name] for name in arguments.problems]
         print(json.dumps({"out": screen(Form(**json.loads(arguments.screen)), asked)}))
         return 0
-    record: list[dict[str, Any]] = []
-    try:
-        tune(arguments, record)
-    finally:
-        if arguments.out is not None:
-            gpu = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-            arguments.out.write_text(json.dumps({**gpu, "record": record}, indent=1))
+    recorded(lambda record: tune(arguments, record), arguments.out)
     return 0
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from attnkit.products.matvec_tiles import Config
-from perf import tune_matvec
-from perf.tune_matvec import CANDIDATES, Trial, parser, screened, turns
+from perf import search, tune_matvec
+from perf.search import screened
+from perf.tune_matvec import CANDIDATES, Trial, parser, screen_apart, turns
 
 
 def test_a_candidate_is_the_same_in_another_process() -> None:
@@ -23,13 +24,13 @@ def test_a_candidate_is_the_same_in_another_process() -> None:
 def test_a_candidate_that_dies_costs_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = Trial("half", CANDIDATES[0]), Trial("half", Config("bulk", 7, 1, 1))
     program = "import sys, os; os.abort() if '\"warps\": 7' in sys.argv[-1] else print('{\"out\": null}')"
-    run = tune_matvec.subprocess.run
+    run = search.subprocess.run
     monkeypatch.setattr(
-        tune_matvec.subprocess,
+        search.subprocess,
         "run",
-        lambda command, **options: run([tune_matvec.sys.executable, "-c", program, command[-1]], **options),
+        lambda command, **options: run([search.sys.executable, "-c", program, command[-1]], **options),
     )
-    verdicts = screened([good, bad], jobs=2)
+    verdicts = screened([good, bad], screen_apart, jobs=2)
     assert verdicts[good] is None
     assert (verdicts[bad] or "").startswith("exit -6")
 
@@ -82,7 +83,9 @@ def test_the_whole_search_with_a_clock_that_knows_the_answer(
     monkeypatch.setattr(tune_matvec, "ceilings", lambda clock: {"read_bytes_per_second": 4e12})
     monkeypatch.setattr(tune_matvec, "operands", lambda *given: (torch.zeros(1, 1),) * 3)
     monkeypatch.setattr(
-        tune_matvec, "screened", lambda trials, jobs: {t: "wrong" if t.config == wrong else None for t in trials}
+        tune_matvec,
+        "screened",
+        lambda trials, screen, jobs: {t: "wrong" if t.config == wrong else None for t in trials},
     )
     record: list[dict[str, Any]] = []
     tune_matvec.tune(parser().parse_args(["--shapes", "o,down"]), record)

@@ -12,8 +12,9 @@ pytest.importorskip("triton")
 
 from attnkit.problem import Problem
 from attnkit.variants.triton_splitkv_tiles import Form
-from perf import tune_splitkv
-from perf.tune_splitkv import FORMS, PROBLEMS, Trial, chosen, parser, screen, screened, turns
+from perf import search, tune_splitkv
+from perf.search import screened
+from perf.tune_splitkv import FORMS, PROBLEMS, Trial, chosen, parser, screen, screen_apart, turns
 
 CPU = torch.device("cpu")
 
@@ -52,13 +53,13 @@ def parity_of(way: Any, asked: Any, **_: object) -> SimpleNamespace:
 
 def test_a_form_that_dies_costs_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import sys, os; os.abort() if '\"warps\": 7' in sys.argv[-1] else print('{\"out\": null}')"
-    run = tune_splitkv.subprocess.run
+    run = search.subprocess.run
     monkeypatch.setattr(
-        tune_splitkv.subprocess,
+        search.subprocess,
         "run",
-        lambda command, **options: run([tune_splitkv.sys.executable, "-c", program, command[-1]], **options),
+        lambda command, **options: run([search.sys.executable, "-c", program, command[-1]], **options),
     )
-    verdicts = screened([Form(), Form(warps=7)], ["b1-hkv8-4096"], jobs=2)
+    verdicts = screened([Form(), Form(warps=7)], lambda form: screen_apart(form, ["b1-hkv8-4096"]), jobs=2)
     assert verdicts[Form()] is None
     assert (verdicts[Form(warps=7)] or "").startswith("exit -6")
 
@@ -114,7 +115,7 @@ def test_the_whole_search_with_a_clock_that_knows_the_answer(
     monkeypatch.setattr(tune_splitkv, "ceilings", lambda clock: {"read_bytes_per_second": 4e12})
     monkeypatch.setattr(tune_splitkv, "SETS_BYTES", 0)
     monkeypatch.setattr(
-        tune_splitkv, "screened", lambda forms, names, jobs: {f: "wrong" if f == wrong else None for f in forms}
+        tune_splitkv, "screened", lambda forms, screen, jobs: {f: "wrong" if f == wrong else None for f in forms}
     )
     record: list[dict[str, Any]] = []
     tune_splitkv.tune(parser().parse_args(["--problems", "b1-hkv4-1024"]), record)
