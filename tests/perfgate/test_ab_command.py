@@ -296,7 +296,8 @@ def test_what_may_have_got_less_accurate_is_checked_again_and_nothing_else(
     assert repository.errors()["speed/a"] == [1e-3] * 4 + [None] * 4 * (blocks - 1)
 
 
-def test_an_error_that_scatters_is_not_red_and_checked_some_times(repository: Repository) -> None:
+def scattering(repository: Repository) -> None:
+    """Commit a suite whose error differs by process."""
     repository.checked()
     suite = repository.path / "test_speed.py"
     counts = repository.path.parent / "counts"
@@ -310,9 +311,27 @@ ERRORS["b"] = (1.5 if side.name.endswith("head") else 1) * (2 if len(side.read_t
 """
     )
     repository.commit("scatters by its process, and more in the head")
+
+
+def test_an_error_that_scatters_is_not_red_and_checked_some_times(repository: Repository) -> None:
+    scattering(repository)
     assert repository.ab("--base=HEAD", "--confirm=9") == Exit.OK
     assert repository.states("accuracy") == {"speed/b": "unresolved"}
     assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * command.CHECKS
+
+
+def test_checks_go_on_for_some_blocks_only_once_times_are_decided(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scattering(repository)
+    repository.slow("a")
+
+    def undecided(blocks: Sequence[Block], controls: Collection[str], picked: Sequence[str]) -> Sequence[str]:
+        return [] if any(block.stage == 2 for block in blocks) else picked
+
+    monkeypatch.setattr(ab_stand_in, "RULES", replace(ab_stand_in.RULES, undecided=undecided))
+    assert repository.ab("--base=HEAD", "--confirm=9") == Exit.REGRESSED
+    assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * (1 + command.CHECKS)
 
 
 def test_a_case_that_needs_more_memory_is_red_and_named(

@@ -92,6 +92,19 @@ def test_what_is_surely_below_its_floor_is_not_visited_again(d: float, scatter: 
     assert undecided([], RULE, CONTROLS, ["case"]) == ["case"]
 
 
+def test_a_change_below_its_floor_makes_no_other_one_surer() -> None:
+    """Were it a rejection of Holm's, the other would be asked by a weaker level."""
+
+    def state(**others: float) -> State:
+        sway = [1, -1] * 5
+        ds = [{"case": 0.0125 * (1 + s), **{name: d * (1 + 0.04 * s) for name, d in others.items()}} for s in sway]
+        found = judge([block(i, d) for i, d in enumerate(ds)], RULE, CONTROLS, ["case", *others])
+        return verdict(found).state
+
+    assert state() is State.REGRESSED
+    assert state(small=0.005) is State.UNRESOLVED
+
+
 def test_what_was_left_alone_could_have_been_seen_as_well_as_in_all_blocks() -> None:
     early, whole = (verdict(judge(confirmed(0.0, n=n), RULE, CONTROLS)) for n in (3, 10))
     assert early.state is whole.state is State.UNCHANGED
