@@ -199,6 +199,15 @@ def test_every_bar_has_its_rate_and_its_limit() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["matmul", "persistent_int8", "compiled"]
 
 
+def test_rungs_and_peers_of_one_size_from_two_runs_stand_in_one_panel() -> None:
+    pytest.importorskip("matplotlib")
+    from perf import inference_plot
+
+    runs = [a_run(llama("matmul", 50)), a_run(llama("compiled", 330))]
+    (axes,) = inference_plot.ladder(Collected.from_json({"runs": runs, "latencies": []})).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["matmul", "compiled"]
+
+
 @pytest.mark.skipif(not (inference.DOCS / "inference.json").exists(), reason="nothing was measured yet")
 def test_the_committed_page_is_that_of_the_committed_data() -> None:
     kept = Collected.from_json(json.loads((inference.DOCS / "inference.json").read_text()))
