@@ -77,6 +77,13 @@ def test_a_rung_has_its_rate_its_share_and_what_it_adds_to_the_one_before() -> N
     assert rungs == ["matmul", "fused", "graph", "graph_int8", "overlap", "compiled", "transformers"]
 
 
+def test_a_peer_in_int8_is_named_beside_the_fastest() -> None:
+    rows = llama("compiled", 330), llama("compiled_int8", 300, True), llama("persistent_int8", 900, True)
+    page = render(collected(*rows, llama("matmul", 50)))
+    assert "in 16 bits `matmul` is 0.152× as fast" in page
+    assert "in int8 `persistent_int8` is 2.73× as fast (3.00× as `compiled_int8`)." in page
+
+
 def test_every_rung_knows_what_it_is_held_against() -> None:
     assert before(RUNGS[0]) is None
     assert before("graph_int8") == "graph"
