@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,19 @@ def test_files_become_the_page_and_the_page_comes_again_from_what_is_kept(
     # the same file twice
     assert inference.main([files[0], files[0], "--docs", str(docs)]) == 2
     assert "expected every case in one run" in capsys.readouterr().err
+
+
+def test_without_matplotlib_there_is_the_page_and_what_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (tmp_path / "run.json").write_text(json.dumps(document(llama("matmul", 50))))
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    assert inference.main([str(tmp_path / "run.json"), "--docs", str(docs)]) == 3
+    assert sorted(path.name for path in docs.iterdir()) == ["inference.json", "inference.md"]
+    assert "and the page are written, not the pictures: " in capsys.readouterr().err
 
 
 def test_a_run_that_was_not_whole_is_shown_and_said(tmp_path: Path) -> None:
