@@ -206,7 +206,16 @@ def test_flash_attention_3_is_handed_what_its_copy_engine_can_address(operators:
     agrees(flash_attn_3.attention, Problem(b=2, sq=20, layout=layout, **SIZES))
 
 
-@pytest.mark.parametrize("move", [lambda x: x[..., ::2], lambda x: x[..., 1:17], lambda x: x.flatten()[1:]])
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: x[..., ::2],
+        lambda x: x[..., 1:17],
+        lambda x: x.flatten()[1:],
+        lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1],
+        lambda x: x[:1].expand_as(x),
+    ],
+)
 def test_what_the_copy_engine_cannot_address_is_copied(move: Any) -> None:
     x = torch.randn(2, 9, 4, 32)
     moved = move(x)
@@ -216,6 +225,15 @@ def test_what_the_copy_engine_cannot_address_is_copied(move: Any) -> None:
     assert found.data_ptr() % 16 == 0
     assert flash_attn_3.reachable(x) is x
     assert flash_attn_3.reachable(x.transpose(1, 2)).data_ptr() == x.data_ptr()
+
+
+def test_a_gradient_of_stride_zero_comes_back_to_flash_attention_3(operators: None) -> None:
+    q, k, v, _ = Problem(b=2, sq=20, **SIZES).inputs(CPU, requires_grad=True)
+    found = [
+        torch.autograd.grad(function(q, k, v).sum(), (q, k, v))
+        for function in (flash_attn_3.attention, naive.attention)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mask", ["full", "causal", Window(9, 0)], ids=str)
