@@ -69,6 +69,8 @@ OF_LIBRARIES = [
     Problem(b=1, hq=2, hkv=1, sq=300, skv=170, d=64, mask="causal"),
     Problem(b=1, hq=2, sq=140, d=96, dtype="fp16", mask="causal", layout="packed"),
     Problem(b=1, hq=4, hkv=2, sq=260, skv=300, d=192, dv=128, mask="causal"),
+    Problem(b=1, hq=2, sq=260, skv=300, d=192, dv=128, mask="causal"),
+    Problem(b=1, hq=2, sq=260, d=128, dv=64, dtype="fp16"),
     Problem(b=1, hq=2, sq=200, d=256, mask="causal", layout="padded"),
     Problem(b=1, hq=4, hkv=2, sq=400, d=128, mask=Window(100, 0)),
     Problem(b=1, hq=2, sq=300, skv=150, d=64, dtype="fp16", mask=Window(5, 40)),

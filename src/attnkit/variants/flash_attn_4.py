@@ -88,6 +88,8 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     d, dv = problem.d, problem.dv
     if d != dv and (d, dv) not in APART:
         return f"d other than dv is known to work for {' and '.join(map(str, APART))}, got d={d} and dv={dv}"
+    if d != dv and pass_ != "fwd" and problem.group > 1:
+        return f"gradients of grouped heads need d to equal dv, got d={d} and dv={dv}"
     if d > MAX_D or d % ALIGNED:
         return f"d must be a multiple of {ALIGNED} and at most {MAX_D}, got {d}"
     if problem.scale is not None and problem.scale <= 0:
