@@ -159,15 +159,17 @@ def _without_kernels(record: Record) -> Record:
 
 
 def write(collected: Collected, docs: Path) -> list[Path]:
-    """Write the page and its pictures; pictures need matplotlib, and without it those that are there stay."""
+    """Write the page, then its pictures.
+
+    Raises:
+        ModuleNotFoundError: If there is no matplotlib, which the pictures need: the page is written, and they stay.
+    """
     page = docs / "inference.md"
-    made = [page]
+    page.write_text(inference_page.render(collected), encoding="utf-8")
     pictures = inference_plot.pictures(collected)
     for name, text in pictures.items():
         (docs / name).write_text(text, encoding="utf-8")
-        made.append(docs / name)
-    page.write_text(inference_page.render(collected), encoding="utf-8")
-    return made
+    return [page, *(docs / name for name in pictures)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"{kept} has the data, but {error}", file=sys.stderr)
+        print(f"{kept} and the page are written, not the pictures: {error}", file=sys.stderr)
         return 3
     print("\n".join(str(path) for path in made))
     return 0

@@ -106,10 +106,11 @@ def before(name: str) -> str | None:
     return above[above.index(name) - 1] if name in above[1:] else None
 
 
-def best_peer(rows: Mapping[str, Row]) -> str | None:
-    """The fastest that is no rung."""
+def best_peer(rows: Mapping[str, Row], *, int8: bool | None = None) -> str | None:
+    """The fastest that is no rung, of all or of those with or without int8 weights."""
     rungs = {rung.name for rung in LADDER} | {"batched"}
     peers = [name for name, row in rows.items() if name not in rungs and row.tokens_per_second]
+    peers = [name for name in peers if int8 in (None, name.endswith("_int8"))]
     return min(peers, key=lambda name: rows[name].median, default=None)
 
 
@@ -153,7 +154,11 @@ def _against_peers(rows: Mapping[str, Row], known: Sequence[str]) -> list[str]:
         ours = [name for name in known if name.endswith("_int8") == int8]
         if ours:
             best = min(ours, key=lambda name: rows[name].median)
-            said.append(f"in {what} `{best}` is {units.multiple(_faster(rows[best], rows[peer]))} as fast")
+            text = f"in {what} `{best}` is {units.multiple(_faster(rows[best], rows[peer]))} as fast"
+            alike = best_peer(rows, int8=int8)
+            if alike not in (None, peer):
+                text += f" ({units.multiple(_faster(rows[best], rows[str(alike)]))} as `{alike}`)"
+            said.append(text)
     return [f"Against the fastest peer, `{peer}`: {', '.join(said)}."]
 
 

@@ -77,6 +77,6 @@ def ladder(collected: Collected) -> Figure:
 
 
 def _kind(name: str) -> str:
-    if name.endswith("_int8"):
-        return "int8"
-    return "16 bits" if name in {rung.name for rung in LADDER} | {"batched"} else "a peer"
+    if name not in {rung.name for rung in LADDER} | {"batched"}:
+        return "a peer"
+    return "int8" if name.endswith("_int8") else "16 bits"

@@ -1,6 +1,7 @@
 """How others decode a Llama, as decoders that the ladder is timed beside.
 
 compiled        a decoder as gpt-fast writes it: static cache, fused projections, torch.compile with CUDA graphs
+compiled_int8   the same with int8 weights, a scale a row: the compiler converts them as they are read
 transformers    LlamaForCausalLM with a static cache, its forward compiled likewise
 """
 
@@ -18,8 +19,9 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from attnkit.llama import Config, Decoder, Weights, rotation
 from attnkit.llama.decoder import check_prompt, check_rewind, check_room
 from attnkit.llama.plain import rmsnorm
+from attnkit.llama.weights import quantize
 
-__all__ = ["PEERS", "Compiled", "Peer", "Transformers", "of_transformers"]
+__all__ = ["PEERS", "Compiled", "CompiledInt8", "Peer", "Transformers", "of_transformers"]
 
 COMPILE: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True}
 
@@ -31,10 +33,12 @@ class Peer:
     Attributes:
         build: Makes a decoder for weights, a batch and a capacity.
         absent: Why it cannot decode these weights here, or None.
+        int8: Whether it rounds the weights to int8.
     """
 
     build: Callable[[Weights, int, int], Decoder]
     absent: Callable[[Weights], str | None]
+    int8: bool = False
 
 
 class Stepwise(abc.ABC):
@@ -84,15 +88,36 @@ class Stepwise(abc.ABC):
         self.tokens.index_copy_(1, self.position, self.logits.argmax(-1, keepdim=True))
 
 
+class Matrix:
+    """A linear layer's weights ``[n, k]``, in int8 with a scale a row if that is asked for."""
+
+    def __init__(self, matrix: torch.Tensor, int8: bool) -> None:
+        self.matrix = matrix
+        self.scales: torch.Tensor | None = None
+        if int8:
+            self.matrix, self.scales = quantize(matrix)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [..., k]`` to ``[..., n]``."""
+        if self.scales is None:
+            return linear(x, self.matrix)
+        return (linear(x, self.matrix.to(x.dtype)) * self.scales).to(x.dtype)
+
+
 class Compiled(Stepwise):
     """The way of gpt-fast: one function over tensors of fixed shapes, which inductor fuses and replays as a graph."""
+
+    int8 = False
 
     def __init__(self, weights: Weights, batch: int, capacity: int, compile: bool = True) -> None:
         super().__init__(weights, batch, capacity)
         config = weights.config
         self.config, self.weights = config, weights
-        self.qkv = [torch.cat((layer.q, layer.k, layer.v)) for layer in weights.layers]
-        self.gate_up = [torch.cat((layer.gate, layer.up)) for layer in weights.layers]
+        self.qkv = [Matrix(torch.cat((layer.q, layer.k, layer.v)), self.int8) for layer in weights.layers]
+        self.out = [Matrix(layer.out, self.int8) for layer in weights.layers]
+        self.gate_up = [Matrix(torch.cat((layer.gate, layer.up)), self.int8) for layer in weights.layers]
+        self.down = [Matrix(layer.down, self.int8) for layer in weights.layers]
+        self.head = Matrix(weights.head, self.int8)
         shape = (config.layers, batch, config.hkv, capacity, config.d)
         self.k_cache = torch.zeros(shape, dtype=weights.dtype, device=weights.device)
         self.v_cache = torch.zeros_like(self.k_cache)
@@ -113,7 +138,7 @@ class Compiled(Stepwise):
         x = weights.embedding[tokens]
         for i, layer in enumerate(weights.layers):
             n = rmsnorm(x, layer.attention_norm, config.epsilon)
-            parts = linear(n, self.qkv[i]).split([h * config.d for h in heads], dim=-1)
+            parts = self.qkv[i](n).split([h * config.d for h in heads], dim=-1)
             q, k, v = (part.unflatten(-1, (-1, config.d)) for part in parts)
             q, k = rotation.rotate(q, turns), rotation.rotate(k, turns)
             self.k_cache[i].index_copy_(2, positions, k.transpose(1, 2))
@@ -121,11 +146,17 @@ class Compiled(Stepwise):
             a = scaled_dot_product_attention(
                 q.transpose(1, 2), self.k_cache[i], self.v_cache[i], attn_mask=seen, enable_gqa=config.group > 1
             )
-            x = x + linear(a.transpose(1, 2).flatten(2), layer.out)
+            x = x + self.out[i](a.transpose(1, 2).flatten(2))
             n = rmsnorm(x, layer.mlp_norm, config.epsilon)
-            gate, up = linear(n, self.gate_up[i]).chunk(2, dim=-1)
-            x = x + linear(silu(gate) * up, layer.down)
-        return linear(rmsnorm(x[:, -1], weights.norm, config.epsilon), weights.head)
+            gate, up = self.gate_up[i](n).chunk(2, dim=-1)
+            x = x + self.down[i](silu(gate) * up)
+        return self.head(rmsnorm(x[:, -1], weights.norm, config.epsilon))
+
+
+class CompiledInt8(Compiled):
+    """The same with int8 weights."""
+
+    int8 = True
 
 
 def of_transformers(config: Config, *, tied: bool, **options: Any) -> Any:
@@ -211,5 +242,6 @@ def _needs_transformers(weights: Weights) -> str | None:
 
 PEERS = {
     "compiled": Peer(Compiled, _needs_cuda),
+    "compiled_int8": Peer(CompiledInt8, _needs_cuda, int8=True),
     "transformers": Peer(Transformers, _needs_transformers),
 }

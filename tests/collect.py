@@ -1,5 +1,6 @@
 """What docs/trust.md is made of, collected on a machine with a GPU: ``python -m tests.collect STEP --occasion NAME``.
 
+    aa         `perfgate ab` of a commit against itself
     timers     the kernels of `tests.perfgate.cupti` by perfgate's clock, by CUPTI and, where it is, by NVBench
     planted    true sizes measured apart, then `perfgate ab` of a commit against itself, with the head's cases slowed
     drift      `perfgate ab` of a commit against itself, and another process that loads the GPU from a block on
@@ -72,6 +73,17 @@ def timers(occasion: str, ask: Ask = ask, *, say: Callable[[str], object] = prin
     return Timing(
         origin=Origin(date=started, occasion=occasion, commit=_commit(), environment=environment), seconds=seconds
     )
+
+
+def unchanged(occasion: str, suite: str, arguments: Sequence[str]) -> data.Contest:
+    """A run of unchanged code.
+
+    Raises:
+        RuntimeError: If the run does not come to its end, or the working tree is no commit's.
+    """
+    _committed()
+    journal, seconds = _compare(arguments)
+    return from_journal(journal, what="aa", occasion=occasion, suite=suite, seconds=seconds)
 
 
 def planted(occasion: str, shares: Sequence[str], suite: str, arguments: Sequence[str]) -> data.Contest:
@@ -225,7 +237,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.collect", description=__doc__, allow_abbrev=False)
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("load", help="what drift disturbs by")
-    for name in ("timers", "planted", "drift"):
+    for name in ("aa", "timers", "planted", "drift"):
         step = steps.add_parser(name, allow_abbrev=False)
         step.add_argument("--occasion", required=True, metavar="NAME", help="which start of which machine it is")
         step.add_argument("--data", type=Path, default=ROOT / "docs" / "trust.jsonl", metavar="FILE")
@@ -234,7 +246,7 @@ def main(argv: Sequence[str]) -> None:
         step.add_argument("--suite", default="default", metavar="NAME", help="which cases run (default: %(default)s)")
         if name == "planted":
             step.add_argument("--planted", action="append", required=True, metavar="REGEX:PERCENT")
-        else:
+        elif name == "drift":
             step.add_argument("--block", type=int, default=2, help="from which on (default: %(default)s)")
         step.add_argument("arguments", nargs="*", help="pytest's, after --; default: perf")
     options = parser.parse_args(argv)
@@ -244,6 +256,8 @@ def main(argv: Sequence[str]) -> None:
     entry: data.Entry
     if options.step == "timers":
         entry = timers(options.occasion)
+    elif options.step == "aa":
+        entry = unchanged(options.occasion, options.suite, options.arguments or ["perf"])
     elif options.step == "planted":
         entry = planted(options.occasion, options.planted, options.suite, options.arguments or ["perf"])
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_a_rung_has_its_rate_its_share_and_what_it_adds_to_the_one_before() -> N
     assert "the fastest peer, `compiled`: in 16 bits `overlap` is 2.00× as fast, in int8 `graph_int8` is 2.73×" in page
     rungs = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert rungs == ["matmul", "fused", "graph", "graph_int8", "overlap", "compiled", "transformers"]
+
+
+def test_a_peer_in_int8_is_named_beside_the_fastest() -> None:
+    rows = llama("compiled", 330), llama("compiled_int8", 300, True), llama("persistent_int8", 900, True)
+    page = render(collected(*rows, llama("matmul", 50)))
+    assert "in 16 bits `matmul` is 0.152× as fast" in page
+    assert "in int8 `persistent_int8` is 2.73× as fast (3.00× as `compiled_int8`)." in page
 
 
 def test_every_rung_knows_what_it_is_held_against() -> None:
@@ -173,6 +181,19 @@ def test_files_become_the_page_and_the_page_comes_again_from_what_is_kept(
     # the same file twice
     assert inference.main([files[0], files[0], "--docs", str(docs)]) == 2
     assert "expected every case in one run" in capsys.readouterr().err
+
+
+def test_without_matplotlib_there_is_the_page_and_what_is_missing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (tmp_path / "run.json").write_text(json.dumps(document(llama("matmul", 50))))
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    assert inference.main([str(tmp_path / "run.json"), "--docs", str(docs)]) == 3
+    assert sorted(path.name for path in docs.iterdir()) == ["inference.json", "inference.md"]
+    assert "and the page are written, not the pictures: " in capsys.readouterr().err
 
 
 def test_a_run_that_was_not_whole_is_shown_and_said(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ WARMUP_BOUND = 1.0
 """Seconds of work after which warm-up ends, steady or not."""
 DUTY = 0.5
 """Share of the time in which the device works: what it draws in the mean stays far below its power limit."""
-EVENTS = 1.4e-6
+EVENTS = 1.5e-6
 """Seconds that a window takes for itself where `CALLS` and `COMPANY` were held against CUPTI; elsewhere it takes more,
 and the difference is taken off (`CudaClock.window`)."""
 PROBES = 5
@@ -155,8 +155,11 @@ class CudaClock(Clock):
 
     @functools.cached_property
     def window(self) -> float:
-        """Seconds that a window takes for itself: one of a single short call, without what each further call adds."""
-        sets = tuple((torch.zeros(2048, dtype=torch.bfloat16, device="cuda"),) for _ in range(8))
+        """Seconds that a window takes for itself: one of a single short call, without what each further call adds.
+
+        The call reads and writes a megabyte, so that what it costs to find memory anew after a flush is in it.
+        """
+        sets = tuple((torch.zeros(2**19, dtype=torch.bfloat16, device="cuda"),) for _ in range(8))
         single, eight = (
             GraphRounds(lambda x: x + 1, Plan(windows, 1, "cold", self.flush, 1e-6), self._pace)
             for windows in (tuple((args,) for args in sets) * 8, (sets,) * 64)

@@ -59,34 +59,41 @@ KERNELS: dict[str, tuple[Callable[..., object], Make]] = {
 
 
 def durations(
-    flush: Callable[[], object], call: Callable[..., object], inputs: Sequence[tuple[Any, ...]], calls: int
+    flush: Callable[[], object],
+    call: Callable[..., object],
+    inputs: Sequence[tuple[Any, ...]],
+    calls: int,
+    rough: float,
 ) -> list[float]:
     """Seconds of the kernel, the mean of as many calls on other inputs as the clock's windows have, after a flush of
     the L2 as before those.
 
-    The device rests as it does when the clock times it: at its power limit it would be slower.
+    As many windows as the clock plays follow each other at once, and then the device rests as long: at its power limit
+    it would be slower, and after a rest it is slower for some hundred microseconds. A call takes `rough` seconds.
     """
     from torch.profiler import ProfilerActivity, profile
 
     from perfgate.cuda import DUTY
-    from perfgate.windows import Pace
+    from perfgate.windows import PIECE, Pace
 
     pace = Pace(DUTY)
     windows = [inputs[i : i + calls] for i in range(0, len(inputs) - calls + 1, calls)]
-    rounds = max(50, -(-200 // calls))
-    for _ in range(rounds):  # as warm as the clock's own
-        with pace.piece():
-            for args in inputs[:calls]:
-                call(*args)
-            torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
-        for i in range(rounds):
+    together = max(1, int(PIECE / (calls * rough)))
+    rounds = together * max(1, round(max(50, -(-200 // calls)) / together))
+
+    def play() -> None:
+        for i in range(0, rounds, together):
             with pace.piece():
-                flush()
-                # each writes to memory of its own, as in the clock's graph
-                kept = [call(*args) for args in windows[i % len(windows)]]
+                for j in range(i, i + together):
+                    flush()
+                    # each writes to memory of its own, as in the clock's graph
+                    kept = [call(*args) for args in windows[j % len(windows)]]
+                    del kept
                 torch.cuda.synchronize()
-                del kept
+
+    play()  # as warm as the clock's own
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
+        play()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
@@ -114,7 +121,8 @@ def times() -> dict[str, dict[str, float]]:
         found[name] = {"clock": samples.median, **samples.counters}
     for name, one in found.items():
         sets = [inputs[name](i) for i in range(int(one["input_sets"]))]
-        one["CUPTI"] = statistics.median(durations(clock.flush, KERNELS[name][0], sets, int(one["calls_per_window"])))
+        kernel = durations(clock.flush, KERNELS[name][0], sets, int(one["calls_per_window"]), one["clock"])
+        one["CUPTI"] = statistics.median(kernel)
     return found
 
 

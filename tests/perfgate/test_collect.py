@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests import collect, planted
 from tests.perfgate import nvbench
 from tests.perfgate.cupti import KERNELS
 from tests.perfgate.simulate import H200
+from tests.perfgate.test_trust_data import collected
 
 
 class Machine:
@@ -302,6 +305,39 @@ def measured(monkeypatch: pytest.MonkeyPatch, folder: Path, true: float, changed
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(collect, "_folder", lambda: folder)
     monkeypatch.setattr(collect, "_compare", compare)
+
+
+@pytest.mark.parametrize(("changed", "error"), [("", LookupError), (" M src/attnkit/oracle.py\n", RuntimeError)])
+def test_a_commit_alone_is_compared_with_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, error: type[Exception]
+) -> None:
+    measured(monkeypatch, tmp_path, 0.0, changed)
+    with pytest.raises(error, match=r"it was compared|oracle\.py"):
+        collect.unchanged("first", "default", ["perf"])
+
+
+def test_a_run_of_unchanged_code_is_added_with_the_time_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def compare(arguments: Sequence[str]) -> tuple[Path, dict[str, float]]:
+        asked.append(arguments)
+        return tmp_path / "ab.jsonl", {"screen": 3.0, "whole": 5.0}
+
+    def from_journal(path: Path, **about: Any) -> data.Contest:
+        asked.append((path, about["what"]))
+        return replace(collected(1), **{name: about[name] for name in ("suite", "seconds")})
+
+    monkeypatch.setattr(collect, "_committed", lambda: None)
+    monkeypatch.setattr(collect, "_compare", compare)
+    monkeypatch.setattr(collect, "from_journal", from_journal)
+    kept = tmp_path / "trust.jsonl"
+    collect.main(["aa", "--occasion=first", "--suite=some", f"--data={kept}", "--", "perf", "-k", "naive"])
+    assert asked == [["perf", "-k", "naive"], (tmp_path / "ab.jsonl", "aa")]
+    (entry,) = data.read(kept)
+    assert isinstance(entry, data.Contest)
+    assert (entry.suite, entry.seconds) == ("some", {"screen": 3.0, "whole": 5.0})
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,9 @@ def test_false_alarms_are_counted_and_named() -> None:
 
 def test_runs_that_are_made_up_are_as_many_as_were_asked_for() -> None:
     text = section(page.render([collected(1)], FEW), "Unchanged code that is made up")
-    assert re.search(r"Runs of 6 cases, drawn with replacement from the 6 that were timed\. ", text)
+    assert re.search(
+        r"Runs of 6 cases, drawn with replacement from the 6 that were timed, that screen in 2 blocks ", text
+    )
     assert re.search(r"called slower in \d of 4 \[.*\] runs and faster in \d of 4 \[", text)
     assert re.search(r"; in \d the machine seemed unfit, so none was called\.", text)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
-from perfgate.contest import ContestRule
+from perfgate import contest
+from perfgate.contest import Block, ContestRule
 from perfgate.trust.data import Contest
 from perfgate.trust.suites import Noise, Suite, false_alarms, measured
 from tests.perfgate.simulate import Kernel, contest_blocks, kernels
@@ -42,13 +43,32 @@ def test_unchanged_code_on_a_fit_machine_alone_is_measured() -> None:
     assert measured([run]) is not None
 
 
+def test_drawn_runs_screen_as_the_largest_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (
+        timed({f"k{i}": Kernel() for i in range(count)}, blocks=blocks, common=0.001)
+        for count, blocks in ((2, 2), (9, 1))
+    )
+    suite = measured([small, large, small])
+    assert suite is not None
+    assert (suite.size, suite.screens) == (9, 1)
+    seen = []
+
+    def suspects(blocks: Sequence[Block], *_: object) -> list[str]:
+        seen.append(len(blocks))
+        return []
+
+    monkeypatch.setattr(contest, "suspects", suspects)
+    false_alarms(suite, ContestRule(), 1, 1)
+    assert seen == [1]
+
+
 def noises(seed: int) -> tuple[Noise, ...]:
     found = kernels(random.Random(seed)).values()
     return tuple(Noise(seconds=one.seconds, between=one.sd, within=0.001) for one in found)
 
 
 def test_a_suite_of_unchanged_code_is_hardly_ever_red() -> None:
-    alarms = false_alarms(Suite(cases=noises(1), common=0.001, size=168), ContestRule(), 60, 1)
+    alarms = false_alarms(Suite(cases=noises(1), common=0.001, size=168, screens=2), ContestRule(), 60, 1)
     assert alarms.runs == 60
     assert alarms.red <= 2
     assert alarms.green <= 2
@@ -57,11 +77,11 @@ def test_a_suite_of_unchanged_code_is_hardly_ever_red() -> None:
 
 def test_a_rule_that_cries_wolf_is_found_out() -> None:
     lax = ContestRule(alpha=0.9, floor=1e-4, floor_seconds=0.0, screen_effect=1e-4)
-    alarms = false_alarms(Suite(cases=noises(1), common=0.001, size=168), lax, 10, 1)
+    alarms = false_alarms(Suite(cases=noises(1), common=0.001, size=168, screens=2), lax, 10, 1)
     assert alarms.red >= 5
 
 
 def test_a_machine_that_is_never_fit_is_no_quiet_one() -> None:
-    alarms = false_alarms(Suite(cases=noises(1), common=0.05, size=40), ContestRule(), 10, 1)
+    alarms = false_alarms(Suite(cases=noises(1), common=0.05, size=40, screens=2), ContestRule(), 10, 1)
     assert alarms.unfit >= 8
     assert alarms.red == 0

@@ -135,7 +135,8 @@ def _made_up(runs: Sequence[Contest], plan: Plan) -> str:
         return "This is drawn from the spreads of unchanged code, and no two processes of it were timed yet."
     found = false_alarms(suite, plan.rule, plan.made_up, SEED)
     return (
-        f"Runs of {suite.size} cases, drawn with replacement from the {len(suite.cases)} that were timed. Processes "
+        f"Runs of {suite.size} cases, drawn with replacement from the {len(suite.cases)} that were timed, that screen "
+        f"in {suite.screens} block{'' if suite.screens == 1 else 's'} as the largest run did. Processes "
         "and visits scatter normally, by the standard deviations that these cases had and by what all cases of a "
         f"process shared ({suite.common:.2%}). A case was called slower in {_share(found.red, found.runs)} runs and "
         f"faster in {_share(found.green, found.runs)}; in {found.unfit} the machine seemed unfit, so none was called."

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perfgate import contest, stats
 from perfgate.ab.command import CONTROLS
@@ -50,11 +50,13 @@ class Suite:
         cases: Those that were timed in several processes.
         common: Relative sd of what a process does to all of its cases.
         size: Cases of the largest run.
+        screens: Screening blocks of it; a large suite has time for fewer.
     """
 
     cases: tuple[Noise, ...]
     common: float
     size: int
+    screens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +82,11 @@ def measured(runs: Iterable[Contest]) -> Suite | None:
     between: dict[str, list[tuple[float, int]]] = {}
     seconds: dict[str, list[float]] = {}
     common: list[tuple[float, int]] = []
-    size = 0
+    size = screens = 0
     for run in runs:
         if run.what != "aa" or run.unfit is not None:
             continue
-        size = max(size, len(run.verdicts))
+        size, screens = max((size, screens), (len(run.verdicts), sum(block.stage == 1 for block in run.blocks)))
         logs: dict[str, dict[tuple[int, Side], list[float]]] = {}
         for i, block in enumerate(run.blocks):
             for name, visits in block.visits.items():
@@ -116,7 +118,7 @@ def measured(runs: Iterable[Contest]) -> Suite | None:
         )
         for name, found in sorted(between.items())
     )
-    return Suite(cases=cases, common=math.sqrt(_pooled(common)), size=size) if cases else None
+    return Suite(cases=cases, common=math.sqrt(_pooled(common)), size=size, screens=screens) if cases else None
 
 
 def _pooled(variances: Sequence[tuple[float, int]]) -> float:
@@ -125,7 +127,11 @@ def _pooled(variances: Sequence[tuple[float, int]]) -> float:
 
 
 def false_alarms(suite: Suite, rule: ContestRule, runs: int, seed: int) -> Alarms:
-    """Draw runs of unchanged code and have the rule decide; all cases are controls, as they are of unchanged code."""
+    """Draw runs of unchanged code and have the rule decide; all cases are controls, as they are of unchanged code.
+
+    Runs screen in as many blocks as the suite's largest run did.
+    """
+    rule = replace(rule, screen_blocks=suite.screens)
     rng = random.Random(seed)
     red = green = unfit = 0
     for _ in range(runs):

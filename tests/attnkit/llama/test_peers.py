@@ -9,19 +9,24 @@ import torch
 
 from attnkit.llama import Config, Decoder, Model, Weights, build
 from attnkit.llama.ladder import MATMUL
-from perf.peers import Compiled, Transformers
+from attnkit.llama.weights import Packed
+from perf.peers import Compiled, CompiledInt8, Transformers
 
 CONFIG = Config(hidden=64, intermediate=96, layers=2, hq=4, hkv=2, vocab=64, positions=64)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("peer", [Compiled, Transformers])
+@pytest.mark.parametrize("peer", [Compiled, CompiledInt8, Transformers])
 def test_a_peer_agrees_with_the_first_rung(peer: Callable[..., Decoder]) -> None:
     if peer is Transformers:
         pytest.importorskip("transformers", reason="the peer is transformers")
-    weights = Weights.random(CONFIG, dtype=torch.float32)
+    given = Weights.random(CONFIG)
+    weights = Packed.of(given).unpacked(torch.float32)
     text = torch.randint(0, CONFIG.vocab, (2, 20), generator=torch.Generator().manual_seed(2))
-    first, theirs = build(MATMUL, Model(weights), batch=2, capacity=32), peer(weights, 2, 32, compile=False)
+    theirs = peer(weights, 2, 32, compile=False)
+    if peer is CompiledInt8:  # the first rung has the weights that these are rounded to
+        weights = Packed.of(given, int8=True).unpacked(torch.float32)
+    first = build(MATMUL, Model(weights), batch=2, capacity=32)
     for decoder in (first, theirs):
         decoder.prefill(text[:, :5])
     for turn in range(2):
