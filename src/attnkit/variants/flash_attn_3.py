@@ -88,7 +88,7 @@ def operators() -> Any:
         torch.ops.load_library(str(path))
     except OSError as error:
         remedy = "put the CUDA run time that it was linked with on LD_LIBRARY_PATH before Python starts"
-        raise OSError(f"{path} cannot be loaded ({error}): {remedy}") from error
+        raise OSError(f"{path} cannot be loaded ({error.__cause__ or error}): {remedy}") from error
     return torch.ops.flash_attn_3
 
 
