@@ -19,7 +19,7 @@ from tests.attnkit.strategies import kept, problems
 
 # a problem takes longer than an ordinary example by an order of magnitude
 EXAMPLES = max(1, settings().max_examples // 5)
-COMPILED = ("flex", "naive_compiled")
+COMPILED = ("flex", "naive_compiled", "flash_attn_4")
 """Variants that take seconds for each new size: they get the problems of FIXED alone."""
 
 FIXED = [
@@ -65,6 +65,31 @@ KEPT = [
     ),
 ]
 """What is tried before anything is drawn: planted bugs that few examples missed needed these."""
+
+LIBRARIES = ("flash_attn", "flash_attn_3", "flash_attn_4")
+OF_LIBRARIES = [
+    Problem(b=2, hq=4, hkv=2, sq=300, skv=520, d=128, mask="causal"),
+    Problem(b=1, hq=3, sq=257, d=64, dtype="fp16"),
+    Problem(b=1, hq=2, hkv=1, sq=300, skv=170, d=64, mask="causal"),
+    Problem(b=1, hq=2, sq=140, d=96, dtype="fp16", mask="causal", layout="packed"),
+    Problem(b=1, hq=4, hkv=2, sq=260, skv=300, d=192, dv=128, mask="causal"),
+    Problem(b=1, hq=2, sq=260, skv=300, d=192, dv=128, mask="causal"),
+    Problem(b=1, hq=2, sq=260, d=128, dv=64, dtype="fp16"),
+    Problem(b=1, hq=2, sq=200, d=256, mask="causal", layout="padded"),
+    Problem(b=1, hq=4, hkv=2, sq=400, d=128, mask=Window(100, 0)),
+    Problem(b=1, hq=2, sq=300, skv=150, d=64, dtype="fp16", mask=Window(5, 40)),
+    Problem(b=1, hq=2, sq=150, skv=300, d=64, mask=Window(None, 30)),
+    Problem(b=1, hq=4, hkv=1, sq=300, d=128, mask="causal", softcap=20.0),
+    Problem(b=1, hq=4, hkv=2, sq=300, d=64, mask="causal", sink=True),
+    Problem(b=1, hq=4, hkv=2, sq=300, d=64, dtype="fp16", mask=Window(128, 0), sink=True),
+    Problem(b=1, hq=4, hkv=2, sq=355, skv=446, d=64, mask="causal", varlen=Varlen((5, 0, 303, 47), (130, 9, 300, 7))),
+    Problem(b=1, hq=2, sq=300, d=128, mask=Window(60, 0), varlen=Varlen((100, 199, 1), (100, 199, 1))),
+    Problem(b=1, hq=32, hkv=4, sq=1, skv=4000, d=128, mask="causal"),
+    Problem(b=3, hq=8, hkv=8, sq=4, skv=1000, d=128, mask="causal"),
+    Problem(b=3, hq=16, hkv=4, sq=1, skv=600, d=128, mask="causal", cache=Cache((600, 1, 333), page=16)),
+    Problem(b=2, hq=8, hkv=4, sq=3, skv=300, d=64, mask="causal", cache=Cache((300, 0), page=64)),
+]
+"""In 16 bits, longer than tiles, and each mask and modifier that one of them takes."""
 
 each = pytest.mark.parametrize("name", [way.name for way in TABLE])
 
@@ -127,6 +152,18 @@ def test_what_a_variant_does_not_reject_it_computes(name: str, pass_: Pass, kind
 @pytest.mark.parametrize("problem", FIXED, ids=lambda problem: problem.name)
 @pytest.mark.parametrize("name", COMPILED)
 def test_what_a_compiled_variant_does_not_reject_it_computes(
+    name: str, problem: Problem, pass_: Pass, device: torch.device
+) -> None:
+    way = here(name)
+    if reason := way.rejects(problem, device, pass_):
+        pytest.skip(reason)
+    hold(way, problem, device, pass_)
+
+
+@pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
+@pytest.mark.parametrize("problem", OF_LIBRARIES, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_what_a_library_does_not_reject_it_computes(
     name: str, problem: Problem, pass_: Pass, device: torch.device
 ) -> None:
     way = here(name)

@@ -16,7 +16,7 @@ import attnkit
 from attnkit.mask import Window
 from attnkit.problem import Pass, Problem
 from attnkit.variant import Variant
-from attnkit.variants import TABLE, flash_attn, triton_flash, triton_unfused, variant
+from attnkit.variants import TABLE, flash_attn, flash_attn_3, flash_attn_4, triton_flash, triton_unfused, variant
 
 SOURCE = Path(attnkit.__file__).parents[1]
 NAMES = [
@@ -33,6 +33,8 @@ NAMES = [
     "triton_splitkv",
     "naive_compiled",
     "torch_varlen",
+    "flash_attn_3",
+    "flash_attn_4",
 ]
 CPU = torch.device("cpu")
 
@@ -74,6 +76,8 @@ def test_a_variant_that_says_nothing_of_masks_and_modifiers_is_given_none(asks: 
     ("module", "remedy"),
     [
         (flash_attn, "the package flash-attn is not installed: pip install flash-attn"),
+        (flash_attn_3, "no library of FlashAttention-3 was found: build the package flash_attn_3"),
+        (flash_attn_4, "the package flash-attn-4 is not installed: pip install flash-attn-4"),
         (triton_flash, "the package triton is not installed: pip install 'triton"),
         (triton_unfused, "the package triton is not installed: pip install 'triton"),
     ],
@@ -84,6 +88,7 @@ def test_a_missing_package_is_named_with_its_remedy(
 ) -> None:
     way: Variant = module.VARIANT  # type: ignore[attr-defined]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delenv(flash_attn_3.NAMED, raising=False)
     reason = way.absent()
     assert reason is not None
     assert reason.startswith(remedy)
@@ -102,7 +107,7 @@ def test_what_is_compiled_names_the_compiler_that_is_missing(
     assert compiler in (way.why_not(problem, torch.device(device), pass_) or "")
 
 
-@pytest.mark.parametrize("name", ["sdpa_efficient", "sdpa_cudnn", "flash_attn"])
+@pytest.mark.parametrize("name", ["sdpa_efficient", "sdpa_cudnn", "flash_attn", "flash_attn_3", "flash_attn_4"])
 def test_what_needs_a_gpu_says_so(name: str) -> None:
     assert variant(name).rejects(Problem(b=1, hq=1, sq=8, d=16), CPU, "fwd") == "runs on a CUDA device, got cpu"
 
@@ -137,17 +142,19 @@ def test_without_optional_packages_all_but_their_variants_is_there() -> None:
         """
 import sys
 
+MISSING = ("triton", "flash_attn", "flash_attn_3", "xformers")
+
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("triton", "flash_attn"):
+        if name.partition(".")[0] in MISSING:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 sys.meta_path.insert(0, Missing())
 import importlib.util
 found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name in ("triton", "flash_attn") else found(name, package)
+importlib.util.find_spec = lambda name, package=None: None if name in MISSING else found(name, package)
 
 import torch
 from attnkit import TABLE, Problem, variant
@@ -156,9 +163,10 @@ import attnkit.parity
 problem = Problem(b=1, hq=2, sq=8, d=16, dtype="fp32")
 assert attnkit.parity.parity(variant("naive"), problem, "cpu", "bwd").ok
 print(*(way.name for way in TABLE if way.absent() is None))
-"""
+""",
+        **{flash_attn_3.NAMED: ""},
     )
-    assert here.split() == [*NAMES[:6], *NAMES[-2:]]
+    assert here.split() == [*NAMES[:6], "naive_compiled", "torch_varlen"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels are compiled")

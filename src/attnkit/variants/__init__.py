@@ -6,6 +6,8 @@ Importing this needs torch alone. A variant whose package is missing is in the t
 from attnkit.variant import Variant
 from attnkit.variants import (
     flash_attn,
+    flash_attn_3,
+    flash_attn_4,
     flex,
     naive,
     sdpa,
@@ -29,6 +31,8 @@ TABLE: tuple[Variant, ...] = (
     triton_splitkv.VARIANT,
     naive.COMPILED,
     torch_varlen.VARIANT,
+    flash_attn_3.VARIANT,
+    flash_attn_4.VARIANT,
 )
 
 

@@ -1,7 +1,7 @@
 """The flash-attn package, FlashAttention-2 by its authors (Dao, 2023), behind the same call as every other variant.
 
 Its layout is ours, it takes grouped heads as they are, and since version 2.1 its causal mask is aligned bottom-right.
-Rows without a live key give 0.
+Rows without a live key give 0. FlashAttention-4 may be installed under the same name and without it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def attention(
 
 def absent() -> str | None:
     """Say that the package is missing. Only its presence is looked at: importing it takes seconds and needs a GPU."""
-    if importlib.util.find_spec("flash_attn") is None:
+    spec = importlib.util.find_spec("flash_attn")
+    if spec is None or spec.origin is None:  # a folder without __init__.py, in which flash-attn-4 has flash_attn.cute
         return "the package flash-attn is not installed: pip install flash-attn --no-build-isolation"
     return None
 
