@@ -18,7 +18,9 @@ while a backward that makes P again from the log-sum-exp has not. In 16 bits u i
 
 FlashAttention's backward also inherits the rounding of out, and with few keys that may be worse than anything the naive
 computation does: for dq, dk and dsink the larger of naive's and the oracle's `inherited` counts, in the maximum and in
-the mean.
+the mean. In fp8 the same is done for out, which inherits the rounding of P: with four digits that is nearly all of its
+error, and kernels that meet the keys in another order round other numbers, so in a few rows naive may be lucky
+(`oracle.of_rounded_weights`). There r is that of bfloat16, the dtype of out.
 
 The mean catches a corrupt tile that the maximum over everything would forgive. It has no round trip: r is the rounding
 of 0.3, which in bf16 may be 0.001, and over thousands of keys most of dk and dv is smaller than that. What carries the
@@ -130,7 +132,8 @@ def compare(
         yardstick: What the naive computation made of the same inputs, in the dtype of `got`.
         uncertainty: What float32 leaves open of the truth (`oracle.uncertainty`).
         heads: Of how many heads' parts this is the sum.
-        inherited: The error that a backward inherits from a rounded out (`oracle.inherited`), where there is one.
+        inherited: The error that a backward inherits from a rounded out (`oracle.inherited`), or an out from weights
+            in fp8, where there is one.
     """
     if got.shape != truth.shape:
         sentence = f"{name} has shape {list(got.shape)}, expected {list(truth.shape)}"
@@ -267,6 +270,8 @@ def _true(inputs: Inputs, options: Options, pass_: Pass, sink: bool = True) -> _
     truth = {"out": oracle.forward(q, k, v, **options)[0]}
     unknown = oracle.uncertainty(q, k, v, dout, **options)._asdict()
     inherited = {}
+    if q.dtype == torch.float8_e4m3fn:
+        inherited["out"] = oracle.of_rounded_weights(q, k, v, q.dtype, **options)
     if pass_ != "fwd":
         truth |= oracle.gradients(q, k, v, dout, **options)._asdict()
         errors = oracle.inherited(q, k, v, dout, **options)

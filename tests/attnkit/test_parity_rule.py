@@ -15,7 +15,7 @@ import torch
 
 from attnkit import parity as rule
 from attnkit.parity import Comparison, Parity, compare, examine, parity
-from attnkit.problem import DTYPES, Dtype, Inputs, Mask, Pass, Problem
+from attnkit.problem import DTYPES, TRAINED, Dtype, Inputs, Mask, Pass, Problem, dtype_of_out
 from attnkit.variant import Attention, Variant
 from attnkit.variants import naive
 
@@ -38,7 +38,9 @@ class Fused(torch.autograd.Function):
         scores = (b_q @ b_k.mT * scale).masked_fill(~live, -math.inf)
         lse = scores.logsumexp(-1, keepdim=True)
         weights = (scores - lse).exp().masked_fill(~live, 0.0)
-        out = (weights.to(v.dtype).float() @ b_v).flatten(1, 2).transpose(1, 2).to(q.dtype)
+        largest = 2.0**8 if v.dtype == torch.float8_e4m3fn else 1.0  # e4m3 has few numbers below 1
+        rounded = (weights * largest).to(v.dtype).float() / largest
+        out = (rounded @ b_v).flatten(1, 2).transpose(1, 2).to(dtype_of_out(q.dtype))
         ctx.save_for_backward(q, k, v, out, lse, live)
         ctx.scale = scale
         return out
@@ -138,7 +140,7 @@ def unscaled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask, s
     first = scores[..., :half].amax(-1, keepdim=True)
     shift = torch.cat((first.expand_as(scores[..., :half]), scores.amax(-1, True).expand_as(scores[..., half:])), -1)
     weights = (scores - shift).exp()
-    return (weights / weights.sum(-1, keepdim=True) @ b_v).transpose(1, 2).to(q.dtype)
+    return (weights / weights.sum(-1, keepdim=True) @ b_v).transpose(1, 2).to(dtype_of_out(q.dtype))
 
 
 def scaled_by_the_group(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -187,11 +189,11 @@ BACKWARD: dict[str, Attention] = {
 PLANTED = Problem(b=2, hq=4, hkv=2, sq=80, skv=96, d=64, mask="causal")
 SPREAD = [PLANTED, dataclasses.replace(PLANTED, magnitude=4.0)]
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES)
+dtypes = pytest.mark.parametrize("dtype", TRAINED)
 spreads = pytest.mark.parametrize("problem", SPREAD, ids=lambda problem: f"magnitude{problem.magnitude:g}")
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", DTYPES)
 @spreads
 @pytest.mark.parametrize("bug", FORWARD)
 def test_what_is_wrong_in_forward_is_red(bug: str, problem: Problem, dtype: Dtype) -> None:
@@ -230,6 +232,24 @@ RIGHT = [
 def test_a_fused_kernel_is_green(seed: int, problem: Problem, dtype: Dtype) -> None:
     found = parity(way(fused), dataclasses.replace(problem, dtype=dtype), "cpu", "bwd", seed=seed)
     assert found.ok, found.failures
+
+
+@pytest.mark.parametrize("problem", RIGHT, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fused_kernel_in_fp8_is_green(seed: int, problem: Problem) -> None:
+    found = parity(way(fused), dataclasses.replace(problem, dtype="fp8"), "cpu", "fwd", seed=seed)
+    assert found.ok, found.failures
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.int8], ids=str)
+def test_weights_with_a_digit_less_than_fp8_has_are_red(dtype: torch.dtype) -> None:
+    def coarse(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask, scale: float | None) -> torch.Tensor:
+        b_q, b_k, b_v = (x.float().transpose(1, 2) for x in (q, k, v))
+        weights = (b_q @ b_k.mT * q.shape[3] ** -0.5).softmax(-1)
+        return ((weights * 100).to(dtype).float() / 100 @ b_v).transpose(1, 2).bfloat16()
+
+    found = parity(way(coarse), Problem(b=1, hq=4, sq=80, skv=96, d=64, dtype="fp8"), "cpu", "fwd")
+    assert [failure[:10] for failure in found.failures] == ["out is off"]
 
 
 @dtypes

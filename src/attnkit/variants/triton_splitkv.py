@@ -31,6 +31,7 @@ LACKS: dict[Feature, str] = {
     "documents": "the newest queries on a cache are never masked so",
     "boolean": "the newest queries on a cache are never masked so",
     "varlen": "sequences on a cache are not packed: they have lengths of their own",
+    "fp8": "weights are multiplied in the dtype of the inputs, unscaled",
 }
 MAX_D = 256
 MAX_ROWS = 128
