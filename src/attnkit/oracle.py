@@ -241,17 +241,16 @@ def of_a_rounded_out(out: torch.Tensor, dout: torch.Tensor, dtype: torch.dtype) 
 def of_rounded_weights(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype, **options: Unpack[Options]
 ) -> torch.Tensor:
-    """Return how far out must be expected off where P is rounded to a dtype: √ (P² V²) · eps / √12, in shape of out.
+    """Return how far out may be off where P is rounded to a dtype: √ (P² V²) · eps / 2, in shape of out.
 
-    eps / √12 is the root mean square of a rounding where numbers lie eps apart, as above 1; those of different weights
-    are independent. Inputs as for `forward`.
+    No weight is off by more than eps / 2 of it, and weights are rounded independently. Inputs as for `forward`.
     """
-    unit = torch.finfo(dtype).eps / math.sqrt(12)
+    most = torch.finfo(dtype).eps / 2
     q, k, v = heads_first(q, k, v)
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     for rows in row_blocks(q, k):
         weights = softmax(q[..., rows, :], k, rows, q.shape[-2], options).weights
-        out[..., rows, :] = (weights.square() @ v.square()).sqrt() * unit
+        out[..., rows, :] = (weights.square() @ v.square()).sqrt() * most
     return heads_last(out)
 
 

@@ -18,9 +18,12 @@ while a backward that makes P again from the log-sum-exp has not. In 16 bits u i
 
 FlashAttention's backward also inherits the rounding of out, and with few keys that may be worse than anything the naive
 computation does: for dq, dk and dsink the larger of naive's and the oracle's `inherited` counts, in the maximum and in
-the mean. In fp8 the same is done for out, which inherits the rounding of P: with four digits that is nearly all of its
-error, and kernels that meet the keys in another order round other numbers, so in a few rows naive may be lucky
-(`oracle.of_rounded_weights`). There r is that of bfloat16, the dtype of out.
+the mean.
+
+In fp8 nearly all of the error of out is that of P, rounded to e4m3, and a kernel that had a smaller maximum when it met
+a key rounded another number than naive. Over many rows their errors are alike, but in a few naive may be lucky: for out
+the larger of naive's and √(P² V²) · eps / 2 · 1 / √rows counts (`oracle.of_rounded_weights`). r is that of bfloat16,
+the dtype of out.
 
 The mean catches a corrupt tile that the maximum over everything would forgive. It has no round trip: r is the rounding
 of 0.3, which in bf16 may be 0.001, and over thousands of keys most of dk and dv is smaller than that. What carries the
@@ -271,7 +274,7 @@ def _true(inputs: Inputs, options: Options, pass_: Pass, sink: bool = True) -> _
     unknown = oracle.uncertainty(q, k, v, dout, **options)._asdict()
     inherited = {}
     if q.dtype == torch.float8_e4m3fn:
-        inherited["out"] = oracle.of_rounded_weights(q, k, v, q.dtype, **options)
+        inherited["out"] = _by_chance(oracle.of_rounded_weights(q, k, v, q.dtype, **options))
     if pass_ != "fwd":
         truth |= oracle.gradients(q, k, v, dout, **options)._asdict()
         errors = oracle.inherited(q, k, v, dout, **options)
@@ -284,6 +287,12 @@ def _true(inputs: Inputs, options: Options, pass_: Pass, sink: bool = True) -> _
     group = q.shape[2] // k.shape[2]
     heads = {name: group if name in SUMMED_OVER_A_GROUP else 1 for name in truth}
     return _Expected(truth, yardstick, unknown, inherited, heads)
+
+
+def _by_chance(errors: torch.Tensor) -> torch.Tensor:
+    """What is left of errors [.., d] where they are chance, over √ of how many rows have them, by their weight."""
+    rows = errors.sum(-1).clamp(min=torch.finfo(errors.dtype).tiny ** 0.5)
+    return errors * rows.square().sum().sqrt() / rows.sum()
 
 
 def _comparisons(got: dict[str, torch.Tensor], expected: _Expected) -> tuple[Comparison, ...]:

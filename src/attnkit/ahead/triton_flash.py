@@ -3,7 +3,8 @@
 Of other masks and of modified scores there are a few, which their builds name.
 ``causal-ragged`` is the causal mask on lengths that no tile divides, the form with the most masks; ``full-even`` has
 none; ``causal-even`` is what is timed most. float16 is left out: it has bfloat16's tiles, and instructions that differ
-in the names of their types alone.
+in the names of their types alone. fp8 has them too, but other products and a way for V; there is no backward of it, and
+no Ampere GPU that has it.
 """
 
 from __future__ import annotations
@@ -141,8 +142,9 @@ def binary(
     for modifier in modifiers:
         types |= MODIFIERS[modifier]
     constants: dict[str, object] = {
-        "D": d, "DP": padded(d, numbers), "DV": dv, "DVP": padded(dv, numbers), "BM": config.block_m,
-        "BN": config.block_n, "OFFSET": offset(numbers), "MASK": mask, "SCALED": bool({"softcap", "alibi"} & set(modifiers)),
+        "D": d, "DP": padded(d, numbers), "DV": dv, "DVP": padded(dv, numbers),
+        "BM": config.block_m, "BN": config.block_n, "OFFSET": offset(numbers),
+        "MASK": mask, "SCALED": bool({"softcap", "alibi"} & set(modifiers)),
         "EVEN_Q": even, "EVEN_KV": even, "LOADS": config.loads, "PRECISION": precision(numbers),
         "WANT_DK": want != "dv", "WANT_DV": want != "dk",
     }  # fmt: skip

@@ -3,10 +3,12 @@
     S = Q Kᵀ · scale, modified          P = softmax(S, over live keys)          O = P V          [b, hq, sq, skv] scores
 
 It is what the others are compared with: in speed and memory, and in error (a fused kernel that rounds less often
-must not be further from the truth). In fp8 the products are of float8 numbers and summed in float32, everything between
-them is float32, and P is rounded to e4m3 as FlashAttention-3 does it (Shah et al., 2024): not normalised, and times 2^8,
-so that weights down to 2^-14 of the largest have all the digits there are. Good for small sizes and for reading; bad for anything long, since S and P are
+must not be further from the truth). Good for small sizes and for reading; bad for anything long, since S and P are
 written to memory and read again, forward and backward.
+
+In fp8 the products are of e4m3 numbers and summed in float32, and so is everything between them. P is rounded to e4m3
+as in FlashAttention-3 (Shah et al., 2024): not normalised, and times 2^8, so that weights down to 2^-14 of a row's
+largest have all the digits there are. out is bfloat16. There is no backward.
 
 `naive_compiled` is the same by torch.compile, which makes few kernels of the steps between the two products and stays
 in float32 inside of one: what a compiler gains that knows nothing of attention. It compiles for exactly these sizes,

@@ -10,8 +10,8 @@ smallest of the four partial products dropped), which keeps float32's accuracy; 
 registers and be slower by an order of magnitude.
 
 fp8 (float8_e4m3fn) is forward only, for GPUs whose tensor cores have it; out is bfloat16. Weights are rounded to e4m3
-times 2^8, as in FlashAttention-3 (Shah et al., 2024), but their sum is not. On Hopper the tensor cores keep fewer digits
-of a sum of fp8 products than of others, and want V transposed, which costs a way through registers. Tiles are bf16's.
+times 2^8, as in FlashAttention-3 (Shah et al., 2024), but their sum is not. Hopper's tensor cores keep fewer digits of
+a sum of fp8 products than of others, and want V transposed, which costs a way through registers. Tiles are bfloat16's.
 
 Inputs may have any strides; where the last dimension is not contiguous, or rows lie 2^23 elements apart or more, the
 tensor is copied first. Hopper's copy engine (TMA) is used where addresses and strides are multiples of 16 bytes and

@@ -171,10 +171,9 @@ def forward_kernel(
     # a row with no live key: out 0, lse -inf
     l_safe = tl.where(l == 0.0, 1.0, l)
     b_out = (b_out / l_safe[:, None]).to(p_out.dtype.element_ty)
-    b_lse = m + tl.log2(l_safe)
     if OFFSET != 0:
-        b_lse -= OFFSET
-    b_lse *= LN2
+        m -= OFFSET
+    b_lse = (m + tl.log2(l_safe)) * LN2
     o_d = tl.arange(0, DVP)
     m_out = (o_m < sq)[:, None] & (o_d < DV)[None, :]
     p_out += i_b * tl.cast(s_ob, tl.int64) + i_h * tl.cast(s_oh, tl.int64) + i_m * tl.cast(s_os, tl.int64)
