@@ -114,8 +114,8 @@ def faults(form: Form, compiled: Compiled) -> list[str]:
     wanted = {"HGMMA": "QGMMA", "UTCHMMA": "UTCQMMA"}[wanted] if form.dtype == "fp8" else wanted
     if form.dtype != "fp32" and not compiled.instructions.get(wanted):
         found.append(f"has no {wanted}")
-    # a product of two tiles is several HGMMA, or half as many QGMMA, and one wait; ptxas serialises them where it cannot
-    # prove them independent
+    # a product of two tiles is several HGMMA, or half as many QGMMA, and one wait; ptxas serialises them where it
+    # cannot prove them independent
     products = compiled.instructions.get("HGMMA", 0) + 2 * compiled.instructions.get("QGMMA", 0)
     if products < 3 * compiled.instructions.get("WARPGROUP.DEPBAR", 0):
         found.append("waits between the instructions of one product")
