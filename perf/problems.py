@@ -81,6 +81,13 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Lineup]:
         flex_too = full or (d, s, mask) in [(128, 4096, "causal"), (128, 16384, "full"), (64, 16384, "causal")]
         yield Lineup(problem=problem, variants=FUSED if flex_too else WITHOUT_FLEX, reference="sdpa_flash")
 
+    # The same paper's fp8, d = 128 and the longest sequence. No other variant here has it: for speed naive is none to
+    # compare with, since what it materialises is float32.
+    if full and forward:
+        for mask in ("full", "causal"):
+            problem = Problem(b=1, hq=16, sq=16384, d=128, dtype="fp8", mask=mask)
+            yield Lineup(problem=problem, variants=("triton_flash",), reference="triton_flash")
+
     # Prefill of one prompt: Llama-2-7B (32 heads) and Llama-3-8B (32 query and 8 key heads).
     for hkv, s in [(32, 4096), (8, 8192)] if not full else [(h, s) for h in (32, 8) for s in (512, 2048, 4096, 8192)]:
         problem = Problem(b=1, hq=32, hkv=hkv, sq=s, d=128, mask="causal")

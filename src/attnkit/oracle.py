@@ -32,6 +32,7 @@ __all__ = [
     "gradients",
     "inherited",
     "inherited_by_sink",
+    "of_rounded_weights",
     "sink_gradient",
     "uncertainty",
 ]
@@ -235,6 +236,22 @@ def of_a_rounded_out(out: torch.Tensor, dout: torch.Tensor, dtype: torch.dtype) 
     """Return e of `inherited`, how far rowsum(dO ∘ O) of each row is off where O was stored in a dtype."""
     out = out.where(out != out.to(dtype), 0.0)  # what the dtype has is stored as it is, as the v of a lone key
     return (dout * out).square().sum(-1).sqrt() * torch.finfo(dtype).eps
+
+
+def of_rounded_weights(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype, **options: Unpack[Options]
+) -> torch.Tensor:
+    """Return how far out may be off where P is rounded to a dtype: √ (P² V²) · eps / 2, in shape of out.
+
+    No weight is off by more than eps / 2 of it, and weights are rounded independently. Inputs as for `forward`.
+    """
+    most = torch.finfo(dtype).eps / 2
+    q, k, v = heads_first(q, k, v)
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    for rows in row_blocks(q, k):
+        weights = softmax(q[..., rows, :], k, rows, q.shape[-2], options).weights
+        out[..., rows, :] = (weights.square() @ v.square()).sqrt() * most
+    return heads_last(out)
 
 
 def softmax(b_q: torch.Tensor, k: torch.Tensor, rows: slice, sq: int, options: Options) -> Rows:

@@ -20,6 +20,11 @@ FlashAttention's backward also inherits the rounding of out, and with few keys t
 computation does: for dq, dk and dsink the larger of naive's and the oracle's `inherited` counts, in the maximum and in
 the mean.
 
+In fp8 nearly all of the error of out is that of P, rounded to e4m3, and a kernel that had a smaller maximum when it met
+a key rounded another number than naive. Over many rows their errors are alike, but in a few naive may be lucky: for out
+the larger of naive's and √(P² V²) · eps / 2 · 1 / √rows counts (`oracle.of_rounded_weights`). r is that of bfloat16,
+the dtype of out.
+
 The mean catches a corrupt tile that the maximum over everything would forgive. It has no round trip: r is the rounding
 of 0.3, which in bf16 may be 0.001, and over thousands of keys most of dk and dv is smaller than that. What carries the
 mean is the rounding of the truth, once. What is not finite where the truth is fails.
@@ -130,7 +135,8 @@ def compare(
         yardstick: What the naive computation made of the same inputs, in the dtype of `got`.
         uncertainty: What float32 leaves open of the truth (`oracle.uncertainty`).
         heads: Of how many heads' parts this is the sum.
-        inherited: The error that a backward inherits from a rounded out (`oracle.inherited`), where there is one.
+        inherited: The error that a backward inherits from a rounded out (`oracle.inherited`), or an out from weights
+            in fp8, where there is one.
     """
     if got.shape != truth.shape:
         sentence = f"{name} has shape {list(got.shape)}, expected {list(truth.shape)}"
@@ -267,6 +273,8 @@ def _true(inputs: Inputs, options: Options, pass_: Pass, sink: bool = True) -> _
     truth = {"out": oracle.forward(q, k, v, **options)[0]}
     unknown = oracle.uncertainty(q, k, v, dout, **options)._asdict()
     inherited = {}
+    if q.dtype == torch.float8_e4m3fn:
+        inherited["out"] = _by_chance(oracle.of_rounded_weights(q, k, v, q.dtype, **options))
     if pass_ != "fwd":
         truth |= oracle.gradients(q, k, v, dout, **options)._asdict()
         errors = oracle.inherited(q, k, v, dout, **options)
@@ -279,6 +287,12 @@ def _true(inputs: Inputs, options: Options, pass_: Pass, sink: bool = True) -> _
     group = q.shape[2] // k.shape[2]
     heads = {name: group if name in SUMMED_OVER_A_GROUP else 1 for name in truth}
     return _Expected(truth, yardstick, unknown, inherited, heads)
+
+
+def _by_chance(errors: torch.Tensor) -> torch.Tensor:
+    """What is left of errors [.., d] where they are chance, over √ of how many rows have them, by their weight."""
+    rows = errors.sum(-1).clamp(min=torch.finfo(errors.dtype).tiny ** 0.5)
+    return errors * rows.square().sum().sqrt() / rows.sum()
 
 
 def _comparisons(got: dict[str, torch.Tensor], expected: _Expected) -> tuple[Comparison, ...]:

@@ -17,6 +17,9 @@ Sequences of different lengths may be packed into one (varlen.py): b is 1, sq an
 
 Keys and values may be a cache (cache.py), with sequences of different lengths in it, contiguous or in pages.
 
+In fp8 q, k and v are float8_e4m3fn, as they are (no scale goes with them), and out is bfloat16, as FlashAttention-3 has
+it (Shah et al., 2024). There is no backward.
+
 Knows nothing of variants.
 """
 
@@ -39,6 +42,7 @@ __all__ = [
     "DTYPES",
     "LAYOUTS",
     "PASSES",
+    "TRAINED",
     "Boolean",
     "Cache",
     "Documents",
@@ -52,17 +56,20 @@ __all__ = [
     "Problem",
     "Varlen",
     "Window",
+    "dtype_of_out",
 ]
 
-Dtype = Literal["fp16", "bf16", "fp32"]
+Dtype = Literal["fp16", "bf16", "fp32", "fp8"]
 Pass = Literal["fwd", "bwd", "fwd+bwd"]
 Layout = Literal["bshd", "bhsd", "packed", "padded", "broadcast"]
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+TRAINED: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
+"""Dtypes with a backward."""
 PASSES: tuple[Pass, ...] = get_args(Pass)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
-TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 START_BYTES = 4  # where a sequence begins, its length, and its page are one int32
 LSE_BYTES = 4  # the log-sum-exp of a row is one fp32
 HEAD_BYTES = 4  # what a head has of its own, a slope or a sink, is one fp32
@@ -122,7 +129,7 @@ class Problem:
         skv: Keys; `sq` unless given.
         d: Head dim of q and k.
         dv: Head dim of v and out; `d` unless given.
-        dtype: Of all inputs and of out.
+        dtype: Of all inputs and of out; where it is fp8, out is bfloat16.
         mask: Which keys a query sees: a word or a value of mask.py; causal is aligned bottom-right.
         scale: What scores are multiplied with; None is 1 / sqrt(d).
         softcap: Bound of the scores; None is none.
@@ -224,6 +231,11 @@ class Problem:
         return TORCH_DTYPE[self.dtype]
 
     @property
+    def out_dtype(self) -> torch.dtype:
+        """The dtype of out, and of the gradient that comes back for it."""
+        return dtype_of_out(self.torch_dtype)
+
+    @property
     def group(self) -> int:
         """Query heads that read one key head."""
         return self.hq // self.hkv
@@ -272,7 +284,7 @@ class Problem:
         packed sequences begin is read, and of a cache the lengths and the pages that have a key.
         """
         size = self.torch_dtype.itemsize
-        q, out = self.tokens * self.hq * self.d * size, self.tokens * self.hq * self.dv * size
+        q, out = self.tokens * self.hq * self.d * size, self.tokens * self.hq * self.dv * self.out_dtype.itemsize
         dk_dv = self.b * self.skv * self.hkv * (self.d + self.dv) * size
         k_v = dk_dv // self.skv * self.live_keys
         k_v = k_v // self.b if self.layout == "broadcast" or self.cache is not None else k_v
@@ -293,7 +305,7 @@ class Problem:
 
         The numbers depend on the device's kind, the seed and the sizes; the dtype rounds them, the layout only places
         them (of the broadcast layout's k and v, the first batch is taken for all). So does a cache, in which what is
-        behind a length is not a number.
+        behind a length is not a number. What fp8 has no number for becomes its largest.
 
         Args:
             device: Where the tensors live and are drawn.
@@ -302,17 +314,19 @@ class Problem:
         """
         generator = torch.Generator(device).manual_seed(seed)
 
-        def draw(s: int, h: int, d: int, deviation: float) -> torch.Tensor:
+        def draw(s: int, h: int, d: int, deviation: float, dtype: torch.dtype, cached: bool = False) -> torch.Tensor:
             # in float32: on some CPUs the variance of what torch draws in bfloat16 is too small
             normal = torch.randn(self.b, s, h, d, dtype=torch.float32, device=device, generator=generator)
-            return normal.mul_(deviation).to(self.torch_dtype)
+            normal.mul_(deviation)
+            if dtype == torch.float8_e4m3fn:
+                largest = torch.finfo(dtype).max
+                normal.clamp_(-largest, largest)
+            return (self.cache.placed(normal) if cached and self.cache is not None else normal).to(dtype)
 
-        q = draw(self.sq, self.hq, self.d, self.magnitude)
-        k = draw(self.skv, self.hkv, self.d, self.magnitude)
-        v = draw(self.skv, self.hkv, self.dv, self.magnitude)
-        dout = draw(self.sq, self.hq, self.dv, 1.0)
-        if self.cache is not None:
-            k, v = self.cache.placed(k), self.cache.placed(v)
+        q = draw(self.sq, self.hq, self.d, self.magnitude, self.torch_dtype)
+        k = draw(self.skv, self.hkv, self.d, self.magnitude, self.torch_dtype, cached=True)
+        v = draw(self.skv, self.hkv, self.dv, self.magnitude, self.torch_dtype, cached=True)
+        dout = draw(self.sq, self.hq, self.dv, 1.0, self.out_dtype)
         if self.layout == "bhsd":
             q, k, v, dout = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v, dout))
         elif self.layout == "packed":
@@ -381,6 +395,11 @@ class Problem:
             if not 0 <= index < size:
                 raise ValueError(f"{name} must be from 0 to {size - 1}, got {index}")
         return dataclasses.replace(self, b=1, hq=self.group, hkv=1, layout="bshd")
+
+
+def dtype_of_out(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of out where q, k and v have this one."""
+    return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
 
 
 def slopes(heads: int) -> list[float]:

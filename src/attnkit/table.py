@@ -15,8 +15,8 @@ HEAD = """\
 # What each variant can do
 
 Every variant computes full and causal attention (aligned bottom-right). The columns are what a problem may ask for
-beyond that; a number is the reason why a variant cannot. What depends on sizes, dtypes and devices it says when asked:
-`variant("flex").why_not(problem, device, "fwd")`.
+beyond that, fp8 forward alone; a number is the reason why a variant cannot. What depends on sizes and devices it says
+when asked: `variant("flex").why_not(problem, device, "fwd")`.
 """
 
 

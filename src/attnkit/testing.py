@@ -38,10 +38,10 @@ MODIFIERS: dict[Feature, tuple[dict[str, Any], ...]] = {
     "sink": ({"sink": True},),
 }
 
-OF_A_SEQUENCE: tuple[Feature, ...] = ("window", "prefix", "softcap", "alibi", "sink")
+OF_A_SEQUENCE: tuple[Feature, ...] = ("window", "prefix", "softcap", "alibi", "sink", "fp8")
 """What there is beside sequences of different lengths."""
 SELDOM = 4
-"""How many times as often sequences are of one length as they are packed, or cached."""
+"""How many times as often sequences are of one length as they are packed or cached, and each dtype comes as fp8."""
 PAGES: dict[Feature, tuple[int | None, ...]] = {"cache": (None,), "paged": (1, 16, 48)}
 CACHED: tuple[Layout, ...] = ("bshd", "bhsd", "padded")
 NEWEST = (1, 2, 3, 8)
@@ -104,7 +104,7 @@ def problems(
     Args:
         draw: Hypothesis's.
         features: Masks and modifiers beyond full and causal.
-        dtypes: Of the inputs.
+        dtypes: Of the inputs; fp8 where `features` has it, too, and less often.
         layouts: How they lie in memory.
         head_dims: d.
         value_dims: dv where it is not d; none of them makes dv = d always.
@@ -134,6 +134,7 @@ def problems(
     group = draw(st.sampled_from(groups))
     # few heads altogether: more of the same find no more, and an interpreted kernel takes its time for each
     hkv = draw(st.integers(1, max(1, MOST_HEADS // (group + 1))))
+    known = [x for x in dtypes for _ in range(SELDOM if x != "fp8" else int("fp8" in features))]
     modifiers = [way for feature, ways in MODIFIERS.items() if feature in features for way in ways]
     every = {name: value for way in modifiers for name, value in way.items()}
     return Problem(
@@ -144,7 +145,7 @@ def problems(
         skv=skv,
         d=d,
         dv=dv,
-        dtype=draw(st.sampled_from(dtypes)),
+        dtype=draw(st.sampled_from(known)),
         mask=draw(masks(sq, skv, features)),
         scale=draw(st.sampled_from(scales)),
         varlen=varlen,

@@ -16,11 +16,16 @@ def absent() -> str | None:
     return None
 
 
-def rejects(device: torch.device) -> str | None:
-    """Say why no kernel runs on this device; None if it does. Triton must not be absent."""
+def rejects(device: torch.device, least: tuple[int, int] = (8, 0)) -> str | None:
+    """Say why no kernel runs on this device; None if it does. Triton must not be absent.
+
+    Args:
+        device: The device.
+        least: The compute capability that the kernel needs.
+    """
     if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+        found = torch.cuda.get_device_capability(device)
+        return None if found >= least else "needs compute capability {}.{} or later, got {}.{}".format(*least, *found)
     import triton
 
     if not triton.knobs.runtime.interpret:

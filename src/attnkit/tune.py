@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from attnkit.problem import DTYPES, Dtype, Mask, Pass, Problem
+from attnkit.problem import TRAINED, Dtype, Mask, Pass, Problem
 from attnkit.variants import TABLE, variant
 from attnkit.variants.triton_flash import attention
 from attnkit.variants.triton_flash_tiles import Config, Kernel, Loads, family, padded
@@ -325,7 +325,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--s", type=numbers, default=[16384, 2048], help="sequence lengths; 16384,2048")
     parse.add_argument("--tokens", type=int, default=16384, help="batch times sequence")
     parse.add_argument("--width", type=int, default=2048, help="heads times head dim")
-    parse.add_argument("--dtype", choices=[dtype for dtype in DTYPES if dtype != "fp32"], default="bf16")
+    parse.add_argument("--dtype", choices=[dtype for dtype in TRAINED if dtype != "fp32"], default="bf16")
     references = names([entry.name for entry in TABLE])
     parse.add_argument("--references", type=references, default=["sdpa_cudnn", "flex"], help="sdpa_cudnn,flex")
     parse.add_argument("--seconds", type=float, default=480.0, help="time limit; half of it for screening")

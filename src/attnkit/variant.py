@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 
-from attnkit.problem import Boolean, Documents, Pass, Prefix, Problem, Window
+from attnkit.problem import TRAINED, Boolean, Documents, Pass, Prefix, Problem, Window
 
 __all__ = ["FEATURES", "Attention", "Feature", "Variant", "features"]
 
@@ -29,8 +29,9 @@ Feature = Literal[
     "varlen",
     "cache",
     "paged",
+    "fp8",
 ]
-"""What a problem may ask for beyond full and causal attention."""
+"""What a problem may ask for beyond full and causal attention in 16 and 32 bits."""
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
 
@@ -41,7 +42,7 @@ def none_of_them() -> Mapping[Feature, str]:
 
 
 def features(problem: Problem) -> list[Feature]:
-    """Return what this problem asks for beyond full and causal attention."""
+    """Return what this problem asks for beyond full and causal attention in 16 and 32 bits."""
     asked: dict[Feature, bool] = {
         "causal-top-left": problem.mask == "causal-top-left",
         "window": isinstance(problem.mask, Window),
@@ -54,6 +55,7 @@ def features(problem: Problem) -> list[Feature]:
         "varlen": problem.varlen is not None,
         "cache": problem.cache is not None and problem.cache.page is None,
         "paged": problem.cache is not None and problem.cache.page is not None,
+        "fp8": problem.dtype == "fp8",
     }
     return [feature for feature in FEATURES if asked[feature]]
 
@@ -88,6 +90,8 @@ def rejects(
             return f"{feature}: {lacks[feature]}"
     if problem.cache is not None and pass_ != "fwd":
         return "what is cached has no gradient: backward is for packed sequences (varlen)"
+    if problem.dtype not in TRAINED and pass_ != "fwd":
+        return f"{problem.dtype} is forward only"
     return otherwise(problem, device, pass_)
 
 

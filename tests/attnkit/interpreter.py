@@ -1,11 +1,12 @@
-"""bfloat16 as it is, in Triton's interpreter, which otherwise computes on its bits as if they were integers.
+"""bfloat16 and fp8 as they are, in Triton's interpreter, which otherwise computes on bits as if they were integers.
 
 Triton 3.6 to 3.9 keep bfloat16 in uint16 arrays and never convert: a product of two tiles multiplies bit patterns, and
-a cast from float32 cuts the lower half off where a GPU rounds to nearest (triton#11584). With what is installed here
+a cast from float32 cuts the lower half off where a GPU rounds to nearest (triton#11584). Its casts to fp8 (float8e4nv
+alone is meant here) lose carries and subnormal numbers. With what is installed here
 
-    tl.dot      multiplies the numbers, exactly as on a GPU: the product of two bfloat16 fits a float32
-    casts       round to nearest, ties to even
-    the rest    (arithmetic, comparisons, reductions on bfloat16) raises: kernels compute in float32
+    tl.dot      multiplies the numbers, exactly as on a GPU: the product of two fits a float32
+    casts       round to nearest, ties to even; to fp8 what is too large becomes the largest
+    the rest    (arithmetic, comparisons, reductions on either) raises: kernels compute in float32
 
 and a loop may have a bound that is known at run time alone, which Triton 3.6 cannot do with recent numpy.
 Must be installed before the first launch.
@@ -18,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-__all__ = ["from_bits", "install", "to_bits"]
+__all__ = ["from_bits", "from_fp8", "install", "to_bits", "to_fp8"]
 
+FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 QUIET_NAN = np.uint16(0x7FC0)
 PAST_OPERATORS = ("create_fma", "create_clampf", "create_rsqrt", "create_erf")
 """Builders of arithmetic that pass by `binary_op` and `unary_op`."""
@@ -40,6 +43,17 @@ def to_bits(numbers: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(numbers), QUIET_NAN, rounded)
 
 
+def from_fp8(bits: np.ndarray) -> np.ndarray:
+    """Return the float32 that these e4m3 are."""
+    return torch.from_numpy(np.ascontiguousarray(bits)).view(torch.float8_e4m3fn).float().numpy()
+
+
+def to_fp8(numbers: np.ndarray) -> np.ndarray:
+    """Round float32 to e4m3, to nearest and ties to even; what is too large becomes the largest."""
+    x = torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.float32)).clamp(-FP8_MAX, FP8_MAX)
+    return x.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+
 def install() -> None:
     """Change Triton's interpreter as above.
 
@@ -56,22 +70,29 @@ def install() -> None:
         )
     builder = interpreter.InterpreterBuilder
 
-    def is_bf16(handle: Any) -> bool:
-        return isinstance(handle, interpreter.TensorHandle) and handle.dtype.scalar == tl.bfloat16
+    # float32 of the bits, bits of float32, and a name
+    narrow = {tl.bfloat16: (from_bits, to_bits, "bfloat16"), tl.float8e4nv: (from_fp8, to_fp8, "fp8")}
+
+    def is_narrow(handle: Any) -> bool:
+        return isinstance(handle, interpreter.TensorHandle) and handle.dtype.scalar in narrow
 
     def as_float32(handle: Any) -> Any:
-        return interpreter.TensorHandle(from_bits(handle.data), tl.float32) if is_bf16(handle) else handle
+        if not is_narrow(handle):
+            return handle
+        return interpreter.TensorHandle(narrow[handle.dtype.scalar][0](handle.data), tl.float32)
 
     # as on a GPU inf and nan are made without a word, where numpy would warn
     silent = np.errstate(all="ignore")
 
     def refusing(original: Callable[..., Any]) -> Callable[..., Any]:
-        """Let the original have anything but bfloat16."""
+        """Let the original have anything but bfloat16 and fp8."""
 
         def checked(self: Any, *arguments: Any) -> Any:
             operands = arguments[0] if isinstance(arguments[0], tuple) else arguments
-            if any(is_bf16(getattr(operand, "handle", operand)) for operand in operands):
-                raise NotImplementedError(f"{original.__name__} of bfloat16 in an interpreted kernel: take float32")
+            for handle in (getattr(operand, "handle", operand) for operand in operands):
+                if is_narrow(handle):
+                    what = f"{original.__name__} of {narrow[handle.dtype.scalar][2]}"
+                    raise NotImplementedError(f"{what} in an interpreted kernel: take float32")
             return original(self, *arguments)
 
         return silent(checked)
@@ -83,12 +104,12 @@ def install() -> None:
 
     def rounding_cast(self: Any, source: Any, target: Any) -> Any:
         source = as_float32(source)
-        if target.scalar == tl.bfloat16:
-            return interpreter.TensorHandle(to_bits(source.data.astype(np.float32)), tl.bfloat16)
+        if target.scalar in narrow:
+            return interpreter.TensorHandle(narrow[target.scalar][1](source.data.astype(np.float32)), target.scalar)
         return cast(self, source, target)
 
     def rounding_convert(self: Any, source: Any, target: Any, mode: Any) -> Any:
-        if is_bf16(source) or target.scalar == tl.bfloat16:
+        if is_narrow(source) or target.scalar in narrow:
             return rounding_cast(self, source, target)
         return convert(self, source, target, mode)
 

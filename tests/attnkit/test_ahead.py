@@ -49,6 +49,13 @@ def test_flash_in_half_precision_uses_the_tensor_cores_and_hardly_spills(arch: i
     assert [n for n, p in half.items() if "-d256-" not in n and p.stack > 48] == []
 
 
+@pytest.mark.parametrize(("arch", "matrix"), [(90, "QGMMA"), (100, "UTCQMMA")])
+def test_flash_in_fp8_uses_the_tensor_cores_for_fp8_alone_and_does_not_spill(arch: int, matrix: str) -> None:
+    builds = {name: profile for name, profile in committed(arch).items() if "/fp8-" in name}
+    assert builds
+    assert [n for n, p in builds.items() if not p.counts.get(matrix) or p.counts.get(MATRIX[arch]) or p.stack] == []
+
+
 PLANT = """
 import dataclasses
 from attnkit import ahead

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from attnkit.block import Block
 from attnkit.graph import Graphed
 from attnkit.linear import Int8Linear, quantize_
-from attnkit.problem import DTYPES, Mask
+from attnkit.problem import TRAINED, Mask
 from attnkit.variants import variant
 from perf import block_latency
 from perf.blocks import RUNGS, Shape, error, graphed, made
@@ -46,7 +46,7 @@ def test_it_is_the_formula(b: int, s: int, hkv: int, group: int, mask: Mask, fus
     assert off <= may
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", TRAINED)
 def test_sixteen_bits_are_right_within_their_rounding_and_a_slip_is_seen(dtype: str) -> None:
     shape = Shape(2, 70, 128, 4, dtype)  # type: ignore[arg-type]
     subject = made(shape, DEVICE, NAIVE, fused=False)

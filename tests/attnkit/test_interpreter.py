@@ -1,4 +1,4 @@
-"""bfloat16 in Triton's interpreter is torch's bfloat16, and what it cannot do it refuses."""
+"""bfloat16 and fp8 in Triton's interpreter are torch's, and what it cannot do it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from tests.attnkit.interpreter import from_bits, to_bits
+from tests.attnkit.interpreter import from_bits, from_fp8, to_bits, to_fp8
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU kernels are compiled")
 
@@ -29,7 +29,7 @@ def kernel(p_x, p_y, p_count, WHAT: tl.constexpr):  # type: ignore[no-untyped-de
     for _ in range(tl.load(p_count)):
         x = tl.load(p_x + o_x)
         if WHAT == 0:
-            y = x.to(tl.bfloat16)
+            y = x.to(p_y.dtype.element_ty)
         elif WHAT == 1:
             y = tl.dot(x, x)
         elif WHAT == 2:
@@ -73,10 +73,31 @@ def test_a_kernel_casts_and_multiplies_numbers() -> None:
     torch.testing.assert_close(run(DOT, y, torch.float32), y.float() @ y.float())
 
 
+def test_fp8_rounds_to_the_nearest_and_ends_at_the_largest() -> None:
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8)
+    e4m3 = every.view(torch.float8_e4m3fn).float()
+    torch.testing.assert_close(torch.from_numpy(from_fp8(every.numpy())), e4m3, rtol=0, atol=0, equal_nan=True)
+    known = e4m3[e4m3.isfinite()].sort().values
+    x = torch.cat([(known[1:] + known[:-1]) / 2, torch.linspace(-500, 500, 4001), torch.linspace(-0.02, 0.02, 4001)])
+    got = torch.from_numpy(from_fp8(to_fp8(x.numpy())))
+    nearest = (x[:, None] - known).abs().amin(1)
+    torch.testing.assert_close((x - got).abs(), nearest, rtol=0, atol=0)
+    ties = torch.tensor([1.0625, 1.1875, 2.0**-10, 3 * 2.0**-10, 1e4, -1e4])
+    assert from_fp8(to_fp8(ties.numpy())).tolist() == [1.0, 1.25, 0.0, 2.0**-8, 448.0, -448.0]
+
+
+def test_a_kernel_casts_and_multiplies_fp8() -> None:
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(0)) * 0.1
+    y = x.to(torch.float8_e4m3fn)
+    assert torch.equal(run(CAST, x, torch.float8_e4m3fn).view(torch.uint8), y.view(torch.uint8))
+    torch.testing.assert_close(run(DOT, y, torch.float32), y.float() @ y.float())
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "bfloat16"), (torch.float8_e4m3fn, "fp8")])
 @pytest.mark.parametrize("what", [ADD, SUM])
-def test_what_a_kernel_should_not_do_in_bfloat16_is_refused(what: int) -> None:
-    with pytest.raises(Exception, match="of bfloat16 in an interpreted kernel: take float32"):
-        run(what, torch.ones(16, 16, dtype=torch.bfloat16), torch.float32)
+def test_what_a_kernel_should_not_do_in_few_bits_is_refused(what: int, dtype: torch.dtype, name: str) -> None:
+    with pytest.raises(Exception, match=f"of {name} in an interpreted kernel: take float32"):
+        run(what, torch.ones(16, 16).to(dtype), torch.float32)
 
 
 @pytest.mark.parametrize("what", [ADD, DOT])

@@ -148,6 +148,18 @@ def test_large_equal_inputs_are_not_a_number_nowhere(name: str, mask: Mask, dtyp
 def test_scores_that_grow_from_tile_to_tile_overflow_nothing(
     name: str, order: int, dtype: Dtype, device: torch.device
 ) -> None:
+    growing(name, order, dtype, device)
+
+
+@names
+@pytest.mark.parametrize("order", [1, -1], ids=["rising", "falling"])
+def test_scores_that_grow_from_tile_to_tile_saturate_nothing_in_fp8(
+    name: str, order: int, device: torch.device
+) -> None:
+    growing(name, order, "fp8", device)
+
+
+def growing(name: str, order: int, dtype: Dtype, device: torch.device) -> None:
     problem = Problem(b=1, hq=1, sq=20, skv=300, d=16, dtype=dtype, magnitude=0.1, scale=1.0)
     inputs = problem.inputs(device)
     # from one tile of 64 keys to the next a score grows by 12, and exp of that is more than fp16 has left

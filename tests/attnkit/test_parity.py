@@ -41,6 +41,9 @@ FIXED = [
     Problem(b=3, hq=4, hkv=2, sq=3, skv=150, d=24, dtype="fp16", mask="causal", cache=Cache((2, 150, 0), page=16)),
     Problem(b=2, hq=2, sq=1, skv=70, d=16, mask=Window(20, 0), alibi=True, layout="bhsd", cache=Cache((70, 33))),
     Problem(b=1, hq=2, hkv=1, sq=128, d=24, dtype="fp16", layout="packed", varlen=Varlen((0, 28, 100), (0, 28, 100))),
+    # weights of all sizes in fp8, a tile that is seen in part, and rows that see nothing but the sink
+    Problem(b=2, hq=4, hkv=2, sq=160, skv=150, d=24, dtype="fp8", mask="causal", magnitude=4.0, sink=True),
+    Problem(b=1, hq=2, sq=70, skv=300, d=64, dv=16, dtype="fp8", layout="padded", scale=-0.1),
 ]
 
 KEPT = [

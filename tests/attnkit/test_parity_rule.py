@@ -15,7 +15,7 @@ import torch
 
 from attnkit import parity as rule
 from attnkit.parity import Comparison, Parity, compare, examine, parity
-from attnkit.problem import DTYPES, Dtype, Inputs, Mask, Pass, Problem
+from attnkit.problem import DTYPES, TRAINED, Dtype, Inputs, Mask, Pass, Problem, dtype_of_out
 from attnkit.variant import Attention, Variant
 from attnkit.variants import naive
 
@@ -38,7 +38,9 @@ class Fused(torch.autograd.Function):
         scores = (b_q @ b_k.mT * scale).masked_fill(~live, -math.inf)
         lse = scores.logsumexp(-1, keepdim=True)
         weights = (scores - lse).exp().masked_fill(~live, 0.0)
-        out = (weights.to(v.dtype).float() @ b_v).flatten(1, 2).transpose(1, 2).to(q.dtype)
+        fp8 = v.dtype == torch.float8_e4m3fn
+        sums = in_blocks(scores, b_v) if fp8 else weights.to(v.dtype).float() @ b_v
+        out = sums.flatten(1, 2).transpose(1, 2).to(dtype_of_out(q.dtype))
         ctx.save_for_backward(q, k, v, out, lse, live)
         ctx.scale = scale
         return out
@@ -118,6 +120,18 @@ def backward_bug(argument: int, change: Change) -> Attention:
     return attention
 
 
+def in_blocks(scores: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Weights rounded to e4m3 block by block, under the maximum so far."""
+    largest, total = (scores.new_full((*scores.shape[:-1], 1), x) for x in (-1e30, 0.0))
+    out = torch.zeros_like(scores[..., :1] * v[..., :1, :])
+    for b_scores, b_v in zip(scores.split(BLOCK, -1), v.split(BLOCK, -2), strict=True):
+        before, largest = largest, torch.maximum(largest, b_scores.amax(-1, keepdim=True))
+        weights, kept = (b_scores - largest).exp() * 2**8, (before - largest).exp()
+        total = total * kept + weights.sum(-1, keepdim=True)
+        out = out * kept + weights.to(torch.float8_e4m3fn).float() @ b_v
+    return out / total.clamp(min=1e-30)
+
+
 def filled(where: tuple[slice | int, ...], value: float) -> Change:
     def change(x: torch.Tensor) -> torch.Tensor:
         x[where] = value
@@ -138,7 +152,7 @@ def unscaled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask, s
     first = scores[..., :half].amax(-1, keepdim=True)
     shift = torch.cat((first.expand_as(scores[..., :half]), scores.amax(-1, True).expand_as(scores[..., half:])), -1)
     weights = (scores - shift).exp()
-    return (weights / weights.sum(-1, keepdim=True) @ b_v).transpose(1, 2).to(q.dtype)
+    return (weights / weights.sum(-1, keepdim=True) @ b_v).transpose(1, 2).to(dtype_of_out(q.dtype))
 
 
 def scaled_by_the_group(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -187,11 +201,11 @@ BACKWARD: dict[str, Attention] = {
 PLANTED = Problem(b=2, hq=4, hkv=2, sq=80, skv=96, d=64, mask="causal")
 SPREAD = [PLANTED, dataclasses.replace(PLANTED, magnitude=4.0)]
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES)
+dtypes = pytest.mark.parametrize("dtype", TRAINED)
 spreads = pytest.mark.parametrize("problem", SPREAD, ids=lambda problem: f"magnitude{problem.magnitude:g}")
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", DTYPES)
 @spreads
 @pytest.mark.parametrize("bug", FORWARD)
 def test_what_is_wrong_in_forward_is_red(bug: str, problem: Problem, dtype: Dtype) -> None:
@@ -230,6 +244,25 @@ RIGHT = [
 def test_a_fused_kernel_is_green(seed: int, problem: Problem, dtype: Dtype) -> None:
     found = parity(way(fused), dataclasses.replace(problem, dtype=dtype), "cpu", "bwd", seed=seed)
     assert found.ok, found.failures
+
+
+@pytest.mark.parametrize("problem", RIGHT, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fused_kernel_in_fp8_is_green(seed: int, problem: Problem) -> None:
+    found = parity(way(fused), dataclasses.replace(problem, dtype="fp8"), "cpu", "fwd", seed=seed)
+    assert found.ok, found.failures
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.int8], ids=str)
+def test_weights_with_a_digit_less_than_fp8_has_are_red(dtype: torch.dtype) -> None:
+    def coarse(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask, scale: float | None) -> torch.Tensor:
+        b_q, b_k, b_v = (x.float().transpose(1, 2) for x in (q, k, v))
+        weights = (b_q @ b_k.mT * q.shape[3] ** -0.5).softmax(-1)
+        return ((weights * 100).to(dtype).float() / 100 @ b_v).transpose(1, 2).bfloat16()
+
+    found = parity(way(coarse), Problem(b=1, hq=4, sq=80, skv=96, d=64, dtype="fp8"), "cpu", "fwd")
+    assert not found.ok
+    assert not any("not finite" in failure for failure in found.failures)
 
 
 @dtypes

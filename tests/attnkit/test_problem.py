@@ -112,7 +112,7 @@ def test_what_is_cached_is_packed_sequences(problem: Problem) -> None:
         assert packed == problem
         return
     assert packed.varlen == Varlen((problem.sq,) * problem.b, problem.cache.lengths)
-    assert all(x.isfinite().all() for x in inputs)
+    assert all(x.float().isfinite().all() for x in inputs)
     assert inputs.k.shape == (1, sum(problem.cache.lengths), problem.hkv, problem.d)
     pages = 0 if problem.cache.page is None else sum(-(-n // problem.cache.page) for n in problem.cache.lengths)
     # where sequences begin is no matter of a cache: it has lengths, and perhaps a table
@@ -158,11 +158,12 @@ def test_bytes_are_those_of_the_tensors_read_and_written(problem: Problem) -> No
     q, k, v, dout = problem.inputs("cpu")
 
     def stored(*tensors: torch.Tensor) -> int:
-        """Distinct elements in memory; what a stride of 0 repeats is one."""
+        """Bytes of distinct elements in memory; what a stride of 0 repeats is one."""
         sizes = (
-            math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or n == 1) for x in tensors
+            x.itemsize * math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or n == 1)
+            for x in tensors
         )
-        return sum(sizes) * problem.torch_dtype.itemsize
+        return sum(sizes)
 
     lse = 4 * problem.b * problem.hq * problem.sq
     out = dout
@@ -231,7 +232,7 @@ def test_every_field_is_in_the_name(field: str, value: object) -> None:
         ({"sq": 0}, "sq must be a whole number of at least 1, got 0"),
         ({"d": 1.5}, "d must be a whole number of at least 1, got 1.5"),
         ({"skv": -1}, "skv must be a whole number of at least 1, got -1"),
-        ({"dtype": "fp8"}, "dtype must be one of fp16, bf16, fp32, got 'fp8'"),
+        ({"dtype": "fp4"}, "dtype must be one of fp16, bf16, fp32, fp8, got 'fp4'"),
         ({"mask": "window"}, "mask must be one of full, causal, causal-top-left, or a Window, .* got 'window'"),
         ({"mask": Prefix(9)}, "a prefix must not be longer than skv, got 9 and skv=8"),
         ({"mask": Documents((4, 5))}, "lengths of documents must sum to sq = skv, got 9, sq=8, skv=8"),
@@ -362,8 +363,9 @@ def test_behind_the_rows_of_the_padded_layout_is_nan() -> None:
 def test_inputs_have_the_dtype_and_the_magnitude(dtype: Any) -> None:
     q, k, v, dout = Problem(b=4, hq=8, sq=128, d=64, dtype=dtype, magnitude=8.0).inputs("cpu")
     n = q.numel()
+    assert dout.dtype == (torch.bfloat16 if dtype == "fp8" else q.dtype)
     for x, deviation in ((q, 8.0), (k, 8.0), (v, 8.0), (dout, 1.0)):
-        assert x.dtype == Problem(**SMALL, dtype=dtype).torch_dtype
+        assert x is dout or x.dtype == Problem(**SMALL, dtype=dtype).torch_dtype
         # the variance of n normal numbers has a relative deviation of sqrt(2 / n): five of them never happen
         assert float(x.float().square().mean()) == pytest.approx(deviation**2, rel=5 * math.sqrt(2 / n))
 

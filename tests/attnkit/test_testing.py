@@ -123,6 +123,7 @@ def test_what_a_variant_lacks_it_rejects_with_the_reason_of_the_table(way: attnk
         {"varlen": Varlen((3, 5), (8, 0))},
         {"cache": Cache((5,))},
         {"cache": Cache((5,), page=4)},
+        {"dtype": "fp8"},
     ]
     for feature, ask in zip(FEATURES, asks, strict=True):
         problem = Problem(b=1, hq=1, sq=8, d=16, **ask)  # type: ignore[arg-type]

@@ -34,6 +34,14 @@ def test_the_table_compiles(arch: str, ds: str) -> None:
     assert f"sm_{arch} dq" in done.stdout
 
 
+def test_fp8_compiles_to_products_of_fp8() -> None:
+    done = run("--arch", "90,100", "--dtype", "fp8", "--d", "128", "--causal-only")
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert [line.split()[:3] for line in done.stdout.splitlines()] == 2 * [["sm_90", "forward", "fp8"]] + [
+        ["sm_100", "forward", "fp8"]
+    ]
+
+
 def test_a_form_that_spills_is_told_apart() -> None:
     # float32 with wide heads spills: a check that calls it clean would call everything clean
     done = run("--arch", "80", "--dtype", "fp32", "--d", "256", "--causal-only", "--out", os.devnull)

@@ -6,7 +6,10 @@ tf32: test_triton_compile.py has the one, a GPU the other.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -17,6 +20,7 @@ pytest.importorskip("triton")
 
 from attnkit import oracle
 from attnkit.mask import Boolean, Documents, Prefix, Window
+from attnkit.parity import parity
 from attnkit.problem import Problem, Varlen
 from attnkit.variants import naive, triton_flash, triton_flash_tiles
 from attnkit.variants.triton_flash import attention, attention_with_lse
@@ -106,6 +110,65 @@ def test_every_way_to_load_gives_attention(loads: str, problem: Problem) -> None
     assert torch.equal(torch.isfinite(lse), live)
     # scores are float32 sums of products of the inputs: what is left is float32's rounding of numbers of this size
     torch.testing.assert_close(lse[live].double(), truth_lse[live], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("loads", LOADS)
+def test_every_way_to_load_gives_attention_in_fp8(loads: str, problem: Problem) -> None:
+    problem = dataclasses.replace(problem, dtype="fp8")
+    q, k, v, _ = problem.inputs(DEVICE)
+    if loads != "pointer" and not all(map(copyable, (q, k, v))):
+        pytest.skip(f"the copy engine cannot load {problem.name}")
+    # the tensor cores multiply fp8 by 32 keys at least
+    options, tiles = problem.options(DEVICE), {"forward": Config(64, 32, 4, 2, loads)}
+    out, lse = attention_with_lse(q, k, v, **options, configs=tiles)
+    assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+    way = dataclasses.replace(triton_flash.VARIANT, attention=functools.partial(attention, configs=tiles))
+    assert parity(way, problem, DEVICE, "fwd").failures == []
+
+    _, truth = oracle.forward(q, k, v, **options)
+    live = torch.isfinite(truth)
+    assert torch.equal(torch.isfinite(lse), live)
+    q, k = (x.float().transpose(1, 2) for x in (q, k))
+    scale = problem.d**-0.5 if problem.scale is None else problem.scale
+    sizes = q.abs() @ k.abs().repeat_interleave(problem.group, 1).mT * abs(scale)
+    # scores are summed in float32, but Hopper's tensor cores keep 13 bits behind the point of a sum of fp8 products
+    atol = 2**-12 * float(sizes.max()) + 1e-5 if DEVICE.type == "cuda" else 1e-5
+    torch.testing.assert_close(lse[live].double(), truth[live], rtol=1e-5, atol=atol)
+
+
+def test_small_weights_are_not_lost_in_fp8() -> None:
+    q, k, v = (torch.zeros(1, s, 1, 32, device=DEVICE) for s in (1, 513, 513))
+    # the first key outweighs each other one by 2^12, which is more than e4m3 has below 1
+    q[..., 0], k[:, 0, :, 0], v[:, 1:] = 1.0, 12.0, 1.0
+    q, k, v = (x.to(torch.float8_e4m3fn) for x in (q, k, v))
+    for way in (naive.VARIANT, triton_flash.VARIANT):
+        out = way.attention(q, k, v, mask="full", scale=math.log(2)).float()
+        # weights that are powers of two are rounded to themselves, but for what float32 makes of an exponent
+        torch.testing.assert_close(out, torch.full_like(out, 512 / (512 + 2**12)), rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize(("capability", "taken"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_fp8_wants_tensor_cores_that_have_it(
+    capability: tuple[int, int], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    problem, cuda = Problem(b=1, hq=1, sq=8, d=32, dtype="fp8"), torch.device("cuda")
+    said = triton_flash.VARIANT.rejects(problem, cuda, "fwd")
+    assert (said is None) == taken
+    assert taken or said == "needs compute capability 8.9 or later, got {}.{}".format(*capability)
+    assert triton_flash.VARIANT.rejects(dataclasses.replace(problem, dtype="bf16"), cuda, "fwd") is None
+
+
+def test_fp8_is_forward_only() -> None:
+    problem = Problem(b=1, hq=1, sq=8, d=32, dtype="fp8")
+    for way in (naive.VARIANT, triton_flash.VARIANT):
+        assert way.rejects(problem, DEVICE, "fwd+bwd") == "fp8 is forward only"
+    q, k, v, _ = problem.inputs(DEVICE, requires_grad=True)
+    with pytest.raises(ValueError, match="float8_e4m3fn is forward only, got inputs that want gradients"):
+        attention(q, k, v)
+    with torch.no_grad():
+        assert attention(q, k, v).isfinite().all()
 
 
 def test_dk_and_dv_are_the_same_from_one_launch_and_from_two() -> None:
@@ -260,7 +323,7 @@ def test_the_copy_engine_wants_multiples_of_16_bytes_and_nothing_broadcast() -> 
 def test_the_table_serves_every_call(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_flash_tiles, "family", lambda device: arch)
     choices = itertools.product(
-        KERNELS, (torch.float16, torch.float32), range(1, MAX_D + 1), get_args(Form), (False, True)
+        KERNELS, (torch.float16, torch.float32, torch.float8_e4m3fn), range(1, MAX_D + 1), get_args(Form), (False, True)
     )
     for kernel, dtype, d, form, can_copy in choices:
         config = choose(kernel, DEVICE, dtype, d, form, can_copy)

@@ -34,7 +34,7 @@ KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 MASKS: tuple[Literal["full", "causal"], ...] = ("full", "causal")
 # bytes a block may ask for; sm_86, sm_89 and sm_120 use the rows of sm_80, so those must fit the smallest
 SHARED = {80: 101376, 90: 232448, 100: 232448}
-INSTRUCTIONS = r"\b(HGMMA|HMMA|UTCHMMA|UTMALDG|LDGSTS|MUFU\.EX2|WARPGROUP\.DEPBAR)\b"
+INSTRUCTIONS = r"\b(HGMMA|QGMMA|HMMA|UTCHMMA|UTCQMMA|UTMALDG|LDGSTS|MUFU\.EX2|WARPGROUP\.DEPBAR)\b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ class Compiled:
 def forms(archs: list[int], dtypes: list[str], ds: list[int]) -> Iterator[Form]:
     """Every configuration the table can give to a call."""
     for arch, kernel, dtype, d, mask, loads in itertools.product(archs, KERNELS, dtypes, ds, MASKS, get_args(Loads)):
-        if config := triton_flash.tiles(arch, kernel, dtype, d, mask, loads):
+        config = triton_flash.tiles(arch, kernel, dtype, d, mask, loads)
+        if config and triton_flash.has(arch, kernel, dtype):
             for want in triton_flash.wants(config):
                 yield Form(arch, kernel, dtype, d, mask, config, want)
 
@@ -110,10 +111,13 @@ def faults(form: Form, compiled: Compiled) -> list[str]:
     if form.dtype != "fp32" and form.d <= 128 and compiled.stack > 48:
         found.append(f"spills {compiled.stack} bytes")
     wanted = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[form.arch]
+    wanted = {"HGMMA": "QGMMA", "UTCHMMA": "UTCQMMA"}[wanted] if form.dtype == "fp8" else wanted
     if form.dtype != "fp32" and not compiled.instructions.get(wanted):
         found.append(f"has no {wanted}")
-    # a product of two tiles is several HGMMA and one wait; ptxas serialises them where it cannot prove them independent
-    if compiled.instructions.get("HGMMA", 0) < 3 * compiled.instructions.get("WARPGROUP.DEPBAR", 0):
+    # a product of two tiles is several HGMMA, or half as many QGMMA, and one wait; ptxas serialises them where it
+    # cannot prove them independent
+    products = compiled.instructions.get("HGMMA", 0) + 2 * compiled.instructions.get("QGMMA", 0)
+    if products < 3 * compiled.instructions.get("WARPGROUP.DEPBAR", 0):
         found.append("waits between the instructions of one product")
     if form.config.loads != "pointer" and not compiled.instructions.get("UTMALDG"):
         found.append("has no UTMALDG: the copy engine is not used")

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from attnkit import testing
-from attnkit.problem import DTYPES, Dtype, Pass, Problem
+from attnkit.problem import TRAINED, Dtype, Pass, Problem
 from attnkit.variants import TABLE
 
 __all__ = ["COMPILED", "KERNELS", "Share", "Trial", "drawn", "trials"]
@@ -57,11 +57,13 @@ class Share:
 
     @property
     def cells(self) -> list[tuple[Dtype, int]]:
-        """The pairs of a dtype and a head dim of this process; another seed begins elsewhere."""
+        """The pairs of a dtype and a head dim of this process; another seed begins elsewhere. fp8 has no part."""
         each = -(-CELLS // self.processes)
         first = self.seed * CELLS + self.index * each
         # neighbours differ in both, and as 3 and 10 have no common factor all 30 come before one comes again
-        return [(DTYPES[n % len(DTYPES)], self.head_dims[n % len(self.head_dims)]) for n in range(first, first + each)]
+        return [
+            (TRAINED[n % len(TRAINED)], self.head_dims[n % len(self.head_dims)]) for n in range(first, first + each)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import torch
 
 from attnkit import testing
 from attnkit.mask import Boolean, Documents, Prefix, Window
-from attnkit.problem import DTYPES, Problem
+from attnkit.problem import TRAINED, Problem
 from attnkit.variant import Attention, Variant
 from attnkit.variants import TABLE, variant
 from tests.fuzz import __main__ as command
@@ -58,7 +58,7 @@ def test_all_processes_together_have_every_dtype_and_head_dim(processes: int) ->
     found = {
         cell for index in range(processes) for cell in share(index=index, processes=processes, head_dims=dims).cells
     }
-    assert {dtype for dtype, _ in found} == set(DTYPES)
+    assert {dtype for dtype, _ in found} == set(TRAINED)
     assert {d for _, d in found} == set(dims)
     every = {
         cell
@@ -66,7 +66,7 @@ def test_all_processes_together_have_every_dtype_and_head_dim(processes: int) ->
         for index in range(processes)
         for cell in share(seed=seed, index=index, processes=processes, head_dims=dims).cells
     }
-    assert len(every) == len(DTYPES) * len(dims)
+    assert len(every) == len(TRAINED) * len(dims)
 
 
 def test_each_problem_is_tried_by_all_that_take_it_and_what_is_compiled_gets_few() -> None:

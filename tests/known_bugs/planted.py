@@ -86,6 +86,14 @@ def late_rescale(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Any
     return out.to(q.dtype).transpose(1, 2) + 0 * right(q, k, v, mask=mask, scale=scale)
 
 
+def late_rescale_in_fp8(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Any, scale: Any) -> torch.Tensor:
+    """The same, where the largest weight of the first tile is 2^8, and what is beyond 448 becomes that."""
+    products = scores(q.float(), k.float(), scale)
+    weights = (products - products[..., :64].amax(-1, keepdim=True)).exp() * 2**8
+    rounded = weights.clamp(max=torch.finfo(q.dtype).max).to(q.dtype).float()
+    return (rounded @ v.float().transpose(1, 2) / weights.sum(-1, keepdim=True)).transpose(1, 2).bfloat16()
+
+
 def tail_read(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
     """Behind the last value a weight of 0 meets what lies there."""
     b, skv, h, dv = v.shape
@@ -274,6 +282,7 @@ PLANTED: tuple[tuple[int, str, Callable[[], Attention]], ...] = (
     (19, "test_packed_sequences_that_were_computed_before_do_not_matter", accumulated),
     (24, "test_gradients_of_a_group_are_summed_in_one_order", lambda: of_gradient(1, noise)),
     (25, "test_scores_that_grow_from_tile_to_tile_overflow_nothing", lambda: late_rescale),
+    (25, "test_scores_that_grow_from_tile_to_tile_saturate_nothing_in_fp8", lambda: late_rescale_in_fp8),
     (26, "test_tiles_in_which_nothing_is_seen", lambda: of_gradient(1, scattered)),
     (27, "test_what_lies_behind_a_length_in_a_cache_does_not_matter", lambda: of_options(one_cached_key_more)),
     (28, "test_the_softmax_goes_on_from_one_causal_block_to_the_next", lambda: softmax_begun_anew),

@@ -92,6 +92,12 @@ def test_a_wait_in_front_of_the_exponentials_uncovers_them() -> None:
     assert sass.covered([PRODUCT, waits_for_all_but(0), EXP, EXP]) == 0
 
 
+def test_products_of_fp8_are_waited_for_like_others() -> None:
+    product = step("QGMMA.64x64x32.F32.E4M3.E4M3", "R24, gdesc[UR8], R24, gsb0")
+    assert sass.covered([product, EXP, waits_for_all_but(0), EXP]) == 1
+    assert sass.covered([product, product, waits_for_all_but(1), EXP, waits_for_all_but(0)]) == 1
+
+
 def test_a_wait_that_leaves_a_product_in_flight_still_covers() -> None:
     assert sass.covered([PRODUCT, PRODUCT, waits_for_all_but(1), EXP, waits_for_all_but(0)]) == 1
 

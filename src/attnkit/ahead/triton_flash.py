@@ -3,7 +3,8 @@
 Of other masks and of modified scores there are a few, which their builds name.
 ``causal-ragged`` is the causal mask on lengths that no tile divides, the form with the most masks; ``full-even`` has
 none; ``causal-even`` is what is timed most. float16 is left out: it has bfloat16's tiles, and instructions that differ
-in the names of their types alone.
+in the names of their types alone. fp8 has them too, but other products and a way for V; there is no backward of it, and
+no Ampere GPU that has it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import torch
 
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
-from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, padded, precision, row
+from attnkit.problem import TRAINED
+from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, offset, padded, precision, row
 
 __all__ = ["ABSENT", "MASKS", "MODIFIERS", "Modifier", "Want", "binary", "builds", "tiles", "wants"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
+TRITON_TYPE = {"bf16": "bf16", "fp32": "fp32", "fp8": "fp8e4nv"}
 DS = (64, 128, 256)
 """The head dims that the table tells apart."""
 FORMS: dict[str, tuple[Literal["full", "causal"], bool]] = {
@@ -71,12 +74,14 @@ Want = Literal["", "dk", "dv"]
 def builds(arch: int) -> Iterator[Build]:
     """Every configuration that the table can give to full and causal attention on this architecture, and the others."""
     for kernel, dtype, d, form, loads in itertools.product(get_args(Kernel), DTYPES, DS, FORMS, get_args(Loads)):
+        if not has(arch, kernel, dtype):
+            continue
         mask, even = FORMS[form]
         if config := tiles(arch, kernel, dtype, d, mask, loads):
             for want in wants(config):
                 name = f"triton_flash/{want or kernel}/{dtype}-d{d}-{form}-{loads}"
                 yield Build(name, arch, partial(binary, arch, kernel, dtype, d, mask, even, config, want))
-    for dtype, d in itertools.product(DTYPES, DS):
+    for dtype, d in itertools.product(TRAINED, DS):
         yield Build(f"triton_flash/statistics/{dtype}-d{d}", arch, partial(statistics, arch, dtype, d))
     yield from others(arch)
 
@@ -93,6 +98,11 @@ def others(arch: int) -> Iterator[Build]:
             name = f"triton_flash/{want or kernel}/bf16-{form}-{config.loads}"
             compiled = partial(binary, arch, kernel, "bf16", d, mask, False, config, want, dv=DV, modifiers=modifiers)
             yield Build(name, arch, compiled)
+
+
+def has(arch: int, kernel: Kernel, dtype: str) -> bool:
+    """Say whether there is such a kernel: in fp8 forward alone, and not on Ampere."""
+    return dtype in TRAINED or (kernel == "forward" and arch != 80)
 
 
 def tiles(arch: int, kernel: Kernel, dtype: str, d: int, form: Form, loads: Loads) -> Config | None:
@@ -122,17 +132,20 @@ def binary(
         "v": (config.block_n, dv),
         "dout": (config.block_m, dv),
     }
-    types = dict.fromkeys(("p_out", "p_dq", "p_dk", "p_dv"), f"*{dtype}")
+    element, numbers = TRITON_TYPE[dtype], DTYPES[dtype]
+    types = dict.fromkeys(("p_out", "p_dq", "p_dk", "p_dv"), "*bf16" if dtype == "fp8" else f"*{element}")
     types |= dict.fromkeys(("p_lse", "p_lse2", "p_delta"), "*fp32")
     for name, (rows, width) in loaded.items():
-        types[name] = f"tensordesc<{dtype}[1,1,{rows},{padded(width)}]>" if config.loads == "tma" else f"*{dtype}"
+        tile = f"tensordesc<{element}[1,1,{rows},{padded(width, numbers)}]>"
+        types[name] = tile if config.loads == "tma" else f"*{element}"
     types |= MASKS[mask]
     for modifier in modifiers:
         types |= MODIFIERS[modifier]
     constants: dict[str, object] = {
-        "D": d, "DP": padded(d), "DV": dv, "DVP": padded(dv), "BM": config.block_m, "BN": config.block_n,
+        "D": d, "DP": padded(d, numbers), "DV": dv, "DVP": padded(dv, numbers),
+        "BM": config.block_m, "BN": config.block_n, "OFFSET": offset(numbers),
         "MASK": mask, "SCALED": bool({"softcap", "alibi"} & set(modifiers)),
-        "EVEN_Q": even, "EVEN_KV": even, "LOADS": config.loads, "PRECISION": precision(DTYPES[dtype]),
+        "EVEN_Q": even, "EVEN_KV": even, "LOADS": config.loads, "PRECISION": precision(numbers),
         "WANT_DK": want != "dv", "WANT_DV": want != "dk",
     }  # fmt: skip
     constants |= {name: None for name in ABSENT if name not in types}

@@ -33,6 +33,7 @@ LACKS: dict[Feature, str] = {
     "sink": "a function of a score cannot add a logit beside those of keys",
     "cache": NO_CACHE,
     "paged": NO_CACHE,
+    "fp8": "made for training, which is done in 16 bits and more",
 }
 
 

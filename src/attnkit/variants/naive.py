@@ -6,6 +6,10 @@ It is what the others are compared with: in speed and memory, and in error (a fu
 must not be further from the truth). Good for small sizes and for reading; bad for anything long, since S and P are
 written to memory and read again, forward and backward.
 
+In fp8 the products are of e4m3 numbers and summed in float32, and so is everything between them. P is rounded to e4m3
+as in FlashAttention-3 (Shah et al., 2024): not normalised, and times 2^8, so that weights down to 2^-14 of a row's
+largest have all the digits there are. out is bfloat16. There is no backward.
+
 `naive_compiled` is the same by torch.compile, which makes few kernels of the steps between the two products and stays
 in float32 inside of one: what a compiler gains that knows nothing of attention. It compiles for exactly these sizes,
 strides and dtypes at the first call with them, which takes seconds. The mask is made before, as booleans in memory.
@@ -27,12 +31,14 @@ import torch._dynamo.config
 import torch._functorch.config
 
 from attnkit.mask import dense
-from attnkit.problem import Boolean, Mask, Pass, Prefix, Problem, Varlen, Window
+from attnkit.problem import Boolean, Mask, Pass, Prefix, Problem, Varlen, Window, dtype_of_out
 from attnkit.variant import Feature, Variant
 
 __all__ = ["COMPILED", "VARIANT"]
 
 BATCHES: tuple[Feature, ...] = ("varlen", "cache", "paged")
+FP8 = torch.float8_e4m3fn
+FP8_RANGE = 2.0**8  # what the largest weight of a row becomes before it is rounded; e4m3 ends at 448
 MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
 
 
@@ -59,12 +65,15 @@ def attention(
     if varlen is not None:
         alone = functools.partial(attention, mask=mask, scale=scale, softcap=softcap, alibi=alibi, sink=sink)
         return torch.cat([alone(q[:, i], k[:, j], v[:, j]) for i, j in varlen.slices()], dim=1)
+    fp8 = q.dtype == FP8
+    if fp8:
+        q, k, v = (x.float() for x in (q, k, v))  # exact, as are products of two
     if lengths is not None:
         k, v = (cached(x, lengths, table) for x in (k, v))
         unseen = hidden_in_cache(mask, q.shape[1], k.shape[1], lengths)
-        return steps(q, k, v, unseen, True, scale, softcap, alibi, sink, lengths)
+        return steps(q, k, v, unseen, True, scale, softcap, alibi, sink, lengths, fp8)
     dead, empty = hidden(q, k, mask)
-    return steps(q, k, v, dead, empty, scale, softcap, alibi, sink)
+    return steps(q, k, v, dead, empty, scale, softcap, alibi, sink, fp8=fp8)
 
 
 def hidden(q: torch.Tensor, k: torch.Tensor, mask: Mask) -> tuple[torch.Tensor | None, bool]:
@@ -86,10 +95,11 @@ def steps(
     alibi: torch.Tensor | None,
     sink: torch.Tensor | None,
     lengths: torch.Tensor | None = None,
+    fp8: bool = False,
 ) -> torch.Tensor:
     """Compute attention where `dead` are the pairs [sq, skv] that do not meet, and some rows may be `empty`.
 
-    Where keys are a cache with these `lengths` [b], pairs are [b, 1, sq, skv].
+    Where keys are a cache with these `lengths` [b], pairs are [b, 1, sq, skv]. Inputs that were fp8 are float32 here.
     """
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
@@ -106,6 +116,8 @@ def steps(
     if sink is not None:
         # one key more, which takes its weight and has no value
         scores = torch.cat((scores, sink.to(q.dtype)[:, None, None].expand(*scores.shape[:3], 1)), dim=-1)
+    if fp8:
+        return weighed_in_fp8(scores, v).transpose(1, 2)
     weights = scores.softmax(dim=-1)
     if sink is not None:
         weights = weights[..., :skv]
@@ -113,6 +125,16 @@ def steps(
         # a softmax over nothing is nan
         weights = weights.masked_fill(dead, 0)
     return (weights @ v).transpose(1, 2)
+
+
+def weighed_in_fp8(scores: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return softmax(scores [.., skv or one more]) V with weights that are rounded to e4m3, in bfloat16."""
+    finite = torch.finfo(scores.dtype)
+    # in a row that sees nothing the largest is -inf, and all weights must be 0
+    weights = (scores - scores.amax(-1, keepdim=True).clamp(min=finite.min)).exp()
+    total = weights.sum(-1, keepdim=True).clamp(min=finite.tiny)
+    rounded = (weights[..., : v.shape[-2]] * FP8_RANGE).to(FP8).float()
+    return (rounded @ v / (total * FP8_RANGE)).to(dtype_of_out(FP8))
 
 
 def distance(sq: int, skv: int, device: torch.device, lengths: torch.Tensor | None) -> torch.Tensor:
@@ -201,5 +223,6 @@ COMPILED = Variant(
     summary="naive, compiled by torch for each size",
     attention=attention_compiled,
     rejects=rejects_uncompiled,
-    lacks=dict.fromkeys(BATCHES, "compiled for batches of one length"),
+    lacks=dict.fromkeys(BATCHES, "compiled for batches of one length")
+    | {"fp8": "made of the steps in the dtype of the inputs"},
 )

@@ -52,6 +52,7 @@ UNMODIFIED: dict[Feature, str] = {
     "varlen": "torch's SDPA takes batches of one length: for packed ones there is torch_varlen",
     "cache": "torch's SDPA takes batches of one length",
     "paged": "torch's SDPA takes batches of one length",
+    "fp8": "torch's SDPA has 16 bits and more",
 }
 NO_KEY = "queries may see no key, which this backend is not known to answer with 0"
 IN_MEMORY: tuple[Feature, ...] = ("window", "prefix", "documents", "boolean", "alibi")

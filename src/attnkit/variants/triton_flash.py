@@ -9,6 +9,10 @@ float32 products are three tf32 products on the tensor cores (``tf32x3``: each f
 smallest of the four partial products dropped), which keeps float32's accuracy; ``ieee`` would avoid tensor cores, spill
 registers and be slower by an order of magnitude.
 
+fp8 (float8_e4m3fn) is forward only, for GPUs whose tensor cores have it; out is bfloat16. Weights are rounded to e4m3
+times 2^8, as in FlashAttention-3 (Shah et al., 2024), but their sum is not. Hopper's tensor cores keep fewer digits of
+a sum of fp8 products than of others, and want V transposed, which costs a way through registers. Tiles are bfloat16's.
+
 Inputs may have any strides; where the last dimension is not contiguous, or rows lie 2^23 elements apart or more, the
 tensor is copied first. Hopper's copy engine (TMA) is used where addresses and strides are multiples of 16 bytes and
 nothing is broadcast; ordinary loads do the rest. Without a GPU the kernels run in Triton's interpreter, if
@@ -24,7 +28,7 @@ import torch
 
 from attnkit import triton_device
 from attnkit.mask import check
-from attnkit.problem import Mask, Pass, Problem, Varlen
+from attnkit.problem import TORCH_DTYPE, TRAINED, Mask, Pass, Problem, Varlen
 from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_of, loadable
 
@@ -32,6 +36,8 @@ __all__ = ["VARIANT", "Config", "attention", "attention_with_lse"]
 
 Configs = dict[Kernel, Config]
 CACHES: tuple[Feature, ...] = ("cache", "paged")
+FP8_SINCE = (8, 9)
+"""Compute capability of the first tensor cores that multiply fp8."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +114,7 @@ def attention_with_lse(
     """Attention and the log-sum-exp of its scores, as scaled and modified.
 
     Args:
-        q: ``[b, sq, hq, d]``, float16, bfloat16 or float32.
+        q: ``[b, sq, hq, d]``, float16, bfloat16, float32 or float8_e4m3fn.
         k: ``[b, skv, hkv, d]``, hkv divides hq: query head h reads key head ``h // (hq // hkv)``.
         v: ``[b, skv, hkv, dv]``.
         mask: Any of mask.py; causal is aligned bottom-right.
@@ -120,8 +126,9 @@ def attention_with_lse(
         configs: Tiles by kernel, in place of the table's.
 
     Returns:
-        out ``[b, sq, hq, dv]`` in the dtype of q, and lse ``[b, hq, sq]`` in float32 (natural logarithm, no gradient),
-        the sink in it. A query without a live key has out 0, and lse ``-inf`` or its sink.
+        out ``[b, sq, hq, dv]`` in the dtype of q (bfloat16 where that is fp8), and lse ``[b, hq, sq]`` in float32
+        (natural logarithm, no gradient), the sink in it. A query without a live key has out 0, and lse ``-inf`` or its
+        sink.
 
     Raises:
         ValueError: For shapes, dtypes, a mask or modifiers that do not fit together.
@@ -135,6 +142,9 @@ def attention_with_lse(
         raise ValueError(
             f"hkv must divide hq, and d and dv be at most {MAX_D}, got {list(q.shape)} and {list(v.shape)}"
         )
+    trained = [x for x in (q, k, v, sink) if x is not None and x.requires_grad]
+    if q.dtype not in [TORCH_DTYPE[dtype] for dtype in TRAINED] and torch.is_grad_enabled() and trained:
+        raise ValueError(f"{q.dtype} is forward only, got inputs that want gradients: take torch.no_grad()")
     check(mask, q.shape[1], k.shape[1])
     if varlen is not None:
         if any(config.loads != "pointer" for config in (configs or {}).values()):
@@ -160,10 +170,10 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any)
 
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
-    """Why these kernels cannot compute a problem on a device. Forward and backward take the same problems."""
+    """Why these kernels cannot compute a problem on a device. Forward and backward take the same problems, but fp8."""
     if max(problem.d, problem.dv) > MAX_D:
         return f"d and dv must be at most {MAX_D}, got {problem.d} and {problem.dv}"
-    return triton_device.rejects(device)
+    return triton_device.rejects(device, least=FP8_SINCE if problem.dtype == "fp8" else (8, 0))
 
 
 VARIANT = Variant(

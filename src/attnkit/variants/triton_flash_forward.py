@@ -17,6 +17,9 @@ Packed sequences have their own lengths and first rows; see triton_flash_batch.p
 Tiles arrive in one of two ways (``LOADS``):
     pointer   ordinary (asynchronous) loads: any strides, any D
     tma       a 4-D descriptor made by the host: the copy engine computes addresses, and zeroes what lies outside
+
+OFFSET is what is added to the exponents of P, and so to those of its sum: e4m3, to which P is rounded where V is fp8,
+has few numbers below 1 and many above. 448 is its largest, so 2^8 fits.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import triton
 import triton.language as tl
 
 from attnkit.mask import Mask
+from attnkit.problem import dtype_of_out
 from attnkit.triton_scores import (
     LOG2E,
     base_2,
@@ -36,7 +40,7 @@ from attnkit.triton_scores import (
     score_arguments,
 )
 from attnkit.variants.triton_flash_batch import Batch, sequence
-from attnkit.variants.triton_flash_tiles import Config, launch, source
+from attnkit.variants.triton_flash_tiles import Config, launch, offset, source
 from attnkit.varlen import Varlen
 
 BASE_2 = tl.constexpr(LOG2E)
@@ -84,7 +88,7 @@ def forward_kernel(
     hq, group, sq, skv, lower, upper, scale_cap, cap_log2, p_slope, p_sink, p_starts_q, p_starts_k, total,
     D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     MASK: tl.constexpr, SCALED: tl.constexpr, EVEN_Q: tl.constexpr, EVEN_KV: tl.constexpr, LOADS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(sq, BM)
     i_block = tl.program_id(0) % n_blocks
@@ -131,7 +135,7 @@ def forward_kernel(
     if p_sink is not None:
         # as if a key with this score and no value had been seen
         m = tl.zeros([BM], tl.float32) + tl.load(p_sink + i_h) * BASE_2
-        l += 1.0
+        l += 2.0**OFFSET
     b_out = tl.zeros([BM, DVP], tl.float32)
     i_left, i_full, i_end = keys_of(i_m, diagonal, skv, lower, upper, BM, BN, MASK)
     i_begin = 0
@@ -153,7 +157,10 @@ def forward_kernel(
             shift = tl.where(m_new == float("-inf"), 0.0, m_new)
         else:
             shift = m_new
-        b_p = tl.exp2(b_s * unit - shift[:, None])
+        less = shift
+        if OFFSET != 0:
+            less = shift - OFFSET
+        b_p = tl.exp2(b_s * unit - less[:, None])
         alpha = tl.exp2(m - shift)
         l = l * alpha + tl.sum(b_p, 1)
         b_out = b_out * alpha[:, None]
@@ -164,6 +171,8 @@ def forward_kernel(
     # a row with no live key: out 0, lse -inf
     l_safe = tl.where(l == 0.0, 1.0, l)
     b_out = (b_out / l_safe[:, None]).to(p_out.dtype.element_ty)
+    if OFFSET != 0:
+        m -= OFFSET
     b_lse = (m + tl.log2(l_safe)) * LN2
     o_d = tl.arange(0, DVP)
     m_out = (o_m < sq)[:, None] & (o_d < DV)[None, :]
@@ -179,10 +188,13 @@ def forward(
     mask: Mask, scale: float, config: Config, varlen: Varlen | None = None,
     softcap: float | None = None, alibi: torch.Tensor | None = None, sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]`` to out ``[b, sq, hq, dv]`` and lse ``[b, hq, sq]`` in float32."""
+    """q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]`` to out ``[b, sq, hq, dv]`` and lse ``[b, hq, sq]`` in float32.
+
+    fp8 gives a bfloat16 out.
+    """
     b, sq, hq, _ = q.shape
     hkv, dv = v.shape[2:]
-    out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
+    out = torch.empty((b, sq, hq, dv), dtype=dtype_of_out(q.dtype), device=q.device)
     lse = torch.empty((b, hq, sq), dtype=torch.float32, device=q.device)
     if not (q.numel() and k.numel()):
         return out.zero_(), lse.fill_(float("-inf")) if sink is None else lse.copy_(sink[:, None])
@@ -193,7 +205,7 @@ def forward(
             source(q, config.block_m, config), source(k, config.block_n, config), source(v, config.block_n, config),
             out, lse, scale * LOG2E,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], hq, hq // hkv, batch.sq, batch.skv,
-            p_sink=sink, total=None if varlen is None else sq,
+            p_sink=sink, OFFSET=offset(v.dtype), total=None if varlen is None else sq,
             **batch.arguments(config, q, k, v, mask), **score_arguments(scale, softcap, alibi),
         ),
         q.device,

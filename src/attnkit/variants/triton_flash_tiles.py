@@ -24,6 +24,8 @@ Form = Literal["full", "causal", "boolean", "other"]
 MAX_D = 256
 """Largest head dim: a program holds whole rows of Q and of the output."""
 
+FP8 = torch.float8_e4m3fn
+
 ROW_PADDING = 128
 """Statistics of rows are padded to a multiple of this: no block_m of the backward exceeds it."""
 
@@ -185,14 +187,19 @@ def choose(kernel: Kernel, device: torch.device, dtype: torch.dtype, d: int, for
     return config
 
 
-def padded(d: int) -> int:
-    """The head dim as the kernels see it: a power of two, at least 16 for the tensor cores."""
-    return max(16, 1 << (d - 1).bit_length())
+def padded(d: int, dtype: torch.dtype | None = None) -> int:
+    """The head dim as the kernels see it: a power of two, at least 16 for the tensor cores, and 32 in fp8."""
+    return max(32 if dtype == FP8 else 16, 1 << (d - 1).bit_length())
 
 
 def precision(dtype: torch.dtype) -> str:
     """How fp32 products are made: three tf32 products on the tensor cores; half precision is exact as it is."""
     return "tf32x3" if dtype == torch.float32 else "ieee"
+
+
+def offset(dtype: torch.dtype) -> int:
+    """What is added to the exponents of weights, in base 2, that are rounded to this dtype."""
+    return 8 if dtype == FP8 else 0
 
 
 def loadable(t: torch.Tensor) -> torch.Tensor:
@@ -212,9 +219,9 @@ def constants(config: Config, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor)
     d, dv = q.shape[3], v.shape[3]
     return {
         "D": d,
-        "DP": padded(d),
+        "DP": padded(d, q.dtype),
         "DV": dv,
-        "DVP": padded(dv),
+        "DVP": padded(dv, v.dtype),
         "BM": config.block_m,
         "BN": config.block_n,
         "EVEN_Q": q.shape[1] % config.block_m == 0,
@@ -235,7 +242,7 @@ def source(t: torch.Tensor, rows: int, config: Config) -> Any:
     b, s, h, d = t.shape
     # the stride of a dimension of size one is never used, but must be valid
     strides = [t.stride(i) if t.shape[i] > 1 else TMA_ALIGNMENT for i in (0, 2, 1)]
-    return TensorDescriptor(t, [b, h, s, d], [*strides, 1], [1, 1, rows, padded(d)])
+    return TensorDescriptor(t, [b, h, s, d], [*strides, 1], [1, 1, rows, padded(d, t.dtype)])
 
 
 def launch(call: Callable[[], object], device: torch.device) -> None:

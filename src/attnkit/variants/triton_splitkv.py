@@ -28,6 +28,7 @@ __all__ = ["VARIANT", "Workspace", "attend", "attention"]
 
 LACKS: dict[Feature, str] = {
     "varlen": "sequences on a cache are not packed: they have lengths of their own",
+    "fp8": "weights are multiplied in the dtype of the inputs, unscaled",
 }
 MAX_D = 256
 MAX_ROWS = 128

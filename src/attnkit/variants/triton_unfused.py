@@ -119,5 +119,6 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks=dict.fromkeys(BATCHES, "P is one tensor, of sequences of one length"),
+    lacks=dict.fromkeys(BATCHES, "P is one tensor, of sequences of one length")
+    | {"fp8": "P is made for backward, too"},
 )

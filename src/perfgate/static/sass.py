@@ -179,7 +179,7 @@ def covered(loop: Sequence[Instruction]) -> int:
             kind = i.kind
             if kind and ASYNCHRONOUS.match(kind):
                 open_ = True
-            if (kind == "HGMMA" and "gsb0" in i.operands) or i.opcode.startswith("UTCBAR"):
+            if (kind and kind.endswith("GMMA") and "gsb0" in i.operands) or i.opcode.startswith("UTCBAR"):
                 groups, open_ = groups + 1, False
             elif kind == WAIT:
                 groups = min(groups, _left(i))
