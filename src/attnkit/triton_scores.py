@@ -41,6 +41,7 @@ __all__ = [
     "keys_seen",
     "mask_arguments",
     "queries_of",
+    "queries_seeing",
     "score_arguments",
 ]
 

@@ -50,6 +50,10 @@ KEPT = [
     Problem(b=1, hq=2, sq=80, d=72, dtype="fp32", mask="causal"),
     # few queries, as the kernels for decoding take them, and values of another width
     Problem(b=2, hq=4, hkv=2, sq=4, skv=70, d=40, dv=24, dtype="fp32", mask="causal"),
+    # masks of few queries that have no length of their own
+    Problem(b=2, hq=4, hkv=2, sq=3, skv=150, d=16, dtype="fp32", mask=Boolean(0.3), sink=True),
+    Problem(b=1, hq=2, sq=5, skv=80, d=16, dtype="fp32", mask="causal-top-left", alibi=True),
+    Problem(b=1, hq=2, sq=8, d=16, dtype="fp32", mask=Documents((3, 1, 4))),
     # the first tiles of keys are behind the window, for most tiles of queries
     Problem(b=1, hq=2, sq=90, d=16, dtype="fp32", mask=Window(9, 0)),
     # what functions for packed sequences alone take

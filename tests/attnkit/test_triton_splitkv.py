@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from attnkit import oracle
-from attnkit.mask import Mask, Prefix, Window
+from attnkit.mask import Documents, Mask, Prefix, Window
 from attnkit.problem import Problem
 from attnkit.variants import naive, triton_splitkv
 from attnkit.variants.triton_splitkv import Workspace, attend
@@ -206,7 +206,12 @@ def test_the_chosen_splits_leave_no_processor_much_more_than_its_share(heads: in
         ({"q": (1, 1, 3, 32)}, "hkv must divide hq, got hq=3 and hkv=2"),
         ({"q": (2, 1, 4, 32)}, "one batch, got 2 and 1: pages need a table"),
         ({"k": (1, 5, 2, 32)}, r"q must be \[b, sq, hq, d\]"),
-        ({"mask": "causal-top-left"}, "mask must be full, causal, a Window or a Prefix, got 'causal-top-left'"),
+        (
+            {"mask": "causal-top-left", "lengths": torch.ones(1, dtype=torch.int32)},
+            "with lengths the mask must be full, causal, a Window or a Prefix, got 'causal-top-left'",
+        ),
+        ({"mask": Documents((9,))}, "sum to sq = skv, got 9, sq=1"),
+        ({"mask": "diagonal"}, "mask must be one of"),
         ({"sink": torch.zeros(3)}, r"sink must be \[4\], float32, got \[3\]"),
         ({"splits": 0}, "splits must be from 1 to 128, got 0"),
         ({"lengths": torch.ones(1)}, r"lengths must be int32 \[1\], got torch.float32"),

@@ -10,6 +10,7 @@ NAIVE = ("float64", "mask")
 UNFUSED = ("parity triton_unfused fwd", "parity triton_unfused fwd+bwd")
 FEATURED = tuple(f"{check} featured" for check in UNFUSED)
 FA1 = ("parity triton_fa1 fwd",)
+FA1_FEATURED = ("parity triton_fa1 fwd featured",)
 
 naive = planter("naive", "variants/naive.py", "float64")
 on_cache = planter("naive", "variants/naive.py", "float64-cached")
@@ -19,6 +20,8 @@ product = planter("unfused", "variants/triton_unfused.py", *UNFUSED)
 featured = planter("unfused", "variants/triton_unfused_kernel.py", *FEATURED)
 product_featured = planter("unfused", "variants/triton_unfused.py", FEATURED[1])
 fa1 = planter("fa1", "variants/triton_fa1_kernel.py", *FA1)
+fa1_featured = planter("fa1", "variants/triton_fa1_kernel.py", *FA1_FEATURED)
+fa1_sequence = planter("fa1", "variants/triton_fa1_kernel.py", "other-sequence triton_fa1")
 
 MUTANTS = (
     naive(
@@ -103,15 +106,21 @@ MUTANTS = (
     fa1(
         "first-tile-of-queries-lost",
         "wrong block range",
-        "tl.maximum(i_n - diagonal, 0) // BM * BM",
-        "tl.cdiv(tl.maximum(i_n - diagonal, 0), BM) * BM",
+        "queries_of(i_n, diagonal, sq",
+        "queries_of(i_n + BM, diagonal, sq",
+    ),
+    fa1(
+        "last-tile-of-queries-lost",
+        "wrong block range",
+        "tl.range(i_begin, i_end, BM)",
+        "tl.range(i_begin, i_end // BM * BM, BM)",
     ),
     fa1("no-live-key", "fully masked row", "b_o / tl.where(l_new == 0.0, 1.0, l_new)[:, None]", "b_o / l_new[:, None]"),
     fa1(
         "output-by-width-of-keys",
         "transposed stride",
-        "p_o += i_bh * tl.cast(sq, tl.int64) * DV",
-        "p_o += i_bh * tl.cast(sq, tl.int64) * D",
+        "p_o += i_row * DV",
+        "p_o += i_row * D",
     ),
     fa1(
         "values-of-query-head",
@@ -124,5 +133,73 @@ MUTANTS = (
         "padded head dim",
         "(o_row < n_rows)[:, None] & (o_d < D)[None, :]",
         "(o_row < n_rows)[:, None]",
+    ),
+    fa1_featured(
+        "spans-of-queries",
+        "wrong mask",
+        'mask_arguments(mask, sq, skv, q.device, of="keys")',
+        'mask_arguments(mask, sq, skv, q.device, of="queries")',
+    ),
+    fa1_featured("queries-before-a-span-see-it", "wrong mask", "live & (o_m[:, None] >= first[None, :])", "live"),
+    fa1_featured("queries-behind-a-span-see-it", "wrong mask", " & (o_m[:, None] <= last[None, :])", ""),
+    fa1_featured(
+        "last-query-of-a-span-lost", "mask off by one", "o_m[:, None] <= last[None, :]", "o_m[:, None] < last[None, :]"
+    ),
+    fa1_featured(
+        "boolean-ignored",
+        "wrong mask",
+        "live & is_live(o_m, o_n, diagonal, skv, lower, upper, MASK)",
+        "live",
+    ),
+    fa1_featured("sink-without-weight", "sink", "l.fill_(1.0)", "l.fill_(0.0)"),
+    fa1_featured("sink-in-base-e", "exp for exp2", "sink[:, None] * LOG2E", "sink[:, None]"),
+    fa1_featured("slope-of-first-head", "ALiBi", "tl.load(p_slope + i_h)", "tl.load(p_slope)"),
+    fa1_featured(
+        "distance-top-left", "wrong alignment", "o_n[None, :], diagonal, scale_log2", "o_n[None, :], 0, scale_log2"
+    ),
+    fa1_featured(
+        "softcap-of-unscaled",
+        "softcap",
+        "score_arguments(scale, softcap, alibi)",
+        "score_arguments(1.0, softcap, alibi)",
+    ),
+    fa1_featured(
+        "length-is-end",
+        "wrong length",
+        "skv = tl.load(p_starts_k + i_b + 1) - o_k",
+        "skv = tl.load(p_starts_k + i_b + 1)",
+    ),
+    fa1_featured(
+        "keys-begin-as-queries", "wrong sequence", "o_k = tl.load(p_starts_k + i_b)", "o_k = tl.load(p_starts_q + i_b)"
+    ),
+    fa1_featured(
+        "band-not-moved",
+        "wrong alignment",
+        "lower += diagonal\n        upper += diagonal",
+        "lower += 0\n        upper += 0",
+    ),
+    fa1_featured(
+        "band-of-the-sum",
+        "wrong alignment",
+        "mask_arguments(mask, sq + skv, sq + skv,",
+        "mask_arguments(mask, sq, skv,",
+    ),
+    fa1_featured(
+        "rows-of-its-own-length",
+        "wrong head",
+        "i_row = i_h * tl.cast(total, tl.int64) + o_q",
+        "i_row = i_h * tl.cast(sq, tl.int64) + o_q",
+    ),
+    fa1_featured(
+        "values-of-first-sequence", "wrong sequence", "p_v += o_k * tl.cast(s_vs, tl.int64)", "p_v += o_k * 0"
+    ),
+    fa1_featured(
+        "output-of-first-sequence", "wrong sequence", "p_out += o_q * tl.cast(s_os, tl.int64)", "p_out += o_q * 0"
+    ),
+    fa1_sequence(
+        "value-of-the-next",
+        "padding takes part",
+        "b_v = rows_of(p_v, s_vs, i_n, skv, BN",
+        "b_v = rows_of(p_v, s_vs, i_n, skv + 1, BN",
     ),
 )

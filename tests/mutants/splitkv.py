@@ -87,7 +87,15 @@ MUTANTS = (
     cached("page-behind-the-last", "paged cache", "p_table + o_n // PAGE, mask", "p_table + o_n // PAGE + 1, mask"),
     cached("page-of-a-tile", "paged cache", "p_table + o_n // PAGE, mask", "p_table + i_n // PAGE + o_n * 0, mask"),
     cached("rows-by-stride-of-pages", "transposed stride", "% PAGE) * tl.cast(s_row", "% PAGE) * tl.cast(s_block"),
-    cached("window-of-capacity", "length ignored", "lower = n - SQ - left", "lower = skv - SQ - left"),
+    cached("window-of-capacity", "length ignored", "lower += n - SQ", "lower += skv - SQ"),
+    cached("boolean-ignored", "wrong mask", "m_live & is_live(i_query, o_n, n - SQ, n, lower, upper, MASK)", "m_live"),
+    cached("top-left-is-bottom-right", "wrong alignment", '"upper": sq - longest', '"upper": 0'),
+    cached(
+        "documents-before-seen",
+        "wrong mask",
+        'if MASK == "band" or MASK == "documents":',
+        'if MASK == "band":',
+    ),
     cached("slopes-of-capacity", "ALiBi", "o_n[None, :], n - SQ, scale_log2", "o_n[None, :], skv - SQ, scale_log2"),
     Mutant(
         "splitkv/weight-of-what-came-before",

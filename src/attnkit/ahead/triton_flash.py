@@ -19,7 +19,7 @@ from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
 from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, padded, precision, row
 
-__all__ = ["Want", "binary", "builds", "tiles", "wants"]
+__all__ = ["ABSENT", "MASKS", "MODIFIERS", "Modifier", "Want", "binary", "builds", "tiles", "wants"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DS = (64, 128, 256)

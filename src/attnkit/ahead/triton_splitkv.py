@@ -30,30 +30,37 @@ def builds(arch: int) -> Iterator[Build]:
             yield Build(f"{name}-whole", arch, partial(binary, arch, "bf16", d, rows, page, whole=True))
     name = "triton_splitkv/decode/bf16-d128-rows8-page16-window-softcap-alibi-sink"
     yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 16, modified=True))
+    name = "triton_splitkv/decode/bf16-d128-rows8-page0-boolean"
+    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 0, boolean=True))
     for d in DS:
         yield Build(f"triton_splitkv/combine/bf16-d{d}", arch, partial(combining, arch, "bf16", d))
 
 
 def binary(
-    arch: int, dtype: str, d: int, rows: int, page: int, *, modified: bool = False, whole: bool = False
-) -> Binary:
-    """Compile it, plain or with a window and all that modifies scores, for keys that are split or are not."""
+    arch: int, dtype: str, d: int, rows: int, page: int,
+    *, modified: bool = False, boolean: bool = False, whole: bool = False,
+) -> Binary:  # fmt: skip
+    """Compile it, plain, with a window and all that modifies scores or with a boolean mask, for keys split or whole."""
     from attnkit.variants.triton_splitkv_kernel import splitkv_kernel, tiles
 
     form = whole_form(torch.bfloat16, rows, d, d, arch // 10) if whole else None
     form = form or split_form(torch.bfloat16, rows, d, d)
     constants: dict[str, object] = tiles(form, 1, rows, d, d) | {
-        "PAGE": page, "MASK": "band" if modified else "causal", "HAS_LENGTHS": True, "PRECISION": "ieee",
+        "PAGE": page, "MASK": "band" if modified else "boolean" if boolean else "causal",
+        "HAS_LENGTHS": not boolean, "PRECISION": "ieee",
         "APART": form.apart, "EARLY": form.apart and arch >= 90,
     }  # fmt: skip
     types = {name: f"*{dtype}" for name in splitkv_kernel.arg_names if name.startswith("p_")}
     types |= dict.fromkeys(("p_lengths", "p_table", "p_arrived"), "*i32") | {"p_partial": "*fp32"}
-    optional = {"left": "i32", "upper": "i32", "scale_cap": "fp32", "cap_log2": "fp32"}
+    optional = {"lower": "i32", "upper": "i32", "scale_cap": "fp32", "cap_log2": "fp32"}
     optional |= dict.fromkeys(("p_slope", "p_sink"), "*fp32")
     if modified:
         types |= optional
     else:
         constants |= dict.fromkeys(optional)
+    if boolean:
+        types["lower"] = "*u8"
+        del constants["lower"]
     warps, stages = form.warps, form.stages
     return compile_kernel(
         splitkv_kernel, arch, types, constants, unaligned=("s_tb",), num_warps=warps, num_stages=stages

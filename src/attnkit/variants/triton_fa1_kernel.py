@@ -5,7 +5,9 @@ For queries i of a tile and the keys of the present tile, with m, l and O of the
     m' = max(m, rowmax S)        l' = exp(m - m') l + rowsum exp(S - m')
     O' = (l exp(m - m') O + exp(S - m') V) / l'
 
-O is kept normalised and in float32; the last tile of keys also writes it in the dtype of the inputs.
+O is kept normalised and in float32, and written in the dtype of the inputs at the end. What masks and modifiers make of
+S, and which queries see a tile of keys at all, is in triton_scores.py; a sink is where m and l of a row begin. Where
+sequences are packed a program computes one head of one of them, whose sizes and first rows it reads on the device.
 
 Letters: BM queries and BN keys a tile, D and DV the head dims, DP and DVP the same rounded up to a power of two.
 """
@@ -18,7 +20,17 @@ import torch
 import triton
 import triton.language as tl
 
-LOG2E = 1.4426950408889634
+from attnkit.mask import Mask
+from attnkit.triton_scores import (
+    LOG2E,
+    base_2,
+    is_live,
+    mask_arguments,
+    queries_of,
+    queries_seeing,
+    score_arguments,
+)
+from attnkit.varlen import Varlen
 
 
 @triton.jit
@@ -30,35 +42,55 @@ def rows_of(p_base, s_row, i_row, n_rows, ROWS: tl.constexpr, D: tl.constexpr, D
     return tl.load(p_rows, mask=(o_row < n_rows)[:, None] & (o_d < D)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["hq", "sq", "skv"])
+@triton.jit(do_not_specialize=["hq", "sq", "skv", "lower", "upper", "total"])
 def forward_kernel(
     p_q, p_k, p_v, p_out, p_o, p_m, p_l, scale_log2,
     s_qb, s_qs, s_qh, s_kb, s_ks, s_kh, s_vb, s_vs, s_vh, s_ob, s_os, s_oh, hq, group, sq, skv,
+    lower, upper, scale_cap, cap_log2, p_slope, p_starts_q, p_starts_k, total,
     D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     i_bh = tl.program_id(0)
     i_b = i_bh // hq
     i_h = i_bh % hq
+    i_row = i_bh * tl.cast(sq, tl.int64)
+    if p_starts_q is not None:
+        # i_b is a sequence: sizes are its own from here on, and its rows lie in the one batch that there is
+        o_q = tl.load(p_starts_q + i_b)
+        o_k = tl.load(p_starts_k + i_b)
+        sq = tl.load(p_starts_q + i_b + 1) - o_q
+        skv = tl.load(p_starts_k + i_b + 1) - o_k
+        i_b = 0
+        i_row = i_h * tl.cast(total, tl.int64) + o_q
+        p_q += o_q * tl.cast(s_qs, tl.int64)
+        p_k += o_k * tl.cast(s_ks, tl.int64)
+        p_v += o_k * tl.cast(s_vs, tl.int64)
+        p_out += o_q * tl.cast(s_os, tl.int64)
     p_q += i_b * tl.cast(s_qb, tl.int64) + i_h * tl.cast(s_qh, tl.int64)
     p_k += i_b * tl.cast(s_kb, tl.int64) + (i_h // group) * tl.cast(s_kh, tl.int64)
     p_v += i_b * tl.cast(s_vb, tl.int64) + (i_h // group) * tl.cast(s_vh, tl.int64)
     p_out += i_b * tl.cast(s_ob, tl.int64) + i_h * tl.cast(s_oh, tl.int64)
-    p_o += i_bh * tl.cast(sq, tl.int64) * DV
-    p_m += i_bh * tl.cast(sq, tl.int64)
-    p_l += i_bh * tl.cast(sq, tl.int64)
+    p_o += i_row * DV
+    p_m += i_row
+    p_l += i_row
     o_dv = tl.arange(0, DVP)
     diagonal = skv - sq
+    if p_starts_q is not None and MASK == "band":
+        lower += diagonal
+        upper += diagonal
+    slope = None
+    if p_slope is not None:
+        slope = tl.load(p_slope + i_h)
 
     for i_n in tl.range(0, skv, BN):
         b_k = rows_of(p_k, s_ks, i_n, skv, BN, D, DP)
         b_v = rows_of(p_v, s_vs, i_n, skv, BN, DV, DVP)
         o_n = i_n + tl.arange(0, BN)
-        i_first = 0
-        if CAUSAL:
-            # queries before this tile see none of these keys
-            i_first = tl.maximum(i_n - diagonal, 0) // BM * BM
-        for i_m in tl.range(i_first, sq, BM):
+        # queries before i_begin and from i_end on see none of these keys
+        i_begin, _left, _full, i_end = queries_of(i_n, diagonal, sq, lower, upper, BM, BN, MASK)
+        if MASK == "band" or MASK == "prefix" or MASK == "documents":
+            first, last = queries_seeing(o_n, diagonal, sq, lower, upper, MASK)
+        for i_m in tl.range(i_begin, i_end, BM):
             o_m = i_m + tl.arange(0, BM)
             m_m = o_m < sq
             m_o = m_m[:, None] & (o_dv < DV)[None, :]
@@ -67,10 +99,17 @@ def forward_kernel(
             m = tl.load(p_m + o_m, mask=m_m, other=float("-inf"))
             l = tl.load(p_l + o_m, mask=m_m, other=0.0)
             b_o = tl.load(p_o + o_o, mask=m_o, other=0.0)
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+            b_s, _bend = base_2(
+                b_s, o_m[:, None], o_n[None, :], diagonal, scale_log2, scale_cap, cap_log2, slope, True
+            )  # fmt: skip
             live = (o_n < skv)[None, :] & m_m[:, None]
-            if CAUSAL:
+            if MASK == "causal":
                 live = live & (o_n[None, :] <= o_m[:, None] + diagonal)
+            elif MASK == "boolean":
+                live = live & is_live(o_m, o_n, diagonal, skv, lower, upper, MASK)
+            elif MASK != "full":
+                live = live & (o_m[:, None] >= first[None, :]) & (o_m[:, None] <= last[None, :])
             b_s = tl.where(live, b_s, float("-inf"))
             m_new = tl.maximum(m, tl.max(b_s, 1))
             # a row with no live key yet has m_new = -inf, and -inf - -inf is nan
@@ -94,7 +133,16 @@ def forward_kernel(
         tl.store(p_out + o_out, b_o.to(p_out.dtype.element_ty), mask=m_o)
 
 
-def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, scale: float) -> torch.Tensor:
+def tiles(dtype: torch.dtype, d: int, sq: int, mask: str) -> tuple[int, int]:
+    """Queries and keys a tile: fewer where their rows take many registers, or the addresses of a mask in memory."""
+    wide = dtype == torch.float32 or d > 128
+    return 16 if wide or sq <= 16 else 64, 32 if wide or mask == "boolean" else 64
+
+
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask, scale: float, softcap: float | None = None,
+    alibi: torch.Tensor | None = None, sink: torch.Tensor | None = None, varlen: Varlen | None = None,
+) -> torch.Tensor:  # fmt: skip
     """q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]``, last dims contiguous, to out ``[b, sq, hq, dv]``."""
     b, sq, hq, d = q.shape
     skv, hkv, dv = v.shape[1:]
@@ -103,13 +151,28 @@ def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, sca
     o = torch.zeros((b, hq, sq, dv), **statistics)  # type: ignore[call-overload]
     m = torch.full((b, hq, sq), float("-inf"), **statistics)  # type: ignore[call-overload]
     l = torch.zeros((b, hq, sq), **statistics)  # type: ignore[call-overload]
-    wide = q.dtype == torch.float32 or max(d, dv) > 128
+    if sink is not None:
+        # as if a key with this score and no value had been seen
+        m.copy_(sink[:, None] * LOG2E)
+        l.fill_(1.0)
+    n, longest, starts = b, sq, None
+    if varlen is None:
+        arguments = mask_arguments(mask, sq, skv, q.device, of="keys")
+    else:
+        # a band counts from each sequence's own diagonal
+        arguments = mask_arguments(mask, sq + skv, sq + skv, q.device, of="keys")
+        n, longest, starts = len(varlen.queries), max(varlen.queries), varlen.starts(q.device)
+    block_m, block_n = tiles(q.dtype, max(d, dv), longest, str(arguments["MASK"]))
+    arguments |= score_arguments(scale, softcap, alibi)
+    del arguments["SCALED"]  # here scores are, always
     with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
-        forward_kernel[(b * hq,)](
+        forward_kernel[(n * hq,)](
             q, k, v, out, o, m, l, scale * LOG2E,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], hq, hq // hkv, sq, skv,
-            D=d, DP=padded(d), DV=dv, DVP=padded(dv), BM=16 if wide or sq <= 16 else 64, BN=32 if wide else 64,
-            CAUSAL=causal, PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee", num_warps=4, num_stages=1,
+            p_starts_q=None if starts is None else starts.queries, p_starts_k=None if starts is None else starts.keys,
+            total=None if starts is None else sq, **arguments,
+            D=d, DP=padded(d), DV=dv, DVP=padded(dv), BM=block_m, BN=block_n,
+            PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee", num_warps=4, num_stages=1,
         )  # fmt: skip
     return out
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.mask import Prefix, Window
+from attnkit.mask import Prefix, Window, check
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose, choose_splits, split_form
@@ -27,9 +27,6 @@ from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose, choo
 __all__ = ["VARIANT", "Workspace", "attend", "attention"]
 
 LACKS: dict[Feature, str] = {
-    "causal-top-left": "the newest queries on a cache are never masked so",
-    "documents": "the newest queries on a cache are never masked so",
-    "boolean": "the newest queries on a cache are never masked so",
     "varlen": "sequences on a cache are not packed: they have lengths of their own",
 }
 MAX_D = 256
@@ -97,7 +94,7 @@ def attend(
         table: ``[b, n]``, int32: in which page a sequence's keys ``i · page ...`` are. Entries behind its length may be
             anything. Needs lengths.
         mask: ``causal``, query i sees key j where ``j <= i + length - sq``, ``full``, it sees all, a window along that
-            diagonal, whose keys alone are read, or a prefix.
+            diagonal, whose keys alone are read, or a prefix; without lengths any of mask.py.
         scale: ``1 / sqrt(d)`` unless given.
         softcap: Positive: scores stay between it and its negative.
         alibi: ``[hq]``, float32: what a key's score loses by its distance.
@@ -119,7 +116,9 @@ def attend(
         if x is not None and (x.shape != q.shape[2:3] or x.dtype != torch.float32):
             raise ValueError(f"{name} must be [{q.shape[2]}], float32, got {list(x.shape)}, {x.dtype}")
     if not (isinstance(mask, Window | Prefix) or mask in ("full", "causal")):
-        raise ValueError(f"mask must be full, causal, a Window or a Prefix, got {mask!r}")
+        if lengths is not None:
+            raise ValueError(f"with lengths the mask must be full, causal, a Window or a Prefix, got {mask!r}")
+        check(mask, q.shape[1], k.shape[1])
     b, _, hq, d = q.shape
     hkv = k.shape[2]
     longest = k.shape[1] if table is None else table.shape[1] * k.shape[1]

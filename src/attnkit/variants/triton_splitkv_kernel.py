@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from attnkit.mask import Mask, Prefix, Window
-from attnkit.triton_scores import LOG2E, base_2, keys_seen, score_arguments
+from attnkit.triton_scores import LOG2E, base_2, is_live, keys_seen, mask_arguments, score_arguments
 from attnkit.variants.triton_splitkv_tiles import Form
 
 BASE_2 = tl.constexpr(LOG2E)
@@ -94,11 +94,11 @@ def combine_kernel(
     tl.store(p_out + i_head * tl.cast(s_oh, tl.int64) + o_dv, b_out.to(p_out.dtype.element_ty), mask=o_dv < DV)
 
 
-@triton.jit(do_not_specialize=["hkv", "skv", "splits", "left", "upper"])
+@triton.jit(do_not_specialize=["hkv", "skv", "splits", "lower", "upper"])
 def splitkv_kernel(
     p_q, p_k, p_v, p_out, p_lengths, p_table, p_partial, p_arrived, scale_log2,
     s_qb, s_qs, s_qh, s_kb, s_ks, s_kh, s_vb, s_vs, s_vh, s_ob, s_os, s_oh, s_tb, hkv, skv, splits,
-    left, upper, scale_cap, cap_log2, p_slope, p_sink,
+    lower, upper, scale_cap, cap_log2, p_slope, p_sink,
     SQ: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, MASK: tl.constexpr, HAS_LENGTHS: tl.constexpr,
     PRECISION: tl.constexpr, SB: tl.constexpr, AGAIN: tl.constexpr, APART: tl.constexpr, EARLY: tl.constexpr,
@@ -113,10 +113,9 @@ def splitkv_kernel(
     if HAS_LENGTHS:
         n = tl.load(p_lengths + i_b)
     i_first = 0
-    lower = 0
     if MASK == "band":
         # keys before the first query's window are not visited
-        lower = n - SQ - left
+        lower += n - SQ
         upper += n - SQ
         i_first = tl.maximum(lower, 0) // BN * BN
     # whole tiles to each split; the last splits of a short sequence have none
@@ -172,7 +171,9 @@ def splitkv_kernel(
             b_s, i_query[:, None], o_n[None, :], n - SQ, scale_log2, scale_cap, cap_log2, slope, True
         )  # fmt: skip
         m_live = (o_n[None, :] <= last[:, None]) & (o_n < i_end)[None, :]
-        if MASK == "band":
+        if MASK == "boolean":
+            m_live = m_live & is_live(i_query, o_n, n - SQ, n, lower, upper, MASK)
+        if MASK == "band" or MASK == "documents":
             m_live = m_live & (o_n[None, :] >= first[:, None])
         b_s = tl.where(m_live, b_s, float("-inf"))
         m_new = tl.maximum(m, tl.max(b_s, 1))
@@ -250,7 +251,7 @@ def attend(
             scale * LOG2E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             table.stride(0) if table is not None else 0, hkv, longest, splits,
             PAGE=0 if table is None else k.shape[1], HAS_LENGTHS=lengths is not None,
-            p_sink=sink, **edges(mask, sq, longest), **arguments,
+            p_sink=sink, **edges(mask, sq, longest, q.device), **arguments,
             PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee",
             **tiles(form, sq, group, d, dv), APART=apart, EARLY=overlap,
             num_warps=form.warps, num_stages=form.stages,
@@ -278,17 +279,19 @@ def at_once(dv: int) -> int:
     return min(32, 4096 // padded(dv))
 
 
-def edges(mask: Mask, sq: int, longest: int) -> dict[str, object]:
+def edges(mask: Mask, sq: int, longest: int, device: torch.device) -> dict[str, object]:
     """What the kernel is given for a mask: its kind, and its edges along the diagonal, which is where a length says."""
+    far = sq + longest
     match mask:
         case Window(left, right):
-            far = sq + longest
             left, right = (far if side is None else min(side, far) for side in (left, right))
-            return {"MASK": "band", "left": left, "upper": right}
+            return {"MASK": "band", "lower": -left, "upper": right}
+        case "causal-top-left":
+            return {"MASK": "band", "lower": -far, "upper": sq - longest}
         case Prefix(length):
-            return {"MASK": "prefix", "left": None, "upper": min(length, longest)}
+            return {"MASK": "prefix", "lower": None, "upper": min(length, longest)}
         case _:
-            return {"MASK": mask, "left": None, "upper": None}
+            return mask_arguments(mask, sq, longest, device)
 
 
 def padded(size: int) -> int:
