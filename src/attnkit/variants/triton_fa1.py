@@ -76,5 +76,6 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks=dict.fromkeys(CACHES, "made for prompts: a cache is read by triton_splitkv"),
+    lacks=dict.fromkeys(CACHES, "made for prompts: a cache is read by triton_splitkv")
+    | {"fp8": "weights are multiplied in the dtype of the inputs, unscaled"},
 )
