@@ -44,6 +44,8 @@ FIXED = [
     # weights of all sizes in fp8, a tile that is seen in part, and rows that see nothing but the sink
     Problem(b=2, hq=4, hkv=2, sq=160, skv=150, d=24, dtype="fp8", mask="causal", magnitude=4.0, sink=True),
     Problem(b=1, hq=2, sq=70, skv=300, d=64, dv=16, dtype="fp8", layout="padded", scale=-0.1),
+    Problem(b=1, hq=2, hkv=1, sq=40, skv=90, d=32, dtype="fp8", mask="causal", varlen=Varlen((7, 33), (90, 0))),
+    Problem(b=2, hq=2, hkv=1, sq=2, skv=40, d=16, dtype="fp8", mask="causal", cache=Cache((0, 33), page=16)),
 ]
 
 KEPT = [
@@ -57,6 +59,8 @@ KEPT = [
     Problem(b=2, hq=4, hkv=2, sq=3, skv=150, d=16, dtype="fp32", mask=Boolean(0.3), sink=True),
     Problem(b=1, hq=2, sq=5, skv=80, d=16, dtype="fp32", mask="causal-top-left", alibi=True),
     Problem(b=1, hq=2, sq=8, d=16, dtype="fp32", mask=Documents((3, 1, 4))),
+    # a distance from the diagonal shows where a query sees keys on both sides of it
+    Problem(b=2, hq=2, sq=4, skv=70, d=16, dtype="fp32", alibi=True, cache=Cache((70, 33))),
     # the first tiles of keys are behind the window, for most tiles of queries
     Problem(b=1, hq=2, sq=90, d=16, dtype="fp32", mask=Window(9, 0)),
     # what functions for packed sequences alone take

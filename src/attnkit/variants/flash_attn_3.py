@@ -39,6 +39,7 @@ LEAST_TILE = 64
 HAS = ("window", "varlen", "paged")
 LACKS: dict[Feature, str] = {
     **{feature: "FlashAttention-3 has full, causal and windows" for feature in FEATURES if feature not in HAS},
+    "fp8": "not built into this variant",
     "softcap": "a build may leave it out, as xformers' does, and does not say so",
     "cache": "it adds 0 times what is behind a length, which need not be a number",
 }

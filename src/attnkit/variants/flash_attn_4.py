@@ -32,6 +32,7 @@ LACKS: dict[Feature, str] = {
         for feature in FEATURES
         if feature not in HAS
     },
+    "fp8": "not built into this variant",
     "cache": BEHIND,
     "paged": BEHIND,
 }

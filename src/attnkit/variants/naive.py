@@ -129,12 +129,11 @@ def steps(
 
 def weighed_in_fp8(scores: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Return softmax(scores [.., skv or one more]) V with weights that are rounded to e4m3, in bfloat16."""
-    finite = torch.finfo(scores.dtype)
-    # in a row that sees nothing the largest is -inf, and all weights must be 0
-    weights = (scores - scores.amax(-1, keepdim=True).clamp(min=finite.min)).exp()
-    total = weights.sum(-1, keepdim=True).clamp(min=finite.tiny)
+    # one score more, lower than all: where nothing is seen it has the weight, and has no value
+    scores = torch.nn.functional.pad(scores, (0, 1), value=torch.finfo(scores.dtype).min)
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
     rounded = (weights[..., : v.shape[-2]] * FP8_RANGE).to(FP8).float()
-    return (rounded @ v / (total * FP8_RANGE)).to(dtype_of_out(FP8))
+    return (rounded @ v / (weights.sum(-1, keepdim=True) * FP8_RANGE)).to(dtype_of_out(FP8))
 
 
 def distance(sq: int, skv: int, device: torch.device, lengths: torch.Tensor | None) -> torch.Tensor:
