@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,7 +36,6 @@ GPU = torch.cuda.is_available()
 FAR = 2**31
 """Elements, and bytes, that a 32-bit offset does not reach."""
 BOTH: Pass = "fwd+bwd"
-FAILURES = (AssertionError, RuntimeError)
 ALIGNED = ("sdpa_efficient", "sdpa_flash", "sdpa_cudnn", "flash_attn")
 
 names = pytest.mark.parametrize("name", [way.name for way in TABLE])
@@ -58,10 +59,10 @@ def lost() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def known(request: pytest.FixtureRequest) -> None:
     """What an installed library is known to do wrong is expected, with its issue."""
-    name = getattr(getattr(request.node, "callspec", None), "params", {}).get("name")
-    found = KNOWN.get((request.node.originalname, name))
-    if found and (GPU or not found.needs_gpu):
-        request.applymarker(pytest.mark.xfail(reason=found.reason, strict=found.strict, raises=FAILURES))
+    called = getattr(request.node, "callspec", None)
+    found = called and KNOWN.get((request.node.originalname, called.params.get("name")))
+    if found and (GPU or not found.needs_gpu) and found.has(f"-{called.id}-"):
+        request.applymarker(pytest.mark.xfail(reason=found.reason, strict=found.strict, raises=found.raises))
 
 
 def able(name: str, problem: Problem, device: torch.device, pass_: Pass) -> Variant:
@@ -291,11 +292,18 @@ def test_more_than_int32_counts_is_computed(name: str, kind: str, device: torch.
     problem = LARGE[kind]
     pass_: Pass = "fwd" if variant(name).rejects(problem, device, BOTH) else BOTH
     way = able(name, problem, device, pass_)
+    if name not in OURS and "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("may take the GPU from its process: `python -m tests.known_bugs run` has one for it")
     try:
         if problem.b > 1:
             found = parity(way, problem, device, pass_, poison=False)
         else:  # without what parity keeps for the next variant
-            found = examine(way.attention, problem.inputs(device), problem.options(device), pass_)
+            inputs = problem.inputs(device)
+            # one query of 1024 has a gradient: all four million of them, added up in one accumulator of a tensor core,
+            # are off by more than the rule allows, which says nothing of offsets
+            if problem.sq > 2**20:
+                inputs.dout[:, torch.arange(problem.sq, device=device) % 1024 != 0] = 0
+            found = examine(way.attention, inputs, problem.options(device), pass_)
     except torch.cuda.OutOfMemoryError:
         pytest.skip("out of memory")
     finally:
@@ -635,6 +643,49 @@ def trained(name: str, inputs: tuple[torch.Tensor, ...], **options: Any) -> list
 
 
 backends = pytest.mark.parametrize("name", BACKENDS)
+
+
+@backends
+def test_torch_takes_a_gradient_that_lies_otherwise_than_the_one_before(name: str, device: torch.device) -> None:
+    if not GPU and name in ("sdpa_efficient", "sdpa_cudnn"):
+        pytest.skip("runs on a CUDA device, got cpu")
+    problem = Problem(b=2, hq=4, sq=39, d=16)
+    drawn = problem.inputs(device)
+    q, k, v, dout = (x.transpose(1, 2).detach().requires_grad_(i < 3) for i, x in enumerate(drawn))
+    with sdpa_kernel([BACKENDS[name]]):
+        out = F.scaled_dot_product_attention(q, k, v)
+    found = [torch.autograd.grad(out, (q, k, v), x, retain_graph=True) for x in (dout, dout.contiguous())]
+    for one, other in zip(*found, strict=True):
+        # each number is rounded to 2^-8 of itself, in both
+        assert (one - other).double().norm() <= 2**-7 * one.double().norm()
+
+
+MANY = """
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+generator = torch.Generator("cuda").manual_seed(0)
+q, k, v, dout = (
+    torch.randn(8320, 16, 2, 128, dtype=torch.bfloat16, device="cuda", generator=generator) for _ in range(4)
+)
+with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+    def trained(*inputs):
+        leaves = [x.detach().requires_grad_() for x in inputs[:3]]
+        return torch.autograd.grad(F.scaled_dot_product_attention(*leaves), leaves, inputs[3])
+
+    last = trained(*(x[-8:] for x in (q, k, v, dout)))
+    for one, other in zip(trained(q, k, v, dout), last):
+        assert (one[-8:] - other).double().norm() <= 2**-7 * other.double().norm()
+"""
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU: ten gigabytes")
+@pytest.mark.parametrize("name", ["sdpa_flash"])
+def test_torch_trains_more_sequences_than_int32_counts(name: str) -> None:
+    # an address that is not there takes the GPU from the whole process
+    done = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True)
+    assert not done.returncode, f"{name}: {done.stderr[-1000:]}"
 
 
 @backends

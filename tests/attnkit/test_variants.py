@@ -16,7 +16,7 @@ import attnkit
 from attnkit.mask import Window
 from attnkit.problem import Pass, Problem
 from attnkit.variant import Variant
-from attnkit.variants import TABLE, flash_attn, flash_attn_3, flash_attn_4, triton_flash, triton_unfused, variant
+from attnkit.variants import TABLE, flash_attn, flash_attn_3, flash_attn_4, sdpa, triton_flash, triton_unfused, variant
 
 SOURCE = Path(attnkit.__file__).parents[1]
 NAMES = [
@@ -105,6 +105,43 @@ def test_what_is_compiled_names_the_compiler_that_is_missing(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert compiler in (way.why_not(problem, torch.device(device), pass_) or "")
+
+
+@pytest.mark.parametrize(("d", "padded"), [(16, 32), (128, 128), (200, 256)])
+def test_sdpa_flash_trains_no_more_than_its_backward_counts(
+    d: int, padded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdpa, "torch_rejects", lambda *_: None)  # it asks the device
+    rejects, gpu, most = variant("sdpa_flash").rejects, torch.device("cuda"), 2**31 // (16 * 256 * padded)
+    for sq in (129, 256):
+        just, more = (Problem(b=b, hq=16, sq=sq, d=d) for b in (most, most + 1))
+        assert rejects(just, gpu, "fwd+bwd") is None
+        assert rejects(more, gpu, "fwd") is None
+        assert rejects(more, CPU, "fwd+bwd") is None
+        assert f"{16 * 256 * padded * (most + 1)} is more" in (rejects(more, gpu, "fwd+bwd") or "")
+
+
+@pytest.mark.parametrize("dead", [0, 3])
+def test_the_gradient_that_cudnn_gets_lies_as_its_out_does(dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def computed(q: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        out = q * 1.0
+        if out.requires_grad:
+            out.register_hook(lambda gradient: seen.append((gradient.shape, gradient.transpose(1, 2).is_contiguous())))
+        return out * 1.0
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", computed)
+    q = torch.randn(2, 9 + dead, 4, 16, requires_grad=True)
+    k = torch.randn(2, 9, 4, 16)
+    out = variant("sdpa_cudnn").attention(q, k, k, mask="causal")
+    values = torch.randn(2, 4, 16, 9 + dead).permute(0, 3, 1, 2)
+    for dout in (values, values.contiguous(), values[:, :1].expand_as(values)):
+        (gradient,) = torch.autograd.grad(out, q, dout, retain_graph=True)
+        assert torch.equal(gradient[:, dead:], dout[:, dead:])
+    assert seen == [((2, 4, 9, 16), True)] * 3
+    with torch.no_grad():
+        assert variant("sdpa_cudnn").attention(q, k, k, mask="causal").shape == q.shape
 
 
 @pytest.mark.parametrize("name", ["sdpa_efficient", "sdpa_cudnn", "flash_attn", "flash_attn_3", "flash_attn_4"])

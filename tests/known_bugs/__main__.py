@@ -9,6 +9,7 @@ What else follows `run` goes to pytest.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ import perfgate.gpu
 from tests.known_bugs.page import page
 from tests.known_bugs.table import BUGS
 
+MAX_LOST = 40  # processes, of which each ends with one test
 OUTCOMES = Path(__file__).parent / "outcomes"
 
 
@@ -53,8 +55,10 @@ def run(folder: Path, processes: int, options: list[str]) -> int:
     collector = Collector()
     nodes = dict.fromkeys(node for bug in BUGS for node in bug.nodes)
     many = ["-n", str(processes)] if processes > 1 else []
+    # one by one, for each may need most of the memory; where one takes the GPU from its process, another goes on behind
+    alone = ["-n", "1", f"--max-worker-restart={MAX_LOST}"] if importlib.util.find_spec("xdist") else []
     codes = set()
-    for part in (["-m", "not times_gpu", *many], ["-m", "times_gpu"]):
+    for part in (["-m", "not times_gpu", *many], ["-m", "times_gpu", *alone]):
         codes.add(pytest.main([*nodes, "-q", *part, *options], plugins=[collector]))
     if not codes <= {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
         return max(codes)

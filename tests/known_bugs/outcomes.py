@@ -27,14 +27,18 @@ class Collector:
     Attributes:
         found: Outcomes by the test's path and function, and by the variant; ``""`` for a test of none.
         reasons: Why a variant has a bug, or failed.
+        told: Tests that have not passed, and said why.
     """
 
     found: dict[tuple[str, str], set[Outcome]] = field(default_factory=dict)
     reasons: dict[tuple[str, str], str] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep a report; of one that passes the call counts, not what goes before and behind."""
         expected = hasattr(report, "wasxfail")
+        if report.when == "???" and report.nodeid in self.told:
+            return  # xdist says that its process ended, and the test has said before why
         outcome: Outcome
         if report.skipped and not expected:
             outcome = "cannot"
@@ -46,6 +50,8 @@ class Collector:
             outcome = "right"
         else:
             return
+        if outcome in ("failed", "has it"):
+            self.told.add(report.nodeid)
         test, _, parameters = report.nodeid.partition("[")
         key = test, variant_of(parameters)
         self.found.setdefault(key, set()).add(outcome)

@@ -14,7 +14,7 @@ from tests.known_bugs import outcomes
 from tests.known_bugs.__main__ import OUTCOMES
 from tests.known_bugs.outcomes import Collector, collect
 from tests.known_bugs.page import link, of_environment, page
-from tests.known_bugs.table import BUGS, HERE, KNOWN
+from tests.known_bugs.table import BUGS, HERE, KNOWN, Known
 
 PAGE = Path(__file__).parents[2] / "docs" / "known_bugs.md"
 
@@ -45,6 +45,14 @@ def test_a_test_that_is_there_is_named() -> None:
     for test, name in KNOWN:
         assert f"{HERE}::{test}" in there
         assert name in names
+
+
+def test_what_is_known_is_expected_of_some_cases_alone() -> None:
+    one = Known("an issue", cases=("-2-0-5-", "h-q"))
+    assert one.has("-full-2-0-5-flex-")
+    assert one.has("-h-q-flex-")
+    assert not one.has("-full-0-5-5-flex-")
+    assert Known("an issue").has("-anything-")
 
 
 def report(test: str, parameters: str, outcome: str, when: str = "call", xfail: str | None = None) -> pytest.TestReport:
@@ -89,6 +97,21 @@ def test_the_worst_of_its_tests_is_what_a_variant_came_to() -> None:
     row["variants"] = dict.fromkeys(row["variants"], "cannot")
     text = "\n".join(of_environment({"device": "GPU", "versions": {}, "bugs": [row]}))
     assert "| 2 | few key heads in decoding |  |  | all |" in text
+
+
+@pytest.mark.parametrize(("said", "came_to"), [("pytorch#2", "has it"), (None, "failed")])
+def test_a_process_that_ends_behind_a_test_that_said_why_adds_nothing(said: str | None, came_to: str) -> None:
+    test = "test_a_token_is_generated_with_few_key_heads"
+    ended = report(test, "1-sdpa_cudnn", "failed", when="???")
+    collector = Collector()
+    collector.pytest_runtest_logreport(ended)
+    assert collect(collector)[1]["variants"] == {"sdpa_cudnn": "failed"}
+    collector = Collector()
+    collector.pytest_runtest_logreport(report(test, "1-sdpa_cudnn", "skipped" if said else "failed", xfail=said))
+    before = collect(collector)[1]
+    collector.pytest_runtest_logreport(ended)
+    assert collect(collector)[1] == before
+    assert before["variants"] == {"sdpa_cudnn": came_to}
 
 
 @pytest.mark.parametrize(

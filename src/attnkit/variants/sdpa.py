@@ -19,6 +19,9 @@ Torch's ``is_causal`` is aligned top-left, ours bottom-right. They agree for sq 
 
 Every other mask goes to math and efficient as booleans in memory, and ALiBi as a bias in the dtype of q; flash and
 cuDNN have no other mask than the causal one, which for sq = skv is the one aligned top-left too.
+
+Torch keeps cuDNN's backward by the strides of q, k and v, and uses it again for a gradient of out that lies otherwise
+(pytorch#191576): here that gradient always lies as [b, sq, hq, dv] does, and is copied where it comes otherwise.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ LACKS: dict[SDPBackend, dict[Feature, str]] = {
     CUDNN: UNMODIFIED
     | dict.fromkeys(IN_MEMORY, "its backward with a mask in memory gives NaN on Hopper (pytorch#196678)"),
 }
+INT32 = 2**31
 CUDNN_BACKWARD_DIMS = ((192, 128), (256, 256))  # beyond 128, the pairs of d and dv that its backward takes on Hopper
 
 
@@ -99,7 +103,14 @@ def attention(
         out = F.scaled_dot_product_attention(
             q[:, :, dead:], k, v, attn_mask=bias, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
+    if backend is CUDNN and out.requires_grad:
+        out.register_hook(rows_first)
     return (F.pad(out, (0, 0, dead, 0)) if dead else out).transpose(1, 2)
+
+
+def rows_first(gradient: torch.Tensor) -> torch.Tensor:
+    """Return a gradient [b, h, s, d] that lies in memory as [b, s, h, d], itself where it does."""
+    return gradient.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def live_pairs(sq: int, skv: int, device: torch.device) -> torch.Tensor:
@@ -135,6 +146,8 @@ def rejects(backend: SDPBackend, problem: Problem, device: torch.device, pass_: 
             return f"{NO_KEY}, got sq={problem.sq} and skv={problem.skv}"
     if backend is FLASH and problem.d % 8:
         return f"d must be a multiple of 8 (torch would copy q, k and v to pad them), got {problem.d}"
+    if backend is FLASH and pass_ != "fwd" and (sums := sums_of_dq(problem)) > INT32:
+        return f"its backward counts what dq is summed up in by 32 bits (#1500, #2260), and {sums} is more"
     if backend is CUDNN:
         if problem.mask == "causal" and 1 < problem.sq < problem.skv:
             return f"its causal mask is aligned top-left: needs sq = skv, got sq={problem.sq} and skv={problem.skv}"
@@ -142,6 +155,12 @@ def rejects(backend: SDPBackend, problem: Problem, device: torch.device, pass_: 
         if pass_ != "fwd" and max(dims) > 128 and dims not in CUDNN_BACKWARD_DIMS:
             return f"backward needs d and dv of at most 128, or {CUDNN_BACKWARD_DIMS}, got {dims}"
     return torch_rejects(backend, problem, device, pass_)
+
+
+def sums_of_dq(problem: Problem) -> int:
+    """Return in how many numbers FlashAttention-2's backward sums up dq: queries and head dim are padded."""
+    d = 256 if problem.d > 192 else -(-problem.d // 32) * 32
+    return problem.b * problem.hq * -(-problem.sq // 128) * 128 * d
 
 
 def torch_rejects(backend: SDPBackend, problem: Problem, device: torch.device, pass_: Pass) -> str | None:
