@@ -3,6 +3,7 @@
     dev         the default: other examples each time
     ci          where CI is set: the same examples each time
     gpu_long    fifty times as many, for a GPU
+    few         the same ones each time, where other runs draw many and a kernel compiles for seconds
 
 HYPOTHESIS_PROFILE takes another one than the default.
 """
@@ -25,6 +26,7 @@ hypothesis.settings.register_profile("dev", SHARED)
 hypothesis.settings.register_profile("ci", SHARED, derandomize=True)
 # a variant that is wrong is wrong on most problems: at thousands of them shrinking is the time that counts
 hypothesis.settings.register_profile("gpu_long", SHARED, max_examples=5000, phases=set(Phase) - {Phase.explain})
+hypothesis.settings.register_profile("few", SHARED, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 pytest_plugins = ["pytester"]

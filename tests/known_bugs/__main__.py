@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
 
 def run(folder: Path, processes: int, options: list[str]) -> int:
     """Run the tests of all bugs, write down what they found, and return pytest's exit code."""
+    os.environ.setdefault("HYPOTHESIS_PROFILE", "few")
     if torch.cuda.is_available():
         environment = perfgate.gpu.environment()
     else:
@@ -54,7 +55,7 @@ def run(folder: Path, processes: int, options: list[str]) -> int:
 
     collector = Collector()
     nodes = dict.fromkeys(node for bug in BUGS for node in bug.nodes)
-    many = ["-n", str(processes)] if processes > 1 else []
+    many = ["-n", str(processes), "--dist=worksteal"] if processes > 1 else []
     # one by one, for each may need most of the memory; where one takes the GPU from its process, another goes on behind
     alone = ["-n", "1", f"--max-worker-restart={MAX_LOST}"] if importlib.util.find_spec("xdist") else []
     codes = set()
