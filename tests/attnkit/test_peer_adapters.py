@@ -304,6 +304,19 @@ def test_transformer_engine_has_the_diagonal_of_the_top_left(sq: int, skv: int) 
     agrees(transformer_engine.attention, Problem(b=2, sq=sq, skv=skv, mask="causal-top-left", **SIZES), trained=True)
 
 
+def test_transformer_engine_is_told_that_lengths_differ_where_they_sum_to_the_same() -> None:
+    varlen = Varlen((13, 28), (28, 13))
+    agrees(transformer_engine.attention, Problem(b=1, sq=41, varlen=varlen, **SIZES), trained=True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_transformer_engine_is_asked_for_the_plain_causal_mask_where_it_is_ours(packed: bool) -> None:
+    """More of its backends have that one, for more sizes."""
+    expected = "padding_causal" if packed else "causal"
+    assert transformer_engine.mask_type("causal", alike=True, packed=packed) == expected
+    assert transformer_engine.mask_type("causal", alike=False, packed=packed) == f"{expected}_bottom_right"
+
+
 REFUSES = "raise RuntimeError('imported')"
 
 
