@@ -22,7 +22,16 @@ HEAD = """# How fast is inference, and what made it so?
 This page is generated: `nox -s ladder` measures on a GPU, and makes it of what was measured, which docs/inference.json
 keeps. Every case is checked before it is timed. A share is of the bandwidth or matrix rate measured in the same run."""
 OURS = ("cuda_matvec", "triton_product")
-LIBRARIES = ("sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "flash_attn", "flash_attn_3", "flash_attn_4", "flashinfer")
+LIBRARIES = (
+    "sdpa_flash",
+    "sdpa_cudnn",
+    "sdpa_efficient",
+    "flash_attn",
+    "flash_attn_3",
+    "flash_attn_4",
+    "flashinfer",
+    "transformer_engine",
+)
 ROWS_AT_MOST = 8
 """Rows of x up to which a product is bound by the bytes of its weight."""
 

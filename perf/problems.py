@@ -19,16 +19,15 @@ SUITES: tuple[Suite, ...] = ("default", "full")
 
 TIMED_ELSEWHERE = ("triton_fa1", "triton_splitkv")  # in decoding
 EVERY = tuple(variant.name for variant in TABLE if variant.name not in TIMED_ELSEWHERE)
-FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", "flash_attn", "flash_attn_3", "flash_attn_4")
+LIBRARIES = ("flash_attn", "flash_attn_3", "flash_attn_4", "flashinfer", "transformer_engine")
+FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", *LIBRARIES)
 WITHOUT_FLEX = tuple(name for name in FUSED if name != "flex")  # which takes seconds to compile for each problem
 AGAINST_NAIVE = ("naive", *WITHOUT_FLEX)
 DECODERS = (
     "naive",
     "sdpa_flash",
     "sdpa_cudnn",
-    "flash_attn",
-    "flash_attn_3",
-    "flash_attn_4",
+    *LIBRARIES,
     "triton_flash",
     "triton_splitkv",
 )

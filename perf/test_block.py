@@ -18,7 +18,16 @@ from perfgate.plugin import GpuBenchmark, absent
 
 CPU = [Shape(1, s, 256, 4, "fp32") for s in (64, 256)]
 LADDER = [Shape(b, s) for b in (1, 16) for s in (128, 512, 2048)]
-FAST = ("sdpa_flash", "sdpa_cudnn", "triton_flash", "flash_attn", "flash_attn_3", "flash_attn_4")
+FAST = (
+    "sdpa_flash",
+    "sdpa_cudnn",
+    "triton_flash",
+    "flash_attn",
+    "flash_attn_3",
+    "flash_attn_4",
+    "flashinfer",
+    "transformer_engine",
+)
 
 
 def cases(device: str, suite: str) -> Iterator[tuple[Shape, str, str]]:

@@ -19,7 +19,7 @@ from tests.attnkit.strategies import kept, problems
 
 # a problem takes longer than an ordinary example by an order of magnitude
 EXAMPLES = max(1, settings().max_examples // 5)
-COMPILED = ("flex", "naive_compiled", "flash_attn_4")
+COMPILED = ("flex", "naive_compiled", "flash_attn_4", "flashinfer")
 """Variants that take seconds for each new size: they get the problems of FIXED alone."""
 
 FIXED = [
@@ -73,7 +73,7 @@ KEPT = [
 ]
 """What is tried before anything is drawn: planted bugs that few examples missed needed these."""
 
-LIBRARIES = ("flash_attn", "flash_attn_3", "flash_attn_4")
+LIBRARIES = ("flash_attn", "flash_attn_3", "flash_attn_4", "flashinfer", "transformer_engine")
 OF_LIBRARIES = [
     Problem(b=2, hq=4, hkv=2, sq=300, skv=520, d=128, mask="causal"),
     Problem(b=1, hq=3, sq=257, d=64, dtype="fp16"),

@@ -16,7 +16,18 @@ import attnkit
 from attnkit.mask import Window
 from attnkit.problem import Pass, Problem
 from attnkit.variant import Variant
-from attnkit.variants import TABLE, flash_attn, flash_attn_3, flash_attn_4, sdpa, triton_flash, triton_unfused, variant
+from attnkit.variants import (
+    TABLE,
+    flash_attn,
+    flash_attn_3,
+    flash_attn_4,
+    flashinfer,
+    sdpa,
+    transformer_engine,
+    triton_flash,
+    triton_unfused,
+    variant,
+)
 
 SOURCE = Path(attnkit.__file__).parents[1]
 NAMES = [
@@ -35,6 +46,8 @@ NAMES = [
     "torch_varlen",
     "flash_attn_3",
     "flash_attn_4",
+    "flashinfer",
+    "transformer_engine",
 ]
 CPU = torch.device("cpu")
 
@@ -78,6 +91,8 @@ def test_a_variant_that_says_nothing_of_masks_and_modifiers_is_given_none(asks: 
         (flash_attn, "the package flash-attn is not installed: pip install flash-attn"),
         (flash_attn_3, "no library of FlashAttention-3 was found: build the package flash_attn_3"),
         (flash_attn_4, "the package flash-attn-4 is not installed: pip install flash-attn-4"),
+        (flashinfer, "the package flashinfer-python is not installed: pip install flashinfer-python"),
+        (transformer_engine, "the package transformer-engine is not installed with its part for torch: pip install"),
         (triton_flash, "the package triton is not installed: pip install 'triton"),
         (triton_unfused, "the package triton is not installed: pip install 'triton"),
     ],
@@ -144,7 +159,10 @@ def test_the_gradient_that_cudnn_gets_lies_as_its_out_does(dead: int, monkeypatc
         assert variant("sdpa_cudnn").attention(q, k, k, mask="causal").shape == q.shape
 
 
-@pytest.mark.parametrize("name", ["sdpa_efficient", "sdpa_cudnn", "flash_attn", "flash_attn_3", "flash_attn_4"])
+@pytest.mark.parametrize(
+    "name",
+    ["sdpa_efficient", "sdpa_cudnn", "flash_attn", "flash_attn_3", "flash_attn_4", "flashinfer", "transformer_engine"],
+)
 def test_what_needs_a_gpu_says_so(name: str) -> None:
     assert variant(name).rejects(Problem(b=1, hq=1, sq=8, d=16), CPU, "fwd") == "runs on a CUDA device, got cpu"
 
@@ -179,7 +197,7 @@ def test_without_optional_packages_all_but_their_variants_is_there() -> None:
         """
 import sys
 
-MISSING = ("triton", "flash_attn", "flash_attn_3", "xformers")
+MISSING = ("triton", "flash_attn", "flash_attn_3", "xformers", "flashinfer", "transformer_engine")
 
 
 class Missing:

@@ -22,7 +22,7 @@ from attnkit.variants import TABLE
 
 __all__ = ["COMPILED", "KERNELS", "Share", "Trial", "drawn", "trials"]
 
-COMPILED = ("flex", "naive_compiled", "flash_attn_4")
+COMPILED = ("flex", "naive_compiled", "flash_attn_4", "flashinfer")
 """Variants that take seconds for each new problem: they get one in COMPILED_EVERY."""
 COMPILED_EVERY = 40
 KERNELS = (*COMPILED, *(way.name for way in TABLE if way.name.startswith("triton_")))

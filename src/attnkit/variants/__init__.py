@@ -8,10 +8,12 @@ from attnkit.variants import (
     flash_attn,
     flash_attn_3,
     flash_attn_4,
+    flashinfer,
     flex,
     naive,
     sdpa,
     torch_varlen,
+    transformer_engine,
     triton_fa1,
     triton_flash,
     triton_splitkv,
@@ -33,6 +35,8 @@ TABLE: tuple[Variant, ...] = (
     torch_varlen.VARIANT,
     flash_attn_3.VARIANT,
     flash_attn_4.VARIANT,
+    flashinfer.VARIANT,
+    transformer_engine.VARIANT,
 )
 
 
