@@ -36,7 +36,7 @@ def test_one_wrong_element_is_found(rows: int, monkeypatch: pytest.MonkeyPatch) 
     x, weight, scale = torch.randn(2, 64), torch.randint(-128, 128, (10, 64), dtype=torch.int8), torch.rand(10)
     right = (x.double() @ weight.double().T * scale.double()).float()
     assert agreement(right, x, weight, scale).wrong == 0
-    for value in (float("nan"), float("inf"), float(right[1, 7]) * 1.001 + 0.01):
+    for value in (float("nan"), float("inf"), float(right[1, 7]) + 0.01 + 0.001 * abs(float(right[1, 7]))):
         out = right.clone()
         out[1, 7] = value
         assert agreement(out, x, weight, scale).wrong == 1

@@ -89,6 +89,20 @@ def test_what_is_not_packed_is_not_for_varlen_attn() -> None:
     assert said == "made for packed sequences alone: for others torch has scaled_dot_product_attention"
 
 
+@pytest.mark.parametrize("mask", [Window(2, None), Window(None, 130), Window(3, 3)], ids=str)
+def test_a_window_over_more_queries_than_keys_is_not_for_varlen_attn(
+    mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong on a GPU: what is longer than the longest keys is taken for no bound, which counts from the diagonal."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu, said = torch.device("cuda"), "needs sq <= skv"
+    more, as_many = Varlen((20, 40), (20, 39)), Varlen((20, 40), (20, 40))
+    for varlen, asked, expected in ((more, mask, True), (as_many, mask, False), (more, "causal", False)):
+        problem = Problem(b=1, hq=1, sq=60, skv=sum(varlen.keys), d=16, mask=asked, varlen=varlen)
+        found = torch_varlen.VARIANT.rejects(problem, gpu, "fwd")
+        assert (found is not None and said in found) is expected
+
+
 @pytest.mark.parametrize("takes", [frozenset({"window_size"}), frozenset({"scale", "is_causal"})])
 def test_an_earlier_torch_is_named_with_the_remedy(takes: frozenset[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_varlen, "function", lambda: (of_torch, takes))

@@ -122,6 +122,13 @@ def test_what_is_compiled_names_the_compiler_that_is_missing(
     assert compiler in (way.why_not(problem, torch.device(device), pass_) or "")
 
 
+@pytest.mark.parametrize(("d", "dv", "refused"), [(128, 128, False), (136, 16, True), (16, 136, True)])
+def test_flex_in_float32_has_shared_memory_for_so_wide_heads(d: int, dv: int, refused: bool) -> None:
+    rejects, gpu = variant("flex").rejects, torch.device("cuda")
+    assert (rejects(Problem(b=1, hq=1, sq=8, d=d, dv=dv, dtype="fp32"), gpu, "fwd") is not None) is refused
+    assert rejects(Problem(b=1, hq=1, sq=8, d=d, dv=dv, dtype="bf16"), gpu, "fwd") is None
+
+
 @pytest.mark.parametrize(("d", "padded"), [(16, 32), (128, 128), (200, 256)])
 def test_sdpa_flash_trains_no_more_than_its_backward_counts(
     d: int, padded: int, monkeypatch: pytest.MonkeyPatch

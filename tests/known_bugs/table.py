@@ -77,6 +77,12 @@ KNOWN: dict[tuple[str, str], Known] = {
         cases=("1-128-full",),
         strict=True,
     ),
+    ("test_more_than_int32_counts_is_computed", "sdpa_cudnn"): Known(
+        "dq and dk of tensors of more than 2^31 elements are wrong, in cuDNN 9.19; no issue was found",
+        cases=("batches",),
+        strict=True,
+        raises=(AssertionError,),
+    ),
     ("test_torch_has_finite_gradients_under_the_lowest_number", "sdpa_efficient"): Known(
         "not a number under masks of the lowest number (pytorch#109517)"
     ),

@@ -26,6 +26,7 @@ from attnkit.variant import Feature, Variant
 __all__ = ["VARIANT"]
 
 DECODING_ROWS = 128  # torch takes its kernel for decoding below, and with a block mask a tile of that has no more rows
+MAX_D_FP32 = 128
 MIN_D = 16  # what torch's kernels ask of d and dv on CUDA
 MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
 NO_CACHE = "lengths that change with every token would be a block mask each"
@@ -179,6 +180,8 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
             return "needs a C++ compiler on the CPU, found neither g++ nor clang++: install one"
     elif min(problem.d, problem.dv) < MIN_D:
         return f"d and dv must be at least {MIN_D}, got d={problem.d} and dv={problem.dv}"
+    elif problem.dtype == "fp32" and max(problem.d, problem.dv) > MAX_D_FP32:
+        return f"its tiles in fp32 need more shared memory than there is for d above {MAX_D_FP32}"
     return None
 
 

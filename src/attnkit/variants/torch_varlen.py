@@ -82,6 +82,10 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
         return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
     if problem.group > 1 and "enable_gqa" not in function()[1]:
         return f"torch {torch.__version__} has no grouped heads here, got hq={problem.hq} and hkv={problem.hkv}"
+    if isinstance(problem.mask, Window) and any(
+        q > k for q, k in zip(problem.varlen.queries, problem.varlen.keys, strict=True)
+    ):
+        return "takes a side of a window that reaches past the longest keys for one without a bound: needs sq <= skv"
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
 
