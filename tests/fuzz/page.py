@@ -75,7 +75,7 @@ def page(found: dict[str, Any]) -> str:
 def failure(entry: dict[str, Any], device: str) -> str:
     """Return a failure with what computes it again."""
     arguments = f'variant("{entry["variant"]}"), {entry["problem"]}, "{device}", "{entry["pass"]}", {entry["seed"]}'
-    return f"- `{entry['variant']}`: {'; '.join(entry['failures'])}\n\n  ```python\n  parity({arguments})\n  ```"
+    return f"- `{entry['variant']}`: {'; '.join(entry['failures'])}\n\n  ```text\n  parity({arguments})\n  ```"
 
 
 if __name__ == "__main__":
