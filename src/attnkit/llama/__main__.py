@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - begin
     print()
     if steps := decoder.length - length:
-        rate = f"{steps} tokens after the first in {seconds:.3g} s: {steps / seconds:.3g} tokens/s"
+        rate = f"{steps} tokens after the first in {seconds:.3g} s: {steps / seconds:.1f} tokens/s"
         print(f"{taken.name} on {device.type}, prompt of {length} tokens; {rate}", file=sys.stderr)
 
 

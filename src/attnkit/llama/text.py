@@ -72,7 +72,12 @@ class Tokenizer:
         return cls(tokenizer, frozenset(ends if isinstance(ends, list) else [ends]))
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a prompt."""
+        """Return the tokens of a prompt.
+
+        Raises:
+            ValueError: If it is not Unicode, as an argument of other bytes is not.
+        """
+        text.encode()  # says what is wrong with it, which the package does not
         return self.tokenizer.encode(text).ids
 
     def decode(self, ids: Sequence[int]) -> str:

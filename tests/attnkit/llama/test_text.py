@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnkit.llama import Config, Decoder, Model, Sampling, Tokenizer, Weights, build, generate, rung, stream, write
-from attnkit.llama.__main__ import main
+from attnkit.llama.__main__ import FASTEST, main
 from attnkit.llama.text import CUT, Spelling
 
 CONFIG = Config(hidden=64, intermediate=96, layers=2, hq=4, hkv=2, vocab=400, positions=64)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PROMPT = "The café's naïve 日本 cat"
 
 
@@ -286,22 +288,25 @@ def test_a_prompt_is_neither_cut_nor_filled_as_the_tokenizer_s_training_was(tmp_
     assert 4 < len(ids) < 50
 
 
-@on_a_cpu
-def test_the_command_draws_by_its_seed_and_ends_with_the_context(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_draws_by_its_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fill(tmp_path, "as-llama-3")
     drawn = [said(folder, capsys, "--temperature", "2", "--seed", seed, "--tokens", "20") for seed in "112"]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_text_ends_with_the_context_and_its_speed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fill(tmp_path, "as-llama-3")
     tokenizer = Tokenizer.from_folder(folder)
     length = len(tokenizer.encode(PROMPT))
     room = CONFIG.positions + 1 - length
+    device, dtype = (DEVICE, torch.bfloat16) if DEVICE.type == "cuda" else (DEVICE, torch.float32)
+    taken = next(entry for entry in map(rung, FASTEST) if not entry.why_not(CONFIG, 1, device, dtype))
+    model = Model(Weights.from_folder(folder, device, dtype))
+    decoder = build(taken, model, batch=1, capacity=CONFIG.positions)
     assert main([str(folder), PROMPT, "--tokens", "1000"]) == 0
     out, err = capsys.readouterr()
-    weights = Weights.from_folder(folder, dtype=torch.float32)
-    decoder = build(rung("matmul"), Model(weights), batch=1, capacity=CONFIG.positions)
     assert out == "".join(write(decoder, tokenizer, PROMPT, room)) + "\n"
-    assert f"matmul on cpu, prompt of {length} tokens; {room - 1} tokens after the first in " in err
+    assert f"{taken.name} on {device.type}, prompt of {length} tokens; {room - 1} tokens after the first in " in err
     assert err.endswith(" tokens/s\n")
 
 
@@ -359,6 +364,11 @@ def test_a_folder_that_is_not_there_and_packages_that_are_missing_are_said(
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match="pip install tokenizers"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_a_prompt_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        Tokenizer.from_folder(fill(tmp_path, "as-llama-3")).encode(os.fsdecode(b"a\xff"))
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
