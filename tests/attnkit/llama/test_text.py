@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import re
@@ -66,7 +65,7 @@ def test_a_stream_that_does_not_fit_is_refused() -> None:
         next(stream(two, torch.zeros(2, 4, dtype=torch.int64), 2))
 
 
-WORDS = st.lists(st.integers(0, 9), max_size=40)
+WORDS = st.lists(st.integers(6, 9), max_size=20)
 
 
 def of_bytes(ids: Sequence[int]) -> str:
@@ -79,31 +78,28 @@ def of_words(ids: Sequence[int]) -> str:
     return "".join(" a" if i % 2 else "b " for i in ids if i != 9).removeprefix(" ")
 
 
-def spelled(decode: Callable[[Sequence[int]], str], prompt: Sequence[int], ids: Sequence[int], cuts: set[int]) -> str:
-    """The text of tokens that come as they are cut, in which no piece has a character that is not whole."""
+def spelled(decode: Callable[[Sequence[int]], str], prompt: Sequence[int], ids: Sequence[int], every: int) -> str:
+    """The text of tokens that come so many at a time, in which no piece has a character that is not whole."""
     spelling, text = Spelling(decode, prompt), ""
-    bounds = [0, *sorted(cut for cut in cuts if cut < len(ids)), len(ids)]
-    for start, stop in itertools.pairwise(bounds):
-        piece = spelling.add(ids[start:stop])
+    for start in range(0, len(ids), every):
+        piece = spelling.add(ids[start : start + every])
         assert not piece.endswith(CUT)
         text += piece
-        held = decode([*prompt, *ids[:stop]])
-        if not held.endswith(CUT):
-            assert text == held[len(decode(prompt)) :], "what is whole is given out"
+        so_far = decode([*prompt, *ids[: start + every]])
+        if not so_far.endswith(CUT):
+            assert text == so_far[len(decode(prompt)) :], "what is whole is given out"
     return text + spelling.rest()
 
 
-@given(prompt=st.text(), text=st.binary(max_size=40) | st.text().map(str.encode), cuts=st.sets(st.integers(0, 40)))
-def test_characters_come_whole_however_their_bytes_are_cut(prompt: str, text: bytes, cuts: set[int]) -> None:
+@given(prompt=st.text(), text=st.binary(max_size=40) | st.text().map(str.encode), every=st.integers(1, 5))
+def test_characters_come_whole_however_their_bytes_are_cut(prompt: str, text: bytes, every: int) -> None:
     before = prompt.encode()
-    assert spelled(of_bytes, before, text, cuts) == of_bytes([*before, *text])[len(prompt) :]
+    assert spelled(of_bytes, before, text, every) == of_bytes([*before, *text])[len(prompt) :]
 
 
-@given(
-    prompt=st.lists(st.integers(0, 9), max_size=5), ids=st.lists(st.integers(0, 9)), cuts=st.sets(st.integers(0, 40))
-)
-def test_blanks_between_words_are_kept(prompt: list[int], ids: list[int], cuts: set[int]) -> None:
-    assert spelled(of_words, prompt, ids, cuts) == of_words([*prompt, *ids])[len(of_words(prompt)) :]
+@given(prompt=WORDS, ids=WORDS, every=st.integers(1, 5))
+def test_blanks_between_words_are_kept(prompt: list[int], ids: list[int], every: int) -> None:
+    assert spelled(of_words, prompt, ids, every) == of_words([*prompt, *ids])[len(of_words(prompt)) :]
 
 
 # --- folders
@@ -332,7 +328,12 @@ def without(name: str) -> Callable[[Path], object]:
         (broken("tokenizer_config.json", '{"eos_token": "<end>"}'), [], "eos_token of .* got '<end>'"),
         (broken("model.safetensors", "version https://git-lfs"), [], r"model\.safetensors must be a safetensors file"),
         (None, ["--rung", "fast"], "no rung is called 'fast': take one of matmul, "),
-        (None, ["--rung", "persistent"], "persistent cannot: a CUDA graph needs a CUDA device, got cpu"),
+        # what cannot be is said before weights are read
+        (
+            without("model.safetensors"),
+            ["--rung", "persistent"],
+            "persistent cannot: a CUDA graph needs a CUDA device, got cpu",
+        ),
         (None, ["--tokens", "0"], "--tokens must be at least 1, got 0"),
         (None, ["--temperature", "-1"], "temperature must be finite and not negative, got -1.0"),
         (lambda folder: put(folder, "config.json", max_position_embeddings=3), [], "must have 1 to 3 tokens, .* got "),
