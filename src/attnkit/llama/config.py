@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LLAMA_2_7B", "LLAMA_2_13B", "LLAMA_3_8B", "Config", "RopeScaling"]
+__all__ = ["LLAMA_2_7B", "LLAMA_2_13B", "LLAMA_3_8B", "Config", "RopeScaling", "read"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class Config:
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise ValueError(f"a Hugging Face folder has a config.json, got {str(folder)!r} without one")
-        return cls.from_dict(json.loads(path.read_text()))
+        return cls.from_dict(read(path))
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Config:
@@ -115,6 +115,9 @@ class Config:
         for name, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
             if found.get(name, only) != only:
                 raise ValueError(f"{name} must be {only!r}, got {found[name]!r}: such models are not known here")
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+            if name not in found:
+                raise ValueError(f"a Llama's config must have {name!r}, got one without it")
         # since transformers 5 all of the rotation is in one dictionary; before, theta lay beside it
         rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
         return cls(
@@ -171,6 +174,21 @@ class Config:
         scales = 4 * rows if weight_bytes == 1 else 0
         cache = 2 * self.layers * self.hkv * self.d * cache_bytes * context * batch
         return self.streamed * weight_bytes + scales + cache
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a Hugging Face folder holds.
+
+    Raises:
+        ValueError: If it is not JSON, or not an object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold an object, got a {type(found).__name__}")
+    return found
 
 
 def _scaling(rope: dict[str, Any]) -> RopeScaling | None:

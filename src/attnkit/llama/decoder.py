@@ -6,11 +6,12 @@ for anything, and the host knows the length because it counts.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 import torch
 
-__all__ = ["Decoder", "check_prompt", "generate"]
+__all__ = ["Decoder", "check_prompt", "generate", "stream"]
 
 
 class Decoder(Protocol):
@@ -49,6 +50,51 @@ def generate(decoder: Decoder, prompt: torch.Tensor, count: int) -> torch.Tensor
     Raises:
         ValueError: If the prompt is not a batch of the decoder's, or the cache is too small.
     """
+    check_count(decoder, prompt, count)
+    length = prompt.shape[1]
+    decoder.prefill(prompt)
+    for _ in range(count - 1):
+        decoder.step()
+    return decoder.tokens[:, length : length + count].clone()
+
+
+def stream(
+    decoder: Decoder, prompt: torch.Tensor, count: int, *, ends: Collection[int] = (), every: int = 16
+) -> Iterator[list[int]]:
+    """Continue ``prompt [1, s]`` by at most `count` tokens, and yield them as the host gets to see them.
+
+    The host looks at the first token, and then once in `every` steps: only there does it wait for the device, and only
+    there does it notice one of `ends`. That token, and what was decoded after it meanwhile, is not yielded.
+
+    Raises:
+        ValueError: If the prompt is not a batch of the decoder's or of more than one sequence, the cache is too small,
+            or the host would never look.
+    """
+    check_count(decoder, prompt, count)
+    if decoder.batch != 1:
+        raise ValueError(f"a stream is of one sequence, got a batch of {decoder.batch}")
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    decoder.prefill(prompt)
+    seen, last = prompt.shape[1], prompt.shape[1] + count
+    while seen < last:
+        chosen = decoder.length + 1
+        chunk: list[int] = decoder.tokens[0, seen:chosen].tolist()
+        end = next((i for i, token in enumerate(chunk) if token in ends), None)
+        yield chunk[:end]
+        if end is not None:
+            return
+        seen = chosen
+        for _ in range(min(every, last - seen)):
+            decoder.step()
+
+
+def check_count(decoder: Decoder, prompt: torch.Tensor, count: int) -> None:
+    """Refuse a prompt of another shape, or more tokens than the cache has room for.
+
+    Raises:
+        ValueError: Says which of these it is.
+    """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     check_prompt(decoder, prompt)
@@ -56,10 +102,6 @@ def generate(decoder: Decoder, prompt: torch.Tensor, count: int) -> torch.Tensor
     if length + count > decoder.capacity + 1:
         needed = length + count - 1
         raise ValueError(f"{length} tokens and {count} more need a capacity of {needed}, got {decoder.capacity}")
-    decoder.prefill(prompt)
-    for _ in range(count - 1):
-        decoder.step()
-    return decoder.tokens[:, length : length + count].clone()
 
 
 def check_prompt(decoder: Decoder, prompt: torch.Tensor) -> None:

@@ -110,10 +110,11 @@ class Weights:
 
         Raises:
             ImportError: If the package safetensors is missing.
-            ValueError: If the folder has no such files, or they lack a weight, or one has another shape.
+            ValueError: If the folder has no such files, or one is broken, or they lack a weight, or one has another
+                shape.
         """
         try:
-            from safetensors import safe_open
+            from safetensors import SafetensorError, safe_open
         except ImportError:
             raise ImportError("reading weights needs the package safetensors: pip install safetensors") from None
         files = sorted(Path(folder).glob("*.safetensors"))
@@ -121,9 +122,12 @@ class Weights:
             raise ValueError(f"a Hugging Face folder has *.safetensors, got {str(folder)!r} without one")
         tensors: dict[str, torch.Tensor] = {}
         for path in files:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    tensors[name] = file.get_tensor(name).to(dtype)
+            try:
+                with safe_open(path, framework="pt", device=str(device)) as file:
+                    for name in file.keys():  # noqa: SIM118 - not a mapping
+                        tensors[name] = file.get_tensor(name).to(dtype)
+            except SafetensorError as error:
+                raise ValueError(f"{path} must be a safetensors file, got {error}: download it again") from None
         return cls.from_state(Config.from_folder(folder), tensors)
 
     @classmethod

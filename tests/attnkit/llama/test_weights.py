@@ -63,6 +63,15 @@ def test_a_config_written_before_transformers_5_is_read() -> None:
     assert (config.rope_theta, config.hkv, config.d) == (500000.0, 2, 16)
 
 
+def test_a_config_that_lacks_something_or_is_broken_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a Llama's config must have 'vocab_size', got one without it"):
+        Config.from_dict({name: value for name, value in THEIRS.items() if name != "vocab_size"})
+    for text, message in (("{", "must be JSON, got "), ("[]", "must hold an object, got a list")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"config\.json {message}"):
+            Config.from_folder(tmp_path)
+
+
 def test_a_folder_without_its_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has a config\.json"):
         Config.from_folder(tmp_path)
