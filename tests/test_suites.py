@@ -34,3 +34,16 @@ def test_a_model_of_billions_is_timed_when_it_is_asked_for(collect: Collect) -> 
     assert llama
     assert collect("perf", "-k", "llama") == llama
     assert set(collect("perf", "--perf-suite=full")) > {*cases, *llama}
+
+
+def test_peers_that_take_long_to_start_are_timed_in_the_full_suite(collect: Collect) -> None:
+    slow = ("compiled_int8", "transformers", "bitsandbytes_int8", "torchao_int8", "vllm")
+
+    def ways(*arguments: str) -> set[str]:
+        cases = collect("perf/test_llama.py", *arguments)
+        return {name for name in slow if any(f"[{name}-llama-2-7b-b1-" in case for case in cases)}
+
+    assert ways() == set()
+    assert ways("--perf-suite=full") == set(slow)
+    many = collect("perf/test_llama.py", "--perf-suite=full", "-k", "b64")
+    assert [name for name in slow if any(f"[{name}-" in case for case in many)] == ["transformers", "vllm"]
