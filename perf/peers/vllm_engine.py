@@ -10,7 +10,7 @@
   long and are not timed.
 - It runs in this process. In one of its own, which is its default, it could not be handed tensors, and no event of this
   process's streams would see its work.
-- There is one engine at a time, for all sizes: it takes a minute to start, and its memory is never given back.
+- There is one engine at a time, for all sizes: it takes long to start, and its memory is never given back.
 
 Greedy. Tokens are on the host, where the engine leaves them.
 """
@@ -133,7 +133,8 @@ class Vllm:
         """Continue the first so many tokens of each sequence by `count` others."""
         from vllm import SamplingParams
 
-        if self._like.is_cuda and torch.cuda.is_current_stream_capturing():
+        # a capture that failed within the engine would leave it with half a step
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("an engine decides on the host what comes next: no graph can hold that")
         prompts = [{"prompt_token_ids": row} for row in self._tokens[:, :length].tolist()]
         asked = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False, **options)

@@ -169,6 +169,18 @@ def test_vllm_is_not_timed_at_reading_a_prompt(stand_in: Any) -> None:
         _ = decoder.tokens
 
 
+def test_a_capture_is_refused_before_the_engine_has_begun(stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Vllm(Weights.random(CONFIG, dtype=torch.float32), 2, 40)
+    decoder.prefill(TEXT[:, :16])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(RuntimeError, match="no graph can hold that"):
+            _ = decoder.tokens
+    assert decoder.llm.calls == []
+    assert decoder.tokens.shape == (2, 41)
+
+
 def test_vllm_starts_once_in_this_process_and_with_its_graphs(stand_in: Any) -> None:
     weights = Weights.random(CONFIG)
     llm = Vllm(weights, 2, 40).llm
@@ -187,7 +199,11 @@ def test_int8_peers_are_named_so() -> None:
     assert all(name.endswith("_int8") == peer.int8 for name, peer in PEERS.items())
 
 
-def test_a_peer_says_what_it_lacks() -> None:
+def test_a_peer_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = Weights.random(CONFIG)
     for name, peer in PEERS.items():
         assert peer.absent(weights), name
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for package in ("transformers", "bitsandbytes", "torchao", "vllm"):
+        reasons = [peer.absent(weights) for name, peer in PEERS.items() if name.removesuffix("_int8") == package]
+        assert reasons == [f"the package {package} is not installed: pip install {package}"]
