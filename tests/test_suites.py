@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from perf.test_llama import cases
+
 ROOT = Path(__file__).parents[1]
 Collect = Callable[..., list[str]]
 
@@ -36,14 +38,12 @@ def test_a_model_of_billions_is_timed_when_it_is_asked_for(collect: Collect) -> 
     assert set(collect("perf", "--perf-suite=full")) > {*cases, *llama}
 
 
-def test_peers_that_take_long_to_start_are_timed_in_the_full_suite(collect: Collect) -> None:
-    slow = ("compiled_int8", "transformers", "bitsandbytes_int8", "torchao_int8", "vllm")
+def test_peers_that_take_long_to_start_are_timed_in_the_full_suite() -> None:
+    slow = {"compiled_int8", "transformers", "bitsandbytes_int8", "torchao_int8", "vllm"}
 
-    def ways(*arguments: str) -> set[str]:
-        cases = collect("perf/test_llama.py", *arguments)
-        return {name for name in slow if any(f"[{name}-llama-2-7b-b1-" in case for case in cases)}
+    def ways(suite: str, least: int = 1) -> set[str]:
+        return slow & {way for size, way in cases(suite, "cuda") if size.batch >= least}
 
-    assert ways() == set()
-    assert ways("--perf-suite=full") == set(slow)
-    many = collect("perf/test_llama.py", "--perf-suite=full", "-k", "b64")
-    assert [name for name in slow if any(f"[{name}-" in case for case in many)] == ["transformers", "vllm"]
+    assert ways("default") == set()
+    assert ways("full") == slow
+    assert ways("full", least=16) == {"transformers", "vllm"}
