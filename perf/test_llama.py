@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from attnkit.llama import BATCHED, LADDER, LLAMA_2_7B, Config, Decoder, Model, Weights, build, rung
-from perf.peers import PEERS
+from perf.peers import PEERS, RoundedInt8
 from perfgate import Work
 from perfgate.plugin import GpuBenchmark
 
@@ -24,7 +24,7 @@ MODELS = {
 }
 NAMES = (*(entry.name for entry in LADDER), *PEERS)
 QUICK = tuple(name for name in NAMES if name not in PEERS or name == "compiled")
-"""Other peers take long to compile."""
+"""Other peers take long to compile, or to start."""
 AT_MANY = ("matmul", BATCHED.name, *(name for name, peer in PEERS.items() if not peer.int8))
 """What decodes more sequences than the fused kernels take."""
 
@@ -87,29 +87,45 @@ class Truth:
     """The logits that a rung should have: float32's, of the weights it has; and how far from them it may be.
 
     The first rung's distance in the weights' own dtype is the measure. Others round as often but elsewhere, and the
-    fused kernels less often.
+    fused kernels less often. To what rounds activations to int8, too, the distance is added at which these roundings
+    alone leave a decoder that does all else in float32.
     """
 
     def __init__(self) -> None:
         self._logits: dict[tuple[Size, bool], torch.Tensor] = {}
-        self._distance: dict[Size, float] = {}
+        self._distance: dict[tuple[Size, bool], float] = {}
 
     def logits(self, model: Model, size: Size, int8: bool = False) -> torch.Tensor:
         """Those after the prompt; float32 weights are made once for each size, and let go of again."""
         if (size, int8) not in self._logits:
-            weights = model.weights
-            if weights.dtype != torch.float32:
-                weights = (model.int8 if int8 else model.packed).unpacked(torch.float32)
-            decoder = build(rung("matmul"), Model(weights), batch=size.batch, capacity=size.capacity)
+            decoder = build(rung("matmul"), Model(_exact(model, int8)), batch=size.batch, capacity=size.capacity)
             self._logits[size, int8] = after_prompt(decoder, size)
         return self._logits[size, int8]
 
-    def allowed(self, model: Model, size: Size) -> float:
+    def allowed(self, model: Model, size: Size, rounded: bool = False) -> float:
         """How far logits may be from the truth, as a part of its norm."""
-        if size not in self._distance:
-            first = build(rung("matmul"), model, batch=size.batch, capacity=size.capacity)
-            self._distance[size] = distance(after_prompt(first, size), self.logits(model, size))
-        return 1.5 * self._distance[size] + 1e-5
+        if rounded:
+            return self.allowed(model, size) + 1.5 * self._far(model, size, True)
+        return 1.5 * self._far(model, size, False) + 1e-5
+
+    def _far(self, model: Model, size: Size, rounded: bool) -> float:
+        if (size, rounded) not in self._distance:
+            true = self.logits(model, size, rounded)  # before the decoder is there: it needs room
+            decoder: Decoder
+            if rounded:
+                decoder = RoundedInt8(_exact(model), size.batch, size.capacity, compile=False)
+            else:
+                decoder = build(rung("matmul"), model, batch=size.batch, capacity=size.capacity)
+            self._distance[size, rounded] = distance(after_prompt(decoder, size), true)
+        return self._distance[size, rounded]
+
+
+def _exact(model: Model, int8: bool = False) -> Weights:
+    """The weights in float32; with `int8` those that they are rounded to."""
+    weights = model.weights
+    if weights.dtype == torch.float32:
+        return weights
+    return (model.int8 if int8 else model.packed).unpacked(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +152,7 @@ def test_decoding(
     model = models(size.model)
     weights, config = model.weights, model.weights.config
     int8 = PEERS[way].int8 if way in PEERS else rung(way).int8
+    rounded = way in PEERS and PEERS[way].rounded
     if way in PEERS:
         reason = PEERS[way].absent(weights)
     else:
@@ -143,7 +160,7 @@ def test_decoding(
     if reason:
         pytest.skip(f"{way} cannot: {reason}")
     # before the decoder is there: the truth needs room
-    true, allowed = truth.logits(model, size, int8), truth.allowed(model, size)
+    true, allowed = truth.logits(model, size, int8), truth.allowed(model, size, rounded)
     if way in PEERS:
         decoder = PEERS[way].build(weights, size.batch, size.capacity)
     else:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from perf.test_llama import cases
+
 ROOT = Path(__file__).parents[1]
 Collect = Callable[..., list[str]]
 
@@ -34,3 +36,14 @@ def test_a_model_of_billions_is_timed_when_it_is_asked_for(collect: Collect) -> 
     assert llama
     assert collect("perf", "-k", "llama") == llama
     assert set(collect("perf", "--perf-suite=full")) > {*cases, *llama}
+
+
+def test_peers_that_take_long_to_start_are_timed_in_the_full_suite() -> None:
+    slow = {"compiled_int8", "transformers", "bitsandbytes_int8", "torchao_int8", "vllm"}
+
+    def ways(suite: str, least: int = 1) -> set[str]:
+        return slow & {way for size, way in cases(suite, "cuda") if size.batch >= least}
+
+    assert ways("default") == set()
+    assert ways("full") == slow
+    assert ways("full", least=16) == {"transformers", "vllm"}

@@ -20,16 +20,22 @@ class Decoder(Protocol):
     Attributes:
         batch: Sequences.
         capacity: Tokens that the cache of a sequence holds.
-        logits: ``[batch, vocab]``, of the token that comes next, in float32.
-        tokens: ``[batch, capacity + 1]``: the prompt and all that was chosen since.
         length: Tokens in the cache: the prompt, and what `step` has read since.
     """
 
     batch: int
     capacity: int
-    logits: torch.Tensor
-    tokens: torch.Tensor
     length: int
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """``[batch, vocab]``, of the token that comes next, in float32."""
+        ...
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """``[batch, capacity + 1]``: the prompt and all that was chosen since."""
+        ...
 
     def prefill(self, prompt: torch.Tensor) -> None:
         """Read ``prompt [batch, s]`` from an empty cache; leave its logits, and the first token chosen from them."""
