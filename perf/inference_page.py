@@ -165,8 +165,8 @@ def _against_peers(rows: Mapping[str, Row], known: Sequence[str]) -> list[str]:
             best = min(ours, key=lambda name: rows[name].median)
             text = f"in {what} `{best}` is {units.multiple(_faster(rows[best], rows[peer]))} as fast"
             alike = best_peer(rows, int8=int8)
-            if alike not in (None, peer):
-                text += f" ({units.multiple(_faster(rows[best], rows[str(alike)]))} as `{alike}`)"
+            if alike is not None and alike != peer:
+                text += f" ({units.multiple(_faster(rows[best], rows[alike]))} as `{alike}`)"
             said.append(text)
     return [f"Against the fastest peer, `{peer}`: {', '.join(said)}."]
 
