@@ -377,7 +377,7 @@ FEWER = "its tests have neither sequences without queries or keys, nor fewer key
         ("transformer_engine", {"skv": 9, "varlen": Varlen((20, 20), (9, 0))}, "fwd", "sequences without queries"),
         ("transformer_engine", {"d": 20}, "fwd", "d and dv must be multiples of 8 and at most 256, got d=20"),
         ("transformer_engine", {"d": 64, "dv": 264}, "fwd", "d and dv must be multiples of 8 and at most 256, got"),
-        ("transformer_engine", {"dtype": "fp32"}, "fwd", "takes fp16 and bf16 to its fused kernels, got fp32"),
+        ("transformer_engine", {"dtype": "fp32"}, "fwd", "takes fp16 and bf16, got fp32"),
         ("transformer_engine", {"scale": 0.0}, "fwd", "scale must be positive"),
         ("transformer_engine", {"softcap": 2.0}, "fwd", "softcap: not built into this variant"),
         ("transformer_engine", {"cache": Cache((9,), page=16)}, "fwd", "paged: not built into this variant"),

@@ -10,6 +10,7 @@ import importlib.util
 
 import torch
 
+from attnkit import library_device
 from attnkit.problem import Mask, Pass, Problem, Varlen
 from attnkit.variant import FEATURES, Variant
 
@@ -50,20 +51,15 @@ def absent() -> str | None:
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why the package cannot compute a problem on a device."""
-    if device.type != "cuda":
-        return f"runs on a CUDA device, got {device.type}"
-    if problem.dtype == "fp32":
-        return "takes fp16 and bf16, got fp32"
+    if reason := library_device.rejects(problem, device):
+        return reason
     if problem.d != problem.dv:
         return f"d must equal dv, got d={problem.d} and dv={problem.dv}"
     if problem.d > MAX_D:
         return f"d must be at most {MAX_D}, got {problem.d}"
     if problem.d % 8:
         return f"d must be a multiple of 8 (the package would copy q, k and v to pad them), got {problem.d}"
-    if problem.scale is not None and problem.scale <= 0:
-        return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+    return library_device.too_old(device)
 
 
 VARIANT = Variant(

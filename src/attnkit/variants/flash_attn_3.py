@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from attnkit import library_device
 from attnkit.problem import Mask, Pass, Problem, Varlen, Window
 from attnkit.variant import FEATURES, Feature, Variant
 
@@ -213,10 +214,8 @@ def absent() -> str | None:
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why the library cannot compute a problem on a device."""
-    if device.type != "cuda":
-        return f"runs on a CUDA device, got {device.type}"
-    if problem.dtype == "fp32":
-        return "takes fp16 and bf16, got fp32"
+    if reason := library_device.rejects(problem, device):
+        return reason
     d, dv = problem.d, problem.dv
     if d % ALIGNED or dv % ALIGNED:
         return f"d and dv must be multiples of {ALIGNED}, got d={d} and dv={dv}"
@@ -226,8 +225,6 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
         return f"d other than dv must be above 128 to 192 with dv above 96 to 128, or d to 64, got d={d} and dv={dv}"
     if pass_ != "fwd" and dv > MAX_D:
         return f"dv must be at most {MAX_D} for gradients, got {dv}"
-    if problem.scale is not None and problem.scale <= 0:
-        return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
     rows, page = problem.sq * problem.group, problem.cache.page if problem.cache is not None else None
     if page is not None and page >= LEAST_TILE and rows > LEAST_TILE:
         return f"pages of {page} keys may be loaded whole, and 0 times what is behind a length need not be a number"

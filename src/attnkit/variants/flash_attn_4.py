@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from attnkit import library_device
 from attnkit.problem import Mask, Pass, Problem, Varlen, Window
 from attnkit.variant import FEATURES, Feature, Variant
 
@@ -84,10 +85,8 @@ def absent() -> str | None:
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why the package cannot compute a problem on a device."""
-    if device.type != "cuda":
-        return f"runs on a CUDA device, got {device.type}"
-    if problem.dtype == "fp32":
-        return "takes fp16 and bf16, got fp32"
+    if reason := library_device.rejects(problem, device):
+        return reason
     d, dv = problem.d, problem.dv
     if d != dv and (d, dv) not in APART:
         return f"d other than dv is known to work for {' and '.join(map(str, APART))}, got d={d} and dv={dv}"
@@ -97,8 +96,6 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
         return f"d must be a multiple of {ALIGNED} and at most {MAX_D}, got {d}"
     if pass_ != "fwd" and min(d, dv) < LEAST_D_BACKWARD:
         return f"its gradients are wrong on Hopper for d below {LEAST_D_BACKWARD}, got d={d} and dv={dv}"
-    if problem.scale is not None and problem.scale <= 0:
-        return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
     major, minor = torch.cuda.get_device_capability(device)
     return None if (major, minor) == (9, 0) else f"is known to work on compute capability 9.0, got {major}.{minor}"
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from attnkit import library_device
 from attnkit.problem import Mask, Pass, Problem, Varlen, Window
 from attnkit.variant import FEATURES, Feature, Variant
 
@@ -144,12 +145,10 @@ def absent() -> str | None:
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why the package cannot compute a problem on a device."""
-    if device.type != "cuda":
-        return f"runs on a CUDA device, got {device.type}"
+    if reason := library_device.rejects(problem, device):
+        return reason
     if pass_ != "fwd":
         return "made for inference: it has no backward"
-    if problem.dtype == "fp32":
-        return "takes fp16 and bf16, got fp32"
     dims = DIMS if problem.cache is None else PAGED_DIMS
     if (problem.d, problem.dv) not in dims:
         return f"d and dv must be one of {', '.join(map(str, dims))}, got d={problem.d} and dv={problem.dv}"
@@ -161,10 +160,7 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
                 "its tests have neither sequences without queries or keys, nor fewer keys than queries under a causal "
                 f"mask or a window, got {sq} queries on {skv} keys"
             )
-    if problem.scale is not None and problem.scale <= 0:
-        return f"scale must be positive (its maxima are those of scores before the scale), got {problem.scale}"
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+    return library_device.too_old(device)
 
 
 VARIANT = Variant(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from attnkit import library_device
 from attnkit.problem import Mask, Pass, Problem, Varlen, Window
 from attnkit.variant import FEATURES, Variant
 
@@ -68,26 +69,21 @@ def absent() -> str | None:
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why it cannot compute a problem on a device."""
-    if device.type != "cuda":
-        return f"runs on a CUDA device, got {device.type}"
+    if reason := library_device.rejects(problem, device):
+        return reason
     if problem.varlen is None:
         return "made for packed sequences alone: for others torch has scaled_dot_product_attention"
-    if problem.dtype == "fp32":
-        return "takes fp16 and bf16, got fp32"
     if problem.d != problem.dv:
         return f"d must equal dv, got d={problem.d} and dv={problem.dv}"
     if problem.d > MAX_D or problem.d % 8:
         return f"d must be a multiple of 8 and at most {MAX_D}, got {problem.d}"
-    if problem.scale is not None and problem.scale <= 0:
-        return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
     if problem.group > 1 and "enable_gqa" not in function()[1]:
         return f"torch {torch.__version__} has no grouped heads here, got hq={problem.hq} and hkv={problem.hkv}"
     if isinstance(problem.mask, Window) and any(
         q > k for q, k in zip(problem.varlen.queries, problem.varlen.keys, strict=True)
     ):
         return "takes a side of a window that reaches past the longest keys for one without a bound: needs sq <= skv"
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+    return library_device.too_old(device)
 
 
 VARIANT = Variant(

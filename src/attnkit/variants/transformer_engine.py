@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from attnkit import library_device
 from attnkit.problem import Mask, Pass, Problem, Varlen, Window
 from attnkit.variant import FEATURES, Feature, Variant
 
@@ -96,10 +97,8 @@ def absent() -> str | None:
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why the package cannot compute a problem on a device."""
-    if device.type != "cuda":
-        return f"runs on a CUDA device, got {device.type}"
-    if problem.dtype == "fp32":
-        return "takes fp16 and bf16 to its fused kernels, got fp32"
+    if reason := library_device.rejects(problem, device):
+        return reason
     d, dv = problem.d, problem.dv
     if max(d, dv) > MAX_D or d % 8 or dv % 8:
         return f"d and dv must be multiples of 8 and at most {MAX_D}, got d={d} and dv={dv}"
@@ -110,10 +109,7 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
             return f"sequences without queries or keys are not known to work, got {sq} queries on {skv} keys"
         if skv < sq and problem.mask not in ("full", "causal-top-left"):
             return f"rows that see no key are not known to be answered with 0, got {sq} queries on {skv} keys"
-    if problem.scale is not None and problem.scale <= 0:
-        return f"scale must be positive (a key is hidden by a score of -inf, which is then scaled), got {problem.scale}"
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+    return library_device.too_old(device)
 
 
 VARIANT = Variant(
