@@ -54,7 +54,10 @@ LADDER = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 LONG = 5e-3
 """A call of more seconds is tried once where a shorter one is tried four times."""
 MAX_SETS = 128
-MIN_SETS = 4
+MIN_SETS, MANY_SETS = 4, 16
+"""Input sets at least, and of small sets: how fast a call is depends on where its tensors came to lie."""
+SMALL_SHARE = 0.02
+"""Share of the device's memory that many sets may fill."""
 SETS_SHARE = 0.1
 """Share of the device's memory that input sets and results may fill."""
 STEADY = 0.005
@@ -63,7 +66,7 @@ WARMUP_BOUND = 1.0
 """Seconds of work after which warm-up ends, steady or not."""
 DUTY = 0.5
 """Share of the time in which the device works: what it draws in the mean stays far below its power limit."""
-EVENTS = 2.2e-6
+EVENTS = 1.5e-6
 """Seconds that a window takes for itself where `CALLS` and `COMPANY` were held against CUPTI; elsewhere it takes more,
 and the difference is taken off (`CudaClock.window`)."""
 PROBES = 5
@@ -80,7 +83,7 @@ class CudaClock(Clock):
         duty: Share of the time in which the device works; the rest of it, it rests.
     """
 
-    VERSION = 3
+    VERSION = 4
 
     def __init__(self, budget: Budget | None = None, *, duty: float = DUTY) -> None:
         self.budget, self._pace = budget or Budget(), Pace(duty)
@@ -152,8 +155,11 @@ class CudaClock(Clock):
 
     @functools.cached_property
     def window(self) -> float:
-        """Seconds that a window takes for itself: one of a single short call, without what each further call adds."""
-        sets = tuple((torch.zeros(2048, dtype=torch.bfloat16, device="cuda"),) for _ in range(8))
+        """Seconds that a window takes for itself: one of a single short call, without what each further call adds.
+
+        The call reads and writes a megabyte, so that what it costs to find memory anew after a flush is in it.
+        """
+        sets = tuple((torch.zeros(2**19, dtype=torch.bfloat16, device="cuda"),) for _ in range(8))
         single, eight = (
             GraphRounds(lambda x: x + 1, Plan(windows, 1, "cold", self.flush, 1e-6), self._pace)
             for windows in (tuple((args,) for args in sets) * 8, (sets,) * 64)
@@ -214,7 +220,8 @@ class CudaClock(Clock):
         if callable(inputs):
             memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             room = max(1, int(SETS_SHARE * memory) // max(bytes_a_set, 1))
-            wanted = needed * math.ceil(MIN_SETS / needed) if l2 == "cold" else MIN_SETS
+            least = MANY_SETS if MANY_SETS * bytes_a_set <= SMALL_SHARE * memory else MIN_SETS
+            wanted = needed * math.ceil(least / needed) if l2 == "cold" else MIN_SETS
             sets: Sequence[tuple[Any, ...]] = [first, *(inputs(i) for i in range(1, min(wanted, MAX_SETS, room)))]
         else:
             sets = list(inputs)
