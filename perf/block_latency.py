@@ -75,7 +75,7 @@ def climb(
             entry = {"shape": shape.name, "rung": rung, "kind": kind, "requests_per_second": rate}
             found.append({**entry, **dataclasses.asdict(latency), "reduction": lower})
             shown = "  ".join(f"{name} {getattr(latency, name) * 1e6:9.1f} us {-lower[name]:+7.1%}" for name in lower)
-            print(f"{shape.name:26} {rung:9} {kind:9}  {shown}", flush=True)
+            print(f"{shape.name:26} {rung:12} {kind:9}  {shown}", flush=True)
         del block, call, request
         gc.collect()
         if device.type == "cuda":
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(here if arguments.device == "auto" else arguments.device)
     dtype: Dtype = arguments.dtype
-    # a graph is CUDA's, and int8 stands on it
+    # a graph is CUDA's, and the rungs above stand on it
     rungs = [rung for rung in RUNGS if device.type == "cuda" or rung in ("standard", "flash")]
     record: list[dict[str, Any]] = []
     for b in arguments.batches:

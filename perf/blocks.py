@@ -1,9 +1,10 @@
 """Blocks that are timed: their rungs, from the textbook's to the fastest, and whether one is right.
 
-    standard    three projections, attention with its scores in memory
-    flash       fused projections, a fused attention kernel
-    graph       the same, captured in a CUDA graph
-    int8        the same, with int8 weights
+    standard      three projections, attention with its scores in memory
+    flash         fused projections, a fused attention kernel
+    graph         the same, captured in a CUDA graph
+    int8          the same, with int8 weights
+    int8_dynamic  the same, with what they multiply rounded to int8, too
 
 A rung is made anew for each experiment, all from the same weights.
 """
@@ -23,19 +24,24 @@ from attnkit.block import Block
 from attnkit.graph import Graphed
 from attnkit.linear import Int8Linear, dequantize, quantize_
 from attnkit.problem import Dtype, Problem
+from attnkit.products import Activations, rounds
 from attnkit.variant import Attention
 from attnkit.variants import variant
 from perfgate import Work
 
 __all__ = ["RUNGS", "Rung", "Shape", "error", "graphed", "made"]
 
-Rung = Literal["standard", "flash", "graph", "int8"]
-RUNGS: tuple[Rung, ...] = ("standard", "flash", "graph", "int8")
+Rung = Literal["standard", "flash", "graph", "int8", "int8_dynamic"]
+RUNGS: tuple[Rung, ...] = ("standard", "flash", "graph", "int8", "int8_dynamic")
 SEEN = 64
 """Queries whose result is compared with the truth."""
 ROUNDINGS = 8
 """On the way of a number through a block: norm, projection (twice: queries and keys), scores, weights, attention's
 result, output projection, sum."""
+ROUNDED_FOR = 3
+"""Queries, keys and values: what is made of a norm's result that was rounded to int8."""
+STEPS = 127
+"""From nothing to the largest element of a row in int8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,15 @@ class Shape:
         return x.to(self.problem.torch_dtype)
 
 
-def made(shape: Shape, device: torch.device, attention: Attention, *, fused: bool, int8: bool = False) -> Block:
+def made(
+    shape: Shape,
+    device: torch.device,
+    attention: Attention,
+    *,
+    fused: bool,
+    int8: bool = False,
+    activations: Activations = None,
+) -> Block:
     """A fresh block; the same weights for all blocks of a shape."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -82,15 +96,17 @@ def made(shape: Shape, device: torch.device, attention: Attention, *, fused: boo
     if fused:
         block = block.with_fused_projections()
     if int8:
-        quantize_(block)
+        quantize_(block, activations=activations)
     return block
 
 
 def graphed(rung: Rung, shape: Shape, device: torch.device, fast: str) -> tuple[Block, Callable[..., Any]]:
     """A rung's block, and how it is called: ``fast`` is the variant above standard."""
     attention = variant("naive" if rung == "standard" else fast).attention
-    block = made(shape, device, attention, fused=rung != "standard", int8=rung == "int8")
-    return block, Graphed(block) if rung in ("graph", "int8") else block
+    int8 = rung in ("int8", "int8_dynamic")
+    activations: Activations = "int8" if rung == "int8_dynamic" else None
+    block = made(shape, device, attention, fused=rung != "standard", int8=int8, activations=activations)
+    return block, Graphed(block) if int8 or rung == "graph" else block
 
 
 def exact(layer: nn.Module) -> torch.Tensor:
@@ -100,8 +116,23 @@ def exact(layer: nn.Module) -> torch.Tensor:
     return layer.get_parameter("weight").double()
 
 
-def truth(block: Block, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """What attention adds to the queries ``seen`` of the first batch, in float64, ``[len(seen), width]``."""
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is true of the first batch of x, in float64.
+
+    Attributes:
+        normed: What the projections multiply, ``[s, width]``.
+        attended: What the output projection multiplies, for the queries seen.
+        added: What attention adds to these.
+    """
+
+    normed: torch.Tensor
+    attended: torch.Tensor
+    added: torch.Tensor
+
+
+def truth(block: Block, x: torch.Tensor, seen: torch.Tensor) -> Truth:
+    """What is true of the queries ``seen`` of the first batch."""
     h = F.layer_norm(
         x[0].double(), (block.width,), block.norm.weight.double(), block.norm.bias.double(), block.norm.eps
     )
@@ -119,18 +150,41 @@ def truth(block: Block, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
             keys = torch.arange(len(h), device=x.device)
             scores = scores.masked_fill(keys > seen[:, None], -math.inf)
         out.append(scores.softmax(-1) @ v[:, theirs])
-    return torch.cat(out, -1) @ exact(block.output).T
+    attended = torch.cat(out, -1)
+    return Truth(h, attended, attended @ exact(block.output).T)
+
+
+def rounding(layer: nn.Module, rows: torch.Tensor, many: int) -> float:
+    """How far rounding to int8 moves the rows that a layer multiplies, as a part of their size; 0 where it does not.
+
+    A rounding is spread evenly over a step of its row, so it is off by a step over the root of twelve in the mean.
+
+    Args:
+        layer: Which may round.
+        rows: ``[s, width]``, or some of them.
+        many: How many the layer has in one call.
+    """
+    if not (isinstance(layer, Int8Linear) and rounds(layer.activations, many)):
+        return 0.0
+    step = rows.abs().amax(1) / STEPS
+    return float(step.pow(2).mean().sqrt() / math.sqrt(12) / rows.pow(2).mean().sqrt())
 
 
 def error(block: Block, out: torch.Tensor, x: torch.Tensor) -> tuple[float, float]:
     """How far a block's result is from the truth, in the mean over some queries of the first batch, and how far it may.
 
     Each rounding on the way is off by at most half a unit of what it rounds; the last one is of x and result together.
+    What a layer rounds to int8 is off by much more, and a product carries that on as the part of its result that it is
+    of its rows. All of these are added up as if they pointed the same way.
     """
     seen = torch.linspace(0, x.shape[1] - 1, min(SEEN, x.shape[1]), device=x.device).long()
-    added = truth(block, x, seen)
+    true = truth(block, x, seen)
+    added = true.added
     whole = x[0, seen].double() + added
     unit = torch.finfo(x.dtype).eps / 2
     off = float((out[0, seen].double() - whole).pow(2).mean().sqrt())
-    may = unit * float(ROUNDINGS * added.pow(2).mean().sqrt() + whole.pow(2).mean().sqrt())
+    many = x.shape[0] * x.shape[1]
+    int8 = ROUNDED_FOR * rounding(block.projections[0], true.normed, many)
+    int8 += rounding(block.output, true.attended, many)
+    may = float((ROUNDINGS * unit + int8) * added.pow(2).mean().sqrt() + unit * whole.pow(2).mean().sqrt())
     return off, may

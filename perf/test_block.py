@@ -1,4 +1,4 @@
-"""A block in every variant over the length of the sequence, and the rungs from the textbook's block to int8.
+"""A block in every variant over the length of the sequence, and the rungs from the textbook's block to int8 throughout.
 
 Time, peak memory and tokens a second, all sides in the same dtype. A CUDA graph changes when kernels begin and not what
 they do: what it saves is seen by ``python -m perf.block_latency``, from outside.
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from attnkit.products import Activations
 from attnkit.variants import TABLE, variant
 from perf.blocks import Shape, error, made
 from perf.conftest import kind
@@ -18,6 +19,7 @@ from perfgate.plugin import GpuBenchmark, absent
 
 CPU = [Shape(1, s, 256, 4, "fp32") for s in (64, 256)]
 LADDER = [Shape(b, s) for b in (1, 16) for s in (128, 512, 2048)]
+INT8 = ("int8", "int8_dynamic")
 FAST = (
     "sdpa_flash",
     "sdpa_cudnn",
@@ -31,10 +33,11 @@ FAST = (
 
 
 def cases(device: str, suite: str) -> Iterator[tuple[Shape, str, str]]:
-    """Shape, variant and how its projections are: separate, fused or int8."""
+    """Shape, variant and how its projections are: separate, fused, int8, or int8 times x in int8."""
     if device == "cpu":
         for shape in CPU:
-            yield from ((shape, "naive", "separate"), (shape, "sdpa_flash", "fused"), (shape, "sdpa_flash", "int8"))
+            yield shape, "naive", "separate"
+            yield from ((shape, "sdpa_flash", projections) for projections in ("fused", *INT8))
         return
     full = suite == "full"
     for s in [128, 256, 512, 1024, 2048, 4096, 8192, 16384] if full else [1024, 4096]:
@@ -43,7 +46,7 @@ def cases(device: str, suite: str) -> Iterator[tuple[Shape, str, str]]:
     for shape in LADDER if full else LADDER[:2]:
         yield shape, "naive", "separate"
         for name in FAST if full else FAST[1:]:
-            yield from ((shape, name, projections) for projections in ("fused", "int8"))
+            yield from ((shape, name, projections) for projections in ("fused", *INT8))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,7 +65,10 @@ def test_block(
     way = variant(variant_name)
     if reason := way.why_not(shape.problem, device, "fwd"):
         pytest.skip(f"{variant_name} cannot: {reason}")
-    block = made(shape, device, way.attention, fused=projections != "separate", int8=projections == "int8")
+    int8 = projections in INT8
+    activations: Activations = "int8" if projections == "int8_dynamic" else None
+    fused = projections != "separate"
+    block = made(shape, device, way.attention, fused=fused, int8=int8, activations=activations)
 
     def check(_: object) -> dict[str, float]:
         x = shape.x(device)
@@ -78,7 +84,7 @@ def test_block(
     gpu_benchmark(
         block,
         inputs=lambda i: (shape.x(device, i),),
-        work=shape.work(projections == "int8"),
+        work=shape.work(int8),
         name=f"block/{variant_name}/{projections}-{shape.name}",
         group=f"block/{shape.name}",
         reference=(variant_name, projections) == ("naive", "separate"),

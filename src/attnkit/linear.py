@@ -1,10 +1,15 @@
-"""Linear layers whose weights are int8 and whose activations are not.
+"""Linear layers whose weights are int8, and whose activations may be rounded to int8 on the way.
 
     scale_n = max_k |w_nk| / 127        q_nk = round(w_nk / scale_n)        out = (x qᵀ) · scale + bias
 
 One scale for each output channel, symmetric about zero, so that it can be applied to the finished sum: the product
 itself is x with small integers, which 16-bit floats hold exactly (vector-wise quantisation of weights as in LLM.int8(),
 Dettmers et al., 2022, with the activations left alone). A weight is off by half a scale at most.
+
+Where compute is what takes time, for a prompt, integers can be multiplied by integers: with ``activations="int8"`` each
+row of x is rounded to 127 steps of its largest element as it comes, if there are more than eight rows. That costs more
+than the weights' rounding does, and most where one feature of x is far larger than the others, so it is never the
+default.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from attnkit.products import choose
+from attnkit.products import Activations, choose
 
 __all__ = ["Int8Linear", "dequantize", "quantize", "quantize_"]
 
@@ -48,20 +53,30 @@ def dequantize(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 class Int8Linear(nn.Module):
     """A linear layer with int8 weights: x ``[..., k]`` to out ``[..., n]`` in x's dtype. For inference.
 
-    Casting the module leaves weight and scale as they are. Where x needs a gradient the product is torch's own.
+    Casting the module leaves weight and scale as they are. Where x needs a gradient the product is torch's own, and x
+    stays as it is.
 
     Args:
         weight: ``[n, k]`` in int8.
         scale: ``[n]`` in float32.
         bias: ``[n]``, or None.
+        activations: "int8" to round the rows of x, where they are more than eight; None to leave them as they are.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        *,
+        activations: Activations = None,
+    ) -> None:
         super().__init__()
+        checked(activations)
         if weight.dtype != torch.int8 or weight.ndim != 2:
             raise ValueError(f"expected an int8 weight [n, k], got {weight.dtype} {list(weight.shape)}: see quantize")
         if scale.dtype != torch.float32 or scale.shape != weight.shape[:1]:
@@ -74,16 +89,17 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self.out_features, self.in_features = weight.shape
+        self.activations: Activations = activations
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> Int8Linear:
+    def from_linear(cls, linear: nn.Linear, *, activations: Activations = None) -> Int8Linear:
         """Quantise a linear layer; the layer stays as it is.
 
         Raises:
             ValueError: If its weight holds what is not finite.
         """
         bias = None if linear.bias is None else linear.bias.detach().clone()
-        return cls(*quantize(linear.weight), bias).train(linear.training)
+        return cls(*quantize(linear.weight), bias, activations=activations).train(linear.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply.
@@ -94,12 +110,14 @@ class Int8Linear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"expected x [..., {self.in_features}], got {list(x.shape)}")
         rows = x.reshape(-1, self.in_features)
-        out = choose(rows, self.weight, self.scale, self.bias).multiply(rows, self.weight, self.scale, self.bias)
+        way = choose(rows, self.weight, self.scale, self.bias, activations=self.activations)
+        out = way.multiply(rows, self.weight, self.scale, self.bias)
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Sizes, as nn.Linear shows them."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return sizes if self.activations is None else f"{sizes}, activations={self.activations}"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Int8Linear:
         # a cast of the module to 16 bits is meant for activations: the scales stay exact
@@ -110,7 +128,18 @@ class Int8Linear(nn.Module):
         return self
 
 
-def quantize_(model: nn.Module, keep: Callable[[str, nn.Linear], bool] = lambda name, linear: False) -> list[str]:
+def checked(activations: Activations) -> None:
+    """Raise ValueError unless activations are known."""
+    if activations not in (None, "int8"):
+        raise ValueError(f"activations must be None or 'int8', got {activations!r}")
+
+
+def quantize_(
+    model: nn.Module,
+    keep: Callable[[str, nn.Linear], bool] = lambda name, linear: False,
+    *,
+    activations: Activations = None,
+) -> list[str]:
     """Replace every nn.Linear inside a model by an Int8Linear, in place; subclasses of nn.Linear are left alone.
 
     A layer that is in the model twice is one layer afterwards too. What shares its weight with a layer keeps it.
@@ -118,13 +147,16 @@ def quantize_(model: nn.Module, keep: Callable[[str, nn.Linear], bool] = lambda 
     Args:
         model: What holds the layers.
         keep: Says of a layer, by its name and itself, that it is to stay as it is.
+        activations: What becomes of x on its way into each layer: see Int8Linear.
 
     Returns:
         The names of the layers that were replaced.
 
     Raises:
-        ValueError: If the model is itself a linear layer, or a weight is not finite; nothing is replaced then.
+        ValueError: If the model is itself a linear layer, a weight is not finite, or activations are unknown; nothing
+            is replaced then.
     """
+    checked(activations)
     if type(model) is nn.Linear:
         raise ValueError("a linear layer cannot be replaced in itself: take Int8Linear.from_linear(layer)")
     found: dict[str, nn.Linear] = {}
@@ -135,7 +167,7 @@ def quantize_(model: nn.Module, keep: Callable[[str, nn.Linear], bool] = lambda 
     for name, linear in found.items():
         if linear not in made:
             try:
-                made[linear] = Int8Linear.from_linear(linear)
+                made[linear] = Int8Linear.from_linear(linear, activations=activations)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
     for name, linear in found.items():

@@ -103,15 +103,38 @@ def test_what_is_no_block_is_refused() -> None:
 def test_rungs_have_the_same_weights_and_are_what_they_say() -> None:
     shape = Shape(1, 16, 64, 4, "fp32")
     blocks = {rung: graphed(rung, shape, DEVICE, "sdpa_math") for rung in RUNGS}
-    assert [subject.fused for subject, _ in blocks.values()] == [False, True, True, True]
-    assert [isinstance(call, Graphed) for _, call in blocks.values()] == [False, False, True, True]
-    assert isinstance(blocks["int8"][0].output, Int8Linear)
+    assert [subject.fused for subject, _ in blocks.values()] == [False, True, True, True, True]
+    assert [isinstance(call, Graphed) for _, call in blocks.values()] == [False, False, True, True, True]
+    last = [blocks[rung][0].output for rung in ("int8", "int8_dynamic")]
+    assert [layer.activations for layer in last if isinstance(layer, Int8Linear)] == [None, "int8"]
     x = shape.x(DEVICE)
     outs = {rung: subject(x) for rung, (subject, _) in blocks.items()}
     torch.testing.assert_close(outs["flash"], outs["standard"])
     assert torch.equal(outs["graph"], outs["flash"])
     # a weight is off by up to 1 / 254 of the largest of its channel
     assert 0 < (outs["int8"] - outs["flash"]).norm() / (outs["flash"] - x).norm() < 2 / 254
+    # the truth of both has the same weights, so what is between them is the activations' rounding
+    off, _ = error(blocks["int8"][0], outs["int8_dynamic"], x)
+    _, may = error(blocks["int8_dynamic"][0], outs["int8_dynamic"], x)
+    assert may / 10 < off <= may
+
+
+@settings(max_examples=15, deadline=None)
+@given(s=st.integers(1, 40), hkv=st.integers(1, 2), outlier=st.sampled_from([1, 50]), seed=st.integers(0, 99))
+def test_activations_in_int8_are_as_far_off_as_their_steps_explain_and_a_slip_is_further(
+    s: int, hkv: int, outlier: int, seed: int
+) -> None:
+    subject = block(2 * hkv, hkv)
+    quantize_(subject, activations="int8")
+    torch.manual_seed(seed)
+    x = torch.randn(2, s, subject.width, device=DEVICE)
+    x[..., 3] *= outlier
+    out = subject(x)
+    off, may = error(subject, out, x)
+    assert off <= may
+    # a tenth more of what attention adds is no rounding
+    off, may = error(subject, out + (out - x) / 10, x)
+    assert off > may
 
 
 @on_gpu

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from attnkit.linear import Int8Linear, dequantize, quantize, quantize_
+from attnkit.products import Activations, rounds
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 40))
 MAGNITUDES = st.sampled_from([1e-44, 1e-38, 1e-30, 1e-3, 1.0, 1e4, 1e30, 3e38])
@@ -66,15 +67,18 @@ def test_what_was_quantised_is_quantised_to_itself(weight: torch.Tensor) -> None
     assert torch.equal(quantize(dequantize(q, scale))[0], q)
 
 
+@pytest.mark.parametrize("activations", [None, "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @settings(max_examples=40)
 @given(data=st.data())
-def test_outputs_are_off_by_what_the_weights_are(dtype: torch.dtype, data: st.DataObject) -> None:
+def test_outputs_are_off_by_what_weights_and_activations_are(
+    dtype: torch.dtype, activations: Activations, data: st.DataObject
+) -> None:
     n, k = data.draw(SIZES)
     shape = data.draw(st.lists(st.integers(1, 4), max_size=2))
     torch.manual_seed(data.draw(st.integers(0, 2**16)))
-    linear = nn.Linear(k, n, bias=data.draw(st.booleans())).to(dtype)
-    layer = Int8Linear.from_linear(linear)
+    linear = nn.Linear(k, n, bias=data.draw(st.booleans())).to(dtype).requires_grad_(False)
+    layer = Int8Linear.from_linear(linear, activations=activations)
     x = torch.randn(*shape, k).to(dtype)
     x[..., data.draw(st.integers(0, k - 1))] *= data.draw(st.sampled_from([1, 1000]))
     out = layer(x)
@@ -85,6 +89,11 @@ def test_outputs_are_off_by_what_the_weights_are(dtype: torch.dtype, data: st.Da
     size = x.double().abs() @ linear.weight.detach().double().abs().T
     allowed = x.double().abs().sum(-1, keepdim=True) * layer.scale.double() / 2 * (1 + 1e-6)
     allowed = allowed + truth.abs() * torch.finfo(dtype).eps + (size + 1) * (k + 4) * 2.0**-24
+    if rounds(activations, x.shape[:-1].numel()):
+        # an element of x is off by half a step of its row, and is multiplied by a weight that is off itself
+        step = x.double().abs().amax(-1, keepdim=True) / 127
+        weights = linear.weight.double().abs().sum(1) + k * layer.scale.double() / 2
+        allowed = allowed + step / 2 * weights * (1 + 2.0**-11)
     assert ((out.double() - truth).abs() <= allowed).all()
 
 
@@ -153,6 +162,27 @@ def test_what_cannot_be_quantised_is_said_and_nothing_is_replaced() -> None:
         Int8Linear(q.float(), scale)
     with pytest.raises(ValueError, match=r"expected x \[..., 4\], got \[2, 5\]"):
         Int8Linear(q, scale)(torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="activations must be None or 'int8', got 'int4'"):
+        Int8Linear(q, scale, activations="int4")  # type: ignore[arg-type]
+    good = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="activations must be None or 'int8', got True"):
+        quantize_(good, activations=True)  # type: ignore[arg-type]
+    assert type(good[0]) is nn.Linear
+
+
+def test_a_few_rows_are_multiplied_as_they_are() -> None:
+    linear = nn.Linear(64, 16).requires_grad_(False)
+    plain, rounding = (Int8Linear.from_linear(linear, activations=kind) for kind in (None, "int8"))
+    x = torch.randn(3, 4, 64)
+    assert torch.equal(rounding(x[0]), plain(x[0]))
+    assert not torch.equal(rounding(x), plain(x))
+    # where a gradient is wanted, too: it is that of what was computed
+    x.requires_grad_()
+    rounding(x).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, dequantize(plain.weight, plain.scale).sum(0).expand(3, 4, 64))
+    assert "activations=int8" in repr(rounding)
+    assert "activations" not in repr(plain)
 
 
 class Speller(nn.Module):
@@ -222,6 +252,17 @@ def test_perplexity_stays(trained: tuple[Speller, torch.Tensor], monkeypatch: py
     # four times the usual one has 127 / 4 steps there: under 1 % a layer, and there are three
     assert error < 3 * 0.01
     assert abs(change) < 0.002
+
+    both = Speller()
+    both.load_state_dict(model.state_dict())
+    quantize_(both, activations="int8")
+    with torch.no_grad():
+        further = float((both(windows(unseen)[0]) - logits).norm() / logits.norm())
+    more = perplexity(both, unseen) / before - 1
+    print(f"{more:+.3%} with activations in int8, too; logits are off by {further:.2%}")
+    # a row's steps are as coarse as a channel's: of the same size in each layer, beside the weights'
+    assert error < further < 3 * (0.01 + 0.01)
+    assert abs(more) < 0.004
 
     # the same with 3 bits is seen: the measure is not blind
     monkeypatch.setattr("attnkit.linear.LARGEST", 3)

@@ -16,11 +16,18 @@ pytest.importorskip("triton")
 
 from attnkit.agreement import agreement
 from attnkit.product import Product
-from attnkit.products import TABLE, choose, product
+from attnkit.products import TABLE, choose, product, torch_dynamic, triton_dynamic
+from attnkit.products.product_tiles import ANY, copyable, fitting, tiles
+from attnkit.products.product_tiles import TABLE as TILES
 from attnkit.products.triton_product import Tiles, multiply
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SMALL = Tiles(16, 16, 32, 4, 2)
+SMALL = [
+    Tiles(16, 16, 32, 4, 2),
+    Tiles(16, 64, 32, 4, 2, left=True),
+    Tiles(32, 64, 64, 4, 2, "tma", left=True),
+    Tiles(16, 32, 32, 4, 2, "tma"),
+]
 
 
 def operands(data: st.DataObject, most_rows: int = 20) -> tuple[torch.Tensor, ...]:
@@ -45,7 +52,8 @@ def operands(data: st.DataObject, most_rows: int = 20) -> tuple[torch.Tensor, ..
 def test_it_is_the_product(way: Product, data: st.DataObject) -> None:
     given = operands(data)
     if reason := way.rejects(*given):
-        if not ("not installed" in reason or way.name == "cuda_matvec" or (given[2] is None and "int8" in reason)):
+        elsewhere = "not installed" in reason or "on a GPU x must have more than 16 rows" in reason
+        if not (elsewhere or way.name == "cuda_matvec" or (given[2] is None and "int8" in reason)):
             raise AssertionError(f"{way.name} rejects what it should take: {reason}")
         return
     out = way.multiply(*given)
@@ -56,13 +64,83 @@ def test_it_is_the_product(way: Product, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_tiles_do_not_matter(data: st.DataObject) -> None:
     given = operands(data, 70)
-    assert agreement(multiply(*given, form=SMALL), *given).wrong == 0
+    form = data.draw(st.sampled_from(SMALL), label="form")
+    assert agreement(multiply(*given, form=form), *given).wrong == 0
+
+
+EXTREMES = st.sampled_from([0.0, 1e-7, 1e-3, 1.0, 100.0])
+"""Of rows: the least is beyond float16's normal numbers, with the largest a result is just not."""
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_integers_are_the_product_of_what_x_was_rounded_to(data: st.DataObject) -> None:
+    m, n = data.draw(st.integers(1, 70), label="m"), data.draw(st.integers(1, 70), label="n")
+    k = data.draw(st.integers(1, 300), label="k")
+    dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32]), label="dtype")
+    torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
+    sizes = torch.tensor(data.draw(st.lists(EXTREMES, min_size=m, max_size=m), label="sizes"))
+    x = torch.empty(m, k).uniform_(-1, 1)
+    x[:, data.draw(st.integers(0, k - 1), label="outlier")] *= data.draw(st.sampled_from([0, 1, 2]), label="times")
+    x = (x * sizes[:, None]).to(dtype).to(DEVICE)
+    if data.draw(st.booleans(), label="strided"):
+        x = torch.stack([x, x.flip(0)], 1)[:, 0]
+    weight = torch.randint(-128, 128, (n, k), dtype=torch.int8).to(DEVICE)
+    scale, bias = (torch.rand(n) / 64).to(DEVICE), torch.zeros(n, dtype=dtype, device=DEVICE)
+    steps, unit = triton_dynamic.rounded(x)
+    largest = x.float().abs().amax(1)
+    # a row uses the whole range, and none of its elements is off by more than half a unit
+    used = largest > 127 * torch.finfo(torch.float32).tiny
+    assert (steps.int().abs().amax(1)[used] == 127).all()
+    off = (steps.double() * unit[:, None].double() - x.double()).abs()
+    assert (off <= torch_dynamic.HALF_A_STEP * unit[:, None].double()).all()
+    # the product of those integers is exact: what is left are three roundings in float32 and that of the result
+    form = data.draw(st.sampled_from([None, *SMALL]), label="form")
+    out = triton_dynamic.multiply(x, weight, scale, bias, form=form)
+    exact = (steps.double() @ weight.double().T) * unit[:, None].double() * scale.double()
+    least = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    allowed = exact.abs() * (torch.finfo(dtype).eps / 2 + 4 * 2.0**-24) + least
+    assert ((out.double() - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("name", ["torch_dynamic", "triton_dynamic"])
+@pytest.mark.parametrize("what", [float("inf"), float("-inf"), float("nan")])
+def test_a_row_that_holds_no_number_gives_none_and_others_do_not_see_it(name: str, what: float) -> None:
+    x = torch.randn(20, 48, device=DEVICE).half()
+    weight = torch.randint(-127, 128, (24, 48), dtype=torch.int8, device=DEVICE)
+    scale = torch.rand(24, device=DEVICE)
+    whole = product(name).multiply(x, weight, scale)
+    x[7, 11] = what
+    out = product(name).multiply(x, weight, scale)
+    assert out[7].isnan().all()
+    others = torch.arange(20, device=DEVICE) != 7
+    assert torch.equal(out[others], whole[others])
+
+
+def test_the_copy_engine_is_asked_for_what_it_can_load_alone() -> None:
+    form = Tiles(16, 32, 32, 4, 2, "tma")
+    whole = torch.zeros(4, 64, dtype=torch.int8)
+    assert fitting(form, whole) == form
+    assert fitting(form, whole, whole[:, 1:]).loads == "pointer"
+    assert [copyable(t) for t in (whole[:, 16:], whole[:, 8:], whole[:1].expand(4, 64), torch.zeros(4, 40).T)] == [
+        True, False, False, False,
+    ]  # fmt: skip
+    assert not copyable(torch.zeros(4, 24, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("arch", TILES)
+def test_every_size_has_a_form_and_every_form_a_size(arch: int) -> None:
+    for kind, lines in TILES[arch].items():
+        sizes = [(m, n) for m in (1, 16, 17, 64, 65, 128, 129, 256, 257, 1024, 1025, 4096) for n in (1, 4096, 12288)]
+        assert {tiles(arch, kind, *size) for size in sizes} == {form for _, _, form in lines}
+        assert lines[-1][:2] == (ANY, ANY)
 
 
 GUARDED = """
 import ctypes, mmap
 import torch
 from tests.attnkit import interpreter
+from attnkit.products.triton_dynamic import multiply as multiply_integers
 from attnkit.products.triton_product import Tiles, multiply
 
 interpreter.install()
@@ -80,8 +158,13 @@ def at_the_end(tensor):
 
 x, weight = torch.randn(3, 48).half(), torch.randint(-128, 128, (21, 48), dtype=torch.int8)
 scale, bias = torch.rand(21), torch.randn(21).half()
-out = multiply(*map(at_the_end, (x, weight, scale, bias)), form=Tiles(16, 16, 32, 4, 2))
-torch.testing.assert_close(out, multiply(x, weight, scale, bias))
+for way, form in (
+    (multiply, Tiles(16, 16, 32, 4, 2)),
+    (multiply, Tiles(16, 64, 32, 4, 2, left=True)),
+    (multiply_integers, Tiles(16, 16, 32, 4, 2)),
+):
+    out = way(*map(at_the_end, (x, weight, scale, bias)), form=form)
+    torch.testing.assert_close(out, way(x, weight, scale, bias))
 """
 
 
@@ -94,7 +177,9 @@ def test_nothing_is_read_outside_of_the_operands() -> None:
 def test_the_kernel_compiles_for_hopper_and_ampere() -> None:
     done = run("-m", "tests.attnkit.triton_product_compile", "90", "80")
     assert done.returncode == 0, done.stdout + done.stderr[-1000:]
-    assert done.stdout.count("sm_90") == 6
+    for arch in (90, 80):
+        names = {f"sm_{arch} dynamic m2048:", f"sm_{arch} i8 m64:", f"sm_{arch} bf16 m1:"}
+        assert names < {line.partition(":")[0] + ":" for line in done.stdout.splitlines()}
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -125,6 +210,28 @@ def test_what_a_product_cannot_do_is_said() -> None:
     assert "a scale is for int8" in str(product("torch").rejects(x, weight, torch.ones(4), None))
     with pytest.raises(ValueError, match="no product is called 'fast': take one of torch, triton_product, cuda_matvec"):
         product("fast")
+
+
+def test_activations_are_rounded_where_there_are_many_rows_and_no_gradient_is_wanted() -> None:
+    x, weight = torch.randn(32, 64, device=DEVICE), torch.randint(-128, 128, (80, 64), dtype=torch.int8, device=DEVICE)
+    scale = torch.rand(80, device=DEVICE)
+    rounding = "torch_dynamic" if DEVICE.type == "cpu" else "triton_dynamic"
+    assert choose(x, weight, scale, activations="int8").name == rounding
+    assert choose(x[:9], weight, scale, activations="int8").name == rounding
+    assert "dynamic" not in choose(x[:8], weight, scale, activations="int8").name
+    assert "dynamic" not in choose(x, weight, scale).name
+    wanted = x.requires_grad_()
+    assert choose(wanted, weight, scale, activations="int8").name == "torch"
+    with torch.no_grad():
+        assert choose(wanted, weight, scale, activations="int8").name == rounding
+    with pytest.raises(ValueError, match="triton_dynamic cannot: has no backward"):
+        triton_dynamic.multiply(wanted, weight, scale)
+    for way in (triton_dynamic.multiply, torch_dynamic.multiply):
+        with pytest.raises(ValueError, match=r"weight must be int8 with a scale, got torch\.int8 without one"):
+            way(x.detach(), weight)
+        long, one = torch.zeros(1, 2**16 + 1, dtype=torch.int8, device=DEVICE), torch.ones(1, device=DEVICE)
+        with pytest.raises(ValueError, match=r"x must have rows of 1 to 65536 elements, got"):
+            way(long.float(), long, one)
 
 
 def test_a_few_rows_of_a_gpu_go_to_the_kernel_for_them() -> None:

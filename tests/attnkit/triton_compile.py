@@ -34,7 +34,7 @@ KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 MASKS: tuple[Literal["full", "causal"], ...] = ("full", "causal")
 # bytes a block may ask for; sm_86, sm_89 and sm_120 use the rows of sm_80, so those must fit the smallest
 SHARED = {80: 101376, 90: 232448, 100: 232448}
-INSTRUCTIONS = r"\b(HGMMA|QGMMA|HMMA|UTCHMMA|UTCQMMA|UTMALDG|LDGSTS|MUFU\.EX2|WARPGROUP\.DEPBAR)\b"
+INSTRUCTIONS = r"\b(HGMMA|QGMMA|IGMMA|HMMA|IMMA|UTCHMMA|UTCQMMA|UTMALDG|LDGSTS|MUFU\.EX2|WARPGROUP\.DEPBAR)\b"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,40 +1,56 @@
-"""Compile triton_product's kernel for GPUs that are not there: ``-m tests.attnkit.triton_product_compile 90 80``.
+"""Compile the kernels of triton_product and triton_dynamic for GPUs that are not there.
 
-Every form that `tiles` gives, for sizes that tiles do not divide. The exit code is 1 where one spills, asks for more
-shared memory than a block can have, does not use the tensor cores, or has no loads in flight. TRITON_INTERPRET must not
-be set.
+    python -m tests.attnkit.triton_product_compile 90 80
+
+Every form that their table gives, for sizes that tiles do not divide. The exit code is 1 where one spills, asks for
+more shared memory than a block can have, does not use the tensor cores it should, has no loads in flight, or where what
+is int8 goes to shared memory again once it has 16 bits. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
+from collections.abc import Iterator
 
-from attnkit.ahead import triton_product
-from attnkit.products.triton_product import tiles
+from attnkit.ahead import Binary, triton_dynamic, triton_product
+from attnkit.products.product_tiles import FEW, Tiles
 from tests.attnkit.triton_compile import SHARED, read
 
-TENSOR_CORES = {80: "HMMA", 90: "HGMMA"}
+TENSOR_CORES = {80: ("HMMA", "IMMA"), 90: ("HGMMA", "IGMMA")}
+
+
+def compiled(arch: int) -> Iterator[tuple[str, Tiles, bool, Binary]]:
+    """Name, form, whether integers are multiplied, and what came out."""
+    for weight, kind in triton_product.WEIGHTS.items():
+        for name, form in triton_product.forms(arch, kind).items():
+            yield f"{weight} {name}", form, False, triton_product.binary(arch, form, weight)
+    for name, form in triton_product.forms(arch, "dynamic").items():
+        yield f"dynamic {name}", form, True, triton_dynamic.binary(arch, form)
 
 
 def main(archs: list[int]) -> int:
     """Compile; a line each."""
     failed = False
-    for arch, rows, weight in itertools.product(archs, triton_product.ROWS, triton_product.WEIGHTS):
-        found = read(triton_product.binary(arch, rows, weight))
-        wrong = []
-        if found.stack:
-            wrong.append(f"spills {found.stack} bytes")
-        if found.shared > SHARED[arch]:
-            wrong.append(f"asks for {found.shared} bytes of shared memory, a block has {SHARED[arch]}")
-        # a tile of 16 rows is too small for the instructions of a Hopper, which have 64
-        wanted = TENSOR_CORES[arch] if tiles(rows, triton_product.WEIGHTS[weight]).block_m >= 64 else "HMMA"
-        if not found.instructions.get(wanted):
-            wrong.append(f"has no {wanted}")
-        if not found.instructions.get("LDGSTS"):
-            wrong.append("has no LDGSTS: a tile is loaded only when it is wanted")
-        failed |= bool(wrong)
-        print(f"sm_{arch} {rows} rows {weight}: {found} {'; '.join(wrong)}")
+    for arch in archs:
+        for name, form, integers, binary in compiled(arch):
+            found = read(binary)
+            wrong = []
+            if found.stack:
+                wrong.append(f"spills {found.stack} bytes")
+            if found.shared > SHARED[arch]:
+                wrong.append(f"asks for {found.shared} bytes of shared memory, a block has {SHARED[arch]}")
+            # a tile of 16 rows is too small for the instructions of a Hopper, which have 64
+            wanted = TENSOR_CORES[arch][integers] if form.block_m > FEW else "HMMA"
+            if not found.instructions.get(wanted):
+                wrong.append(f"has no {wanted}")
+            loads = "UTMALDG" if form.loads == "tma" else "LDGSTS"
+            if not found.instructions.get(loads):
+                wrong.append(f"has no {loads}: a tile is loaded only when it is wanted")
+            # a left operand in registers is a product a step of 16, each with its own wait
+            if form.left and found.instructions.get("WARPGROUP.DEPBAR", 0) < form.block_k // 16:
+                wrong.append("waits for the whole product: its weights do not come from registers")
+            failed |= bool(wrong)
+            print(f"sm_{arch} {name}: {found} {'; '.join(wrong)}")
     return int(failed)
 
 

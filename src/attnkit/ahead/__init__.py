@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attnkit.ahead import triton_append, triton_fa1, triton_flash, triton_product, triton_splitkv, triton_unfused
+from attnkit.ahead import (
+    triton_append,
+    triton_dynamic,
+    triton_fa1,
+    triton_flash,
+    triton_product,
+    triton_splitkv,
+    triton_unfused,
+)
 from attnkit.ahead.build import Binary, Build
 
 __all__ = ["ARCHS", "FAMILIES", "Binary", "Build", "builds"]
@@ -17,7 +25,7 @@ __all__ = ["ARCHS", "FAMILIES", "Binary", "Build", "builds"]
 ARCHS = (80, 90, 100)
 """Ampere, Hopper and Blackwell."""
 
-MODULES = (triton_flash, triton_unfused, triton_fa1, triton_splitkv, triton_append, triton_product)
+MODULES = (triton_flash, triton_unfused, triton_fa1, triton_splitkv, triton_append, triton_product, triton_dynamic)
 FAMILIES = tuple(module.builds for module in MODULES)
 """Each takes an architecture's number and yields what is built for it."""
 

@@ -1,38 +1,58 @@
-"""The builds of triton_product: the tiles that it takes for few, some and many rows, with weights of 8 and 16 bits."""
+"""The builds of triton_product: every form that its table gives, with weights of 8 and 16 bits."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-
-import torch
 
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.products.product_tiles import Kind, Tiles, tiles
 
-__all__ = ["binary", "builds"]
+__all__ = ["WEIGHTS", "binary", "builds", "forms", "loaded"]
 
-ROWS = (1, 64, 2048)
-"""Rows of x, one for each entry of its tiles."""
-WEIGHTS = {"i8": torch.int8, "bf16": torch.bfloat16}
+ROWS = (1, 64, 2048, 128, 256)
+"""Rows of x."""
+WIDE, NARROW = 12288, 4096
+"""Rows of weight."""
+WEIGHTS: dict[str, Kind] = {"i8": "int8", "bf16": "half"}
 
 
 def builds(arch: int) -> Iterator[Build]:
     """Each for sizes that tiles do not divide."""
-    for rows, weight in itertools.product(ROWS, WEIGHTS):
-        yield Build(f"triton_product/bf16-{weight}-m{rows}", arch, partial(binary, arch, rows, weight))
+    for weight, kind in WEIGHTS.items():
+        for name, form in forms(arch, kind).items():
+            yield Build(f"triton_product/bf16-{weight}-{name}", arch, partial(binary, arch, form, weight))
 
 
-def binary(arch: int, rows: int, weight: str) -> Binary:
+def forms(arch: int, kind: Kind) -> dict[str, Tiles]:
+    """Every form of the table under the name of the first sizes that get it, and one where the copy engine cannot."""
+    found: dict[str, Tiles] = {}
+    for n, rows in ((n, rows) for n in (WIDE, NARROW) for rows in ROWS):
+        form = tiles(arch, kind, rows, n)
+        if form not in found.values():
+            found[f"m{rows}" if n == WIDE else f"m{rows}-n{n}"] = form
+    if found["m2048"].loads != "pointer":
+        found["m2048-pointer"] = replace(found["m2048"], loads="pointer")
+    return found
+
+
+def binary(arch: int, form: Tiles, weight: str) -> Binary:
     """Compile it."""
-    from attnkit.products.triton_product import tiles
     from attnkit.products.triton_product_kernel import product_kernel
 
-    form = tiles(rows, WEIGHTS[weight])
-    constants = {"BM": form.block_m, "BN": form.block_n, "BK": form.block_k, "EVEN": False}
-    types = {name: "*bf16" for name in product_kernel.arg_names if name.startswith("p_")}
-    types |= {"p_weight": f"*{weight}", "p_scale": "*fp32"}
+    constants = {
+        "BM": form.block_m, "BN": form.block_n, "BK": form.block_k,
+        "LOADS": form.loads, "EVEN": False, "LEFT": form.left,
+    }  # fmt: skip
+    types = {name: "*bf16" for name in product_kernel.arg_names if name.startswith("p_")} | {"p_scale": "*fp32"}
+    types |= loaded("p_x", "bf16", form.block_m, form) | loaded("p_weight", weight, form.block_n, form)
     return compile_kernel(
         product_kernel, arch, types, constants, aligned=("k",), num_warps=form.warps, num_stages=form.stages
     )
+
+
+def loaded(name: str, element: str, rows: int, form: Tiles) -> dict[str, str]:
+    """The type of what a kernel loads in tiles of ``rows``."""
+    return {name: f"tensordesc<{element}[{rows},{form.block_k}]>" if form.loads == "tma" else f"*{element}"}

@@ -5,17 +5,33 @@ Importing this needs torch alone. A product whose package is missing is in the t
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from attnkit.product import Product
-from attnkit.products import bitsandbytes_product, cuda_matvec, torch_product, torchao_product, triton_product
+from attnkit.products import (
+    bitsandbytes_product,
+    cuda_matvec,
+    torch_dynamic,
+    torch_product,
+    torchao_product,
+    triton_dynamic,
+    triton_product,
+)
+from attnkit.products.matvec_tiles import MAX_ROWS
 
-__all__ = ["TABLE", "choose", "product"]
+__all__ = ["TABLE", "Activations", "choose", "product", "rounds"]
+
+Activations = Literal["int8"] | None
+"""What becomes of x before it meets int8 weights: it is rounded to int8, or left as it is."""
 
 TABLE: tuple[Product, ...] = (
     torch_product.PRODUCT,
     triton_product.PRODUCT,
     cuda_matvec.PRODUCT,
+    torch_dynamic.PRODUCT,
+    triton_dynamic.PRODUCT,
     *bitsandbytes_product.PRODUCTS,
     torchao_product.PRODUCT,
 )
@@ -33,10 +49,27 @@ def product(name: str) -> Product:
     raise ValueError(f"no product is called {name!r}: take one of {', '.join(entry.name for entry in TABLE)}")
 
 
+def rounds(activations: Activations, rows: int) -> bool:
+    """Whether x is rounded to int8: not where it has so few rows that only reading the weight takes time."""
+    return activations == "int8" and rows > MAX_ROWS
+
+
 def choose(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None, bias: torch.Tensor | None = None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    activations: Activations = None,
 ) -> Product:
-    """The fastest way to multiply these operands here: CUDA C++ for a few rows, Triton for more of them by int8."""
+    """The fastest way to multiply these operands here: CUDA C++ for a few rows, Triton for more of them by int8.
+
+    With ``activations`` the rows of x may be rounded to int8 first, where they are many and no gradient is wanted.
+    """
+    if rounds(activations, len(x)):
+        for way in (triton_dynamic, torch_dynamic) if x.device.type == "cuda" else (torch_dynamic,):
+            if way.rejects(x, weight, scale, bias) is None:
+                return way.PRODUCT
     if x.device.type == "cuda":
         if cuda_matvec.rejects(x, weight, scale, bias) is None:
             return cuda_matvec.PRODUCT

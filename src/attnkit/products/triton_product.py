@@ -11,44 +11,15 @@ weight is on its way; the matrix-vector kernels in CUDA C++ are nearer to the sp
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from attnkit import triton_device
 from attnkit.product import Product
+from attnkit.products.product_tiles import Kind, Tiles, family, fitting, source, tiles
 
-__all__ = ["PRODUCT", "Tiles", "multiply", "rejects", "tiles"]
-
-FEW = 16
-"""Rows of x that fit the smallest tile of the tensor cores."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """One compiled form of the kernel.
-
-    Attributes:
-        block_m: Rows of x a tile.
-        block_n: Rows of weight a tile.
-        block_k: Elements of either at a time.
-        warps: Warps a program.
-        stages: Tiles in flight.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-
-
-def tiles(m: int, weight: torch.dtype) -> Tiles:
-    """The form for so many rows of x."""
-    if m <= FEW:
-        return Tiles(FEW, 16, 512 if weight == torch.int8 else 256, 4, 4)
-    return Tiles(64, 128, 64, 4, 4) if m <= 64 else Tiles(128, 128, 64, 8, 3)
+__all__ = ["PRODUCT", "Tiles", "multiply", "rejects"]
 
 
 def multiply(
@@ -69,14 +40,17 @@ def multiply(
     from attnkit.products.triton_product_kernel import product_kernel
 
     (m, k), n = x.shape, weight.shape[0]
-    form = form or tiles(m, weight.dtype)
+    kind: Kind = "int8" if weight.dtype == torch.int8 else "half"
+    form = fitting(form or tiles(family(x.device), kind, m, n), x, weight)
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    grid = (-(-n // form.block_n), -(-m // form.block_m))
+    grid = (-(-n // form.block_n) * -(-m // form.block_m),)
     options: dict[str, Any] = {"num_warps": form.warps, "num_stages": form.stages}
     with torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext():
         product_kernel[grid](
-            x, weight, scale, bias, out, m, n, k, x.stride(0), weight.stride(0),
-            BM=form.block_m, BN=form.block_n, BK=form.block_k, EVEN=k % form.block_k == 0, **options,
+            source(x, form.block_m, form), source(weight, form.block_n, form), scale, bias, out,
+            m, n, k, x.stride(0), weight.stride(0),
+            BM=form.block_m, BN=form.block_n, BK=form.block_k,
+            LOADS=form.loads, EVEN=k % form.block_k == 0, LEFT=form.left, **options,
         )  # fmt: skip
     return out
 

@@ -1,0 +1,48 @@
+"""The builds of triton_dynamic: every form of its product that the table gives, and what rounds rows of Llama's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from attnkit.ahead.build import Binary, Build
+from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_product import forms, loaded
+from attnkit.products.product_tiles import Tiles
+
+__all__ = ["binary", "builds", "rounding"]
+
+KS = (4096, 11008)
+"""Elements of a row."""
+
+
+def builds(arch: int) -> Iterator[Build]:
+    """Each for sizes that tiles do not divide."""
+    for name, form in forms(arch, "dynamic").items():
+        yield Build(f"triton_dynamic/integers/bf16-{name}", arch, partial(binary, arch, form))
+    for k in KS:
+        yield Build(f"triton_dynamic/rows/bf16-k{k}", arch, partial(rounding, arch, k))
+
+
+def binary(arch: int, form: Tiles) -> Binary:
+    """Compile the product."""
+    from attnkit.products.triton_dynamic_kernel import integers_kernel
+
+    constants = {
+        "BM": form.block_m, "BN": form.block_n, "BK": form.block_k, "LOADS": form.loads, "EVEN": False,
+    }  # fmt: skip
+    types = {"p_unit": "*fp32", "p_scale": "*fp32", "p_bias": "*bf16", "p_out": "*bf16"}
+    types |= loaded("p_x", "i8", form.block_m, form) | loaded("p_weight", "i8", form.block_n, form)
+    return compile_kernel(
+        integers_kernel, arch, types, constants, aligned=("k",), num_warps=form.warps, num_stages=form.stages
+    )
+
+
+def rounding(arch: int, k: int) -> Binary:
+    """Compile what rounds rows."""
+    from attnkit.products.triton_dynamic import rows_form
+    from attnkit.products.triton_dynamic_kernel import rows_kernel
+
+    padded, warps = rows_form(k)
+    types = {"p_x": "*bf16", "p_rounded": "*i8", "p_unit": "*fp32"}
+    return compile_kernel(rows_kernel, arch, types, {"DP": padded}, aligned=("k",), num_warps=warps)
