@@ -76,6 +76,12 @@ LAWS: dict[str, Callable[..., Law]] = {
     "mask": lambda: test_problem.test_a_mask_in_memory_is_its_definition,
     "product": lambda name: bound(test_products.test_it_is_the_product, product(name)),
     "tiles": lambda: test_products.test_tiles_do_not_matter,
+    "integers": lambda: test_products.test_integers_are_the_product_of_what_x_was_rounded_to,
+    "no-number": lambda: functools.partial(
+        test_products.test_a_row_that_holds_no_number_gives_none_and_others_do_not_see_it,
+        "triton_dynamic",
+        float("inf"),
+    ),
     "half-a-scale": lambda: test_linear.test_a_weight_is_off_by_half_a_scale_at_most,
     "whole-range": lambda: test_linear.test_the_largest_weight_of_a_channel_uses_the_whole_range,
     "matvec": lambda form: bound(test_matvec.test_it_is_the_product, *FORMS[form]),

@@ -1,16 +1,18 @@
-"""Bugs in products: triton_product, int8 weights, and the matrix-vector kernels in CUDA C++ (run on the host)."""
+"""Bugs in products: in Triton, of int8 weights, and of the matrix-vector kernels in CUDA C++ (run on the host)."""
 
 from __future__ import annotations
 
 from tests.mutants.mutant import planter
 
-__all__ = ["INT8", "MATVEC", "MUTANTS", "PRODUCT"]
+__all__ = ["DYNAMIC", "INT8", "MATVEC", "MUTANTS", "PRODUCT"]
 
 PRODUCT = ("product triton_product", "tiles")
+DYNAMIC = ("product triton_dynamic", "integers", "no-number")
 INT8 = ("half-a-scale", "whole-range")
 MATVEC = ("matvec registers", "matvec registers-int8", "matvec bulk", "matvec bulk-int8")
 
 product = planter("product", "products/triton_product_kernel.py", *PRODUCT)
+dynamic = planter("dynamic", "products/triton_dynamic_kernel.py", *DYNAMIC)
 linear = planter("int8", "linear.py", *INT8)
 shared = planter("matvec", "cuda/matvec.cuh", *MATVEC[:2])
 int8 = planter("matvec", "cuda/matvec.cuh", MATVEC[1], MATVEC[3])
@@ -34,6 +36,8 @@ MUTANTS = (
     product(
         "accumulator-not-added-to", "stale accumulator", "b_weight.to(b_x.dtype)), b_out)", "b_weight.to(b_x.dtype)))"
     ),
+    product("left-accumulator-not-added-to", "stale accumulator", "tl.trans(b_x), b_out)", "tl.trans(b_x))"),
+    product("last-group-as-large-as-others", "wrong block range", "tl.minimum(rows - first, GROUP)", "GROUP"),
     product("scale-dropped", "dropped scale", "b_out *= tl.load(p_scale", "b_out *= 1.0 + 0.0 * tl.load(p_scale"),
     product("bias-scaled-too", "wrong scale", "if p_bias is not None:", "if p_bias is not None and p_scale is None:"),
     product("last-column-unwritten", "output not written", "& (o_n < n)[None, :])", "& (o_n < n - 1)[None, :])"),
@@ -43,6 +47,19 @@ MUTANTS = (
         "o_m[:, None] * tl.cast(n, tl.int64)",
         "o_m[:, None] * tl.cast(tl.minimum(k, n), tl.int64)",
     ),
+    dynamic("truncated", "lost precision", "b_steps + NEAREST - NEAREST", "b_steps"),
+    dynamic("unit-of-128", "wrong scale", "largest / LARGEST, LEAST", "largest / 128.0, LEAST"),
+    dynamic("largest-without-sign", "wrong scale", "bitcast=True) & MAGNITUDE", "bitcast=True)"),
+    dynamic("unit-of-first-row", "wrong scale", "tl.load(p_unit + o_m,", "tl.load(p_unit + 0 * o_m,"),
+    dynamic("unit-of-zeros", "fully masked row", "largest / LARGEST, LEAST)", "largest / LARGEST, 0.0)"),
+    dynamic("nan-made-a-number", "lost nan", 'tl.where(finite, unit, float("nan"))', "tl.where(finite, unit, 1.0)"),
+    dynamic("rows-by-width", "transposed stride", "p_rounded + i_m * s_rounded", "p_rounded + i_m * k"),
+    dynamic(
+        "tail-of-row-not-written", "output not written", "to(tl.int8), mask=o_k < k)", "to(tl.int8), mask=o_k < k - 1)"
+    ),
+    dynamic("tail-of-k-not-masked", "tail not masked", "(i_k + o_k < k)[None, :]", "(i_k + o_k < k + BK)[None, :]"),
+    dynamic("sum-not-added-to", "stale accumulator", "tl.trans(b_weight), b_sum, out", "tl.trans(b_weight), out"),
+    dynamic("bias-times-scale", "wrong scale", "if p_bias is not None:", "if p_bias is not None and p_scale is None:"),
     linear("truncated", "lost precision", "(exact / scale[:, None]).round()", "(exact / scale[:, None]).trunc()"),
     linear("one-scale-for-all", "wrong scale", "exact.abs().amax(1) if", "exact.abs().amax().expand(len(exact)) if"),
     linear("largest-without-sign", "wrong scale", "exact.abs().amax(1) if", "exact.amax(1) if"),

@@ -77,7 +77,7 @@ TABLE: dict[int, dict[Kind, tuple[Row, ...]]] = {
             (128, NARROW, Tiles(64, 64, 128, 4, 4, "tma", left=True)),
             (64, ANY, Tiles(64, 128, 64, 4, 5, "tma", left=True)),
             (128, ANY, Tiles(128, 64, 64, 4, 4, "tma", left=True)),
-            (256, NARROW, Tiles(128, 64, 64, 4, 5, "tma", left=True)),
+            (256, NARROW, Tiles(128, 64, 64, 4, 4, "tma", left=True)),
             (ANY, ANY, Tiles(128, 128, 64, 8, 4, "tma", left=True)),
         ),
         "dynamic": (

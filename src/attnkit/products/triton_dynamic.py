@@ -73,7 +73,7 @@ def multiply(
             source(steps, form.block_m, form), unit, source(weight, form.block_n, form), scale, bias, out,
             m, n, k, steps.stride(0), weight.stride(0),
             BM=form.block_m, BN=form.block_n, BK=form.block_k,
-            LOADS=form.loads, EVEN=k % form.block_k == 0, **options,
+            LOADS=form.loads, EVEN=form.loads == "tma" or k % form.block_k == 0, **options,
         )  # fmt: skip
     return out
 

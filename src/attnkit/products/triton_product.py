@@ -50,7 +50,7 @@ def multiply(
             source(x, form.block_m, form), source(weight, form.block_n, form), scale, bias, out,
             m, n, k, x.stride(0), weight.stride(0),
             BM=form.block_m, BN=form.block_n, BK=form.block_k,
-            LOADS=form.loads, EVEN=k % form.block_k == 0, LEFT=form.left, **options,
+            LOADS=form.loads, EVEN=form.loads == "tma" or k % form.block_k == 0, LEFT=form.left, **options,
         )  # fmt: skip
     return out
 
