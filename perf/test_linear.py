@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from attnkit.agreement import agreement
-from attnkit.products import TABLE, product
+from attnkit.products import TABLE, product, rounds
 from perf.conftest import kind
 from perf.tune_matvec import SHAPES
 from perfgate import Work
 from perfgate.plugin import GpuBenchmark
 
 Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+ROUNDING = ("torch_dynamic", "triton_dynamic")
+"""What rounds x to int8, which a layer does for many rows alone."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -58,18 +60,24 @@ def cases(device: str, suite: str) -> Iterator[Case]:
     if device == "cpu":
         for int8 in (False, True):
             yield Case(1, 1024, 1024, "fp32", int8)
+        yield Case(64, 1024, 1024, "fp32", True)
         return
     full = suite == "full"
     for int8 in (False, True):
         for n, k in SHAPES.values() if full else [SHAPES[name] for name in ("o", "gate_up", "down")]:
-            for m in (1, 2, 4, 8, 2048) if full else (1,):
+            for m in (1, 2, 4, 8, 128, 512, 2048) if full else (1,):
                 yield Case(m, n, k, "bf16", int8)
+        if not full:
+            yield Case(512, *SHAPES["qkv"], "bf16", int8)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device, suite = kind(metafunc.config), metafunc.config.getoption("perf_suite")
     found = [
-        pytest.param(case, way.name, id=f"{way.name}-{case.name}") for case in cases(device, suite) for way in TABLE
+        pytest.param(case, way.name, id=f"{way.name}-{case.name}")
+        for case in cases(device, suite)
+        for way in TABLE
+        if way.name not in ROUNDING or rounds("int8", case.m)
     ]
     metafunc.parametrize(("case", "product_name"), found)
 
