@@ -31,13 +31,12 @@ import torch._dynamo.config
 import torch._functorch.config
 
 from attnkit.mask import dense
-from attnkit.problem import Boolean, Mask, Pass, Prefix, Problem, Varlen, Window, dtype_of_out
+from attnkit.problem import FP8, Boolean, Mask, Pass, Prefix, Problem, Varlen, Window, dtype_of_out
 from attnkit.variant import Feature, Variant
 
 __all__ = ["COMPILED", "VARIANT"]
 
 BATCHES: tuple[Feature, ...] = ("varlen", "cache", "paged")
-FP8 = torch.float8_e4m3fn
 FP8_RANGE = 2.0**8  # what the largest weight of a row becomes before it is rounded; e4m3 ends at 448
 MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
 
