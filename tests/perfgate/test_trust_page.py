@@ -158,6 +158,17 @@ def test_the_comparison_finds_what_is_known_of_the_rules() -> None:
     assert all(row.found.keys() == set(SIZES) for row in table.values())
 
 
+def test_sides_are_exchanged_by_chance_where_nothing_is_planted() -> None:
+    """Of blocks in which one side is always slower, as often one is called slower as the other."""
+
+    def lopsided(rng: random.Random, n: int) -> Sequence[Block]:
+        cases = {name: Kernel(sd=0.001) for name in "abcd"}
+        return contest_blocks(rng, cases, blocks=n, ratios=dict.fromkeys(cases, 1.2))
+
+    table = {(row.rule, row.processes): row for row in compare(lopsided, Plan(unchanged=40, rivals=1, planted=0), 1)}
+    assert 12 <= table["pytest-benchmark, `median:5%`", "one"].red[0] <= 28
+
+
 def test_the_same_seed_gives_the_same_table() -> None:
     assert compare(made, FEW, 1) == compare(made, FEW, 1)
     assert compare(made, FEW, 1) != compare(made, FEW, 2)
