@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from perfgate.__main__ import main
-from perfgate.contest import Block, ContestRule
-from perfgate.trust import data, page
+from perfgate.contest import Block, ContestRule, Side, Visit
+from perfgate.trust import data, page, resample
 from perfgate.trust.data import Planted, Timing
 from perfgate.trust.resample import OURS, SIZES, Plan, Row, compare, recorded, synthetic
+from perfgate.trust.rivals import Call, Rival
 from perfgate.trust.suites import Alarms
 from perfgate.verdict import State
 from tests.perfgate.simulate import H200, Kernel, contest_blocks, document, record
@@ -135,6 +138,7 @@ def test_a_disturbed_machine_is_told_apart() -> None:
     assert "No run of unchanged code" in text
 
 
+TWICE: tuple[tuple[Side, float], ...] = (("base", 1.0), ("head", 1.0), ("head", 2.0), ("base", 2.0))
 CASES = {f"k{i}": Kernel(sd=0.003) for i in range(40)}
 RULE = ContestRule()
 
@@ -167,6 +171,29 @@ def test_sides_are_exchanged_by_chance_where_nothing_is_planted() -> None:
 
     table = {(row.rule, row.processes): row for row in compare(lopsided, Plan(unchanged=40, rivals=1, planted=0), 1)}
     assert 12 <= table["pytest-benchmark, `median:5%`", "one"].red[0] <= 28
+
+
+def test_a_rival_gets_the_first_visit_of_a_process_or_as_many_blocks_as_perfgate_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where nothing is suspicious perfgate takes its screen alone; of unchanged runs every second is put to rivals."""
+    seen: list[tuple[list[float], list[float]]] = []
+
+    def watching(base: Sequence[float], head: Sequence[float]) -> Call:
+        seen.append((sorted(base), sorted(head)))
+        return Call.NEITHER
+
+    def twice(rng: random.Random, n: int) -> Sequence[Block]:
+        """Blocks in which the second visit of each process takes twice as long."""
+        some = collected().blocks[0].visits["a"][0]
+        visits = tuple(Visit(side=side, samples=replace(some.samples, seconds=(time,))) for side, time in TWICE)
+        return [Block(stage=1, visits={"a": visits, "b": visits})] * n
+
+    monkeypatch.setattr(resample, "RIVALS", (Rival("watching", watching),))
+    table = {row.processes: row for row in compare(twice, Plan(unchanged=4, rivals=2, planted=0), 1)}
+    assert [table[words].red for words in ("its own", "one", "as many")] == [(0, 4), (0, 2), (0, 2)]
+    one, many = [1.0], [1.0] * RULE.screen_blocks + [2.0] * RULE.screen_blocks
+    assert seen == [(one, one), (many, many)] * 4
 
 
 def test_the_same_seed_gives_the_same_table() -> None:
@@ -214,6 +241,28 @@ def test_made_up_processes_differ_as_they_are_told_to() -> None:
     (block,) = source(random.Random(1), 1)
     assert {visit.side for visit in block.visits["a"]} == {"base", "head"}
     assert all(0.99e-3 <= s <= 1.01e-3 for visit in block.visits["a"] for s in visit.samples.seconds)
+
+
+def test_made_up_processes_of_each_case_differ_by_its_own_spread() -> None:
+    """In half of the cases by more than what was asked for, in two thirds by half of that to twice that."""
+    source = synthetic({f"k{i}": record(f"k{i}", [1e-3], half_width=0.0) for i in range(60)}, 0.01)
+    logs: dict[str, list[float]] = {}
+    for block in source(random.Random(1), 60):
+        for name, visits in block.visits.items():
+            medians = {visit.side: visit.samples.median for visit in visits}
+            logs.setdefault(name, []).append(math.log(medians["head"] / medians["base"]))
+    spreads = sorted(statistics.stdev(found) / math.sqrt(2) for found in logs.values())
+    assert statistics.median(spreads) == pytest.approx(0.01, rel=0.3)
+    assert 30 <= sum(0.005 <= spread <= 0.02 for spread in spreads) <= 50
+
+
+def test_of_several_files_all_runs_are_added_or_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, new, known = (tmp_path / f"{name}.jsonl" for name in ("kept", "new", "known"))
+    for path, seed in ((kept, 1), (new, 2), (known, 1)):
+        data.append(path, collected(seed))
+    assert main(["calibrate", "add", str(new), str(known), f"--data={kept}"]) != 0
+    assert "a run counts once" in capsys.readouterr().err
+    assert len(data.read(kept)) == 1
 
 
 def test_a_row_without_trials_is_left_empty() -> None:
