@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -311,13 +312,14 @@ def measured(
         monkeypatch.setattr(collect, "_compare", compare)
 
 
+@pytest.mark.parametrize("run", [collect.unchanged, partial(collect.drift, block=2)], ids=["aa", "drift"])
 @pytest.mark.parametrize(("changed", "error"), [("", LookupError), (" M src/attnkit/oracle.py\n", RuntimeError)])
 def test_a_commit_alone_is_compared_with_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, error: type[Exception]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, error: type[Exception], run: Callable[..., object]
 ) -> None:
     measured(monkeypatch, tmp_path, 0.0, changed)
     with pytest.raises(error, match=r"it was compared|oracle\.py"):
-        collect.unchanged("first", "default", ["perf"])
+        run("first", suite="default", arguments=["perf"])
 
 
 class Comparison:
