@@ -61,10 +61,10 @@ def absent() -> str | None:
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why it cannot compute a problem on a device."""
-    if reason := library_device.rejects(problem, device):
-        return reason
     if problem.varlen is None:
         return "made for packed sequences alone: for others torch has scaled_dot_product_attention"
+    if reason := library_device.rejects(problem, device):
+        return reason
     if problem.d != problem.dv:
         return f"d must equal dv, got d={problem.d} and dv={problem.dv}"
     if problem.d > MAX_D or problem.d % 8:
