@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from perf.inference import Collected, Origin, collect
 from perf.inference_page import before, render
 from perf.tune_matvec import SHAPES
 from perfgate.case import Work
+from perfgate.journal import Journal
 from perfgate.record import Record
 from tests.perfgate.reported import CEILINGS, H200, record
 
@@ -209,6 +211,27 @@ def test_a_run_that_was_not_whole_is_shown_and_said(tmp_path: Path) -> None:
     found = collect([tmp_path / "run.json"])
     assert found.runs[0].results.notes == ("the run was not whole: 1 of 9 cases were timed",)
     assert list(found.runs[0].results.out_of_memory) == ["block/naive/separate-b4-s16384"]
+
+
+def test_a_journal_is_shown_and_says_of_which_code_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    cut_off = Journal.open(path, H200)
+    cut_off.add(llama("matmul", 50), "test_llama[matmul]")
+    cut_off.add_ceilings(CEILINGS)
+    cut_off.add_out_of_memory("decode/naive/b1", "64 GiB")
+    cut_off.abandon()
+    (run,) = collect([path], "0123456789").runs
+    assert [row.case.name for row in run.results.rows] == ["llama/matmul/llama-2-7b-b1-c256"]
+    assert run.origin.commit == "0123456789"
+    assert run.origin.date == datetime.now(UTC).date().isoformat()
+    assert run.results.ceilings == CEILINGS
+    assert list(run.results.out_of_memory) == ["decode/naive/b1"]
+    assert run.results.notes == ("the run was not whole: what its journal has is shown",)
+    whole = Journal.open(tmp_path / "whole.jsonl", H200)
+    whole.add(llama("matmul", 50), "test_llama[matmul]")
+    whole.close(exitstatus=0, complete=True)
+    assert collect([whole.path]).runs[0].results.notes == ()
+    assert inference.main([str(tmp_path / "none.jsonl"), "--docs", str(tmp_path)]) == 2
 
 
 def test_what_has_nothing_of_the_page_is_refused(tmp_path: Path) -> None:
