@@ -86,6 +86,14 @@ def test_a_peer_in_int8_is_named_beside_the_fastest() -> None:
     assert "in int8 `persistent_int8` is 2.73× as fast (3.00× as `compiled_int8`)." in page
 
 
+def test_a_peer_in_16_bits_is_named_where_the_fastest_has_int8() -> None:
+    rows = llama("compiled", 300), llama("compiled_int8", 450, True), llama("persistent_int8", 900, True)
+    rows += (llama("batched", 990),)  # ours, and no rung
+    page = render(collected(*rows, llama("matmul", 60)))
+    assert "`compiled_int8`: in 16 bits `matmul` is 0.133× as fast (0.200× as `compiled`), in int8 " in page
+    assert "in int8 `persistent_int8` is 2.00× as fast." in page
+
+
 def test_every_rung_knows_what_it_is_held_against() -> None:
     assert before(RUNGS[0]) is None
     assert before("graph_int8") == "graph"
