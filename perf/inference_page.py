@@ -21,7 +21,7 @@ HEAD = """# How fast is inference, and what made it so?
 
 This page is generated: `nox -s ladder` measures on a GPU, and makes it of what was measured, which docs/inference.json
 keeps. Every case is checked before it is timed. A share is of the bandwidth or matrix rate measured in the same run."""
-OURS = ("cuda_matvec", "triton_product")
+OURS = ("cuda_matvec", "cuda_matvec_overlap", "triton_product")
 LIBRARIES = (
     "sdpa_flash",
     "sdpa_cudnn",
