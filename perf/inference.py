@@ -24,7 +24,7 @@ from perfgate.report import Results
 __all__ = ["Collected", "Origin", "Run", "collect", "main"]
 
 DOCS = Path(__file__).parents[1] / "docs"
-SUITES = ("llama", "linear", "decode", "block")
+SUITES = ("llama", "llama-kernels", "linear", "decode", "block")
 """What the page shows; the first word of the names of its cases."""
 
 

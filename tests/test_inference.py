@@ -68,15 +68,31 @@ def test_a_rung_has_its_rate_its_share_and_what_it_adds_to_the_one_before() -> N
             llama("overlap", 660), llama("compiled", 330), llama("transformers", 220),
         )
     )  # fmt: skip
-    assert cells(page, "`matmul`")[2:] == ["50.0", "225", "5.0", "–", "1.00×"]
-    assert cells(page, "`fused`")[2:] == ["300.0", "1350", "30.0", "–", "6.00×"], "the rung before was not timed"
-    assert cells(page, "`graph`")[2:] == ["600.0", "2700", "60.0", "2.00×", "12.0×"]
-    assert cells(page, "`graph_int8`")[2:] == ["900.0", "2025", "45.0", "1.50×", "18.0×"]
-    assert cells(page, "`overlap`")[2:] == ["660.0", "2970", "66.0", "1.10×", "13.2×"], "the one before has 16 bits"
+    assert cells(page, "`matmul`")[2:] == ["50.0", "–", "225", "5.0", "–", "1.00×"]
+    assert cells(page, "`fused`")[2:] == ["300.0", "–", "1350", "30.0", "–", "6.00×"], "the rung before was not timed"
+    assert cells(page, "`graph`")[2:] == ["600.0", "–", "2700", "60.0", "2.00×", "12.0×"]
+    assert cells(page, "`graph_int8`")[2:] == ["900.0", "–", "2025", "45.0", "1.50×", "18.0×"]
+    assert cells(page, "`overlap`")[2:] == ["660.0", "–", "2970", "66.0", "1.10×", "13.2×"], (
+        "the one before has 16 bits"
+    )
     assert cells(page, "`compiled`")[1] == "a peer"
     assert "the fastest peer, `compiled`: in 16 bits `overlap` is 2.00× as fast, in int8 `graph_int8` is 2.73×" in page
     rungs = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert rungs == ["matmul", "fused", "graph", "graph_int8", "overlap", "compiled", "transformers"]
+
+
+def test_a_rung_that_waits_for_the_host_has_the_rate_of_its_kernels_beside_its_own() -> None:
+    size = "llama-2-7b-b1-c256"
+    alone = record(
+        f"llama-kernels/matmul/{size}",
+        1 / 150,
+        group=f"llama-kernels/{size}",
+        work=Work(flops=1e9, bytes=1e9, tokens=1),
+    )
+    page = render(collected(llama("matmul", 50), llama("fused", 300), alone))
+    assert cells(page, "`matmul`")[2:4] == ["50.0", "150.0"]
+    assert cells(page, "`fused`")[2:4] == ["300.0", "–"]
+    assert page.count("## The Llama ladder") == 1
 
 
 def test_a_peer_in_int8_is_named_beside_the_fastest() -> None:
@@ -236,7 +252,7 @@ def test_a_journal_is_shown_and_says_of_which_code_it_is_told(tmp_path: Path) ->
 
 def test_what_has_nothing_of_the_page_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(document(record("forward/naive/b4-s128", 1e-3))))
-    with pytest.raises(ValueError, match="has no case of llama, linear, decode, block"):
+    with pytest.raises(ValueError, match="has no case of llama, llama-kernels, linear, decode, block"):
         collect([tmp_path / "run.json"])
 
 
