@@ -6,12 +6,13 @@ the device and the rows of x let them. ``python -m perf.tune_matvec`` times them
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-__all__ = ["MAX_ROWS", "TABLE", "Config", "Limits", "choose", "launch_shape"]
+__all__ = ["MAX_ROWS", "OVERLAPPING", "TABLE", "Config", "Limits", "choose", "launch_shape"]
 
 Design = Literal["registers", "bulk"]
 Weights = Literal["half", "int8"]
@@ -24,6 +25,8 @@ TILE = 16
 LOADERS = 4
 STEP_BYTES = 64
 LANE_BYTES = 16
+RESERVED = 1024
+"""Bytes of an SM's shared memory that each block on it takes for itself."""
 SUMS_BYTES = 32 * 1024
 """Shared memory for sums of tiles; more tiles than fit are added up in phases."""
 MAX_SHARED = 227 * 1024
@@ -123,10 +126,6 @@ class LaunchShape:
     shared: int
 
 
-RESERVED = 1024
-"""Bytes of an SM's shared memory that each block on it takes for itself."""
-
-
 def launch_shape(config: Config, weights: Weights, m: int, n: int, k: int, sms: int) -> LaunchShape:
     """How ``config`` is launched for x ``[m, k]`` and weight ``[n, k]`` on ``sms`` multiprocessors."""
     step = STEP_BYTES // (1 if weights == "int8" else 2)
@@ -177,6 +176,7 @@ OVERLAPPING: dict[Weights, tuple[Config, ...]] = {
 }
 
 
+@functools.cache
 def choose(weights: Weights, m: int, n: int, k: int, device: Limits, *, overlap: bool = False) -> Config:
     """The first form in the table that a device can run for x ``[m, k]`` and weight ``[n, k]``; else the last.
 
