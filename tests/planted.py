@@ -104,14 +104,19 @@ def seconds(call: Callable[[], object], repeats: int = 20) -> float:
         for _ in range(repeats):
             call()
         return (time.perf_counter() - start) / repeats
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(10**7)  # the host is ahead when the first call starts
-    begin.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3 / repeats
+    ahead = 10**7
+    while True:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(ahead)
+        begin.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        late = begin.query()  # the device began before all calls were queued: the host's time is in theirs
+        end.synchronize()
+        if not late:
+            return float(begin.elapsed_time(end)) / 1e3 / repeats
+        ahead *= 2
 
 
 def size(clock: Clock, call: Callable[..., Any], share: float, **inputs: Any) -> float:

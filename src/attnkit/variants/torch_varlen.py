@@ -23,7 +23,6 @@ __all__ = ["VARIANT"]
 MODULE = "torch.nn.attention.varlen"
 MAX_D = 256
 HAS = ("varlen", "window")
-NO_BOUND = -1
 
 
 @functools.cache
@@ -44,20 +43,13 @@ def attention(
 ) -> torch.Tensor:
     """Attention of packed sequences: q [1, sq, hq, d], k [1, skv, hkv, d], v [1, skv, hkv, d] to out [1, sq, hq, d]."""
     call, takes = function()
-    options: dict[str, Any] = {"scale": scale, "window_size": window(mask)}
+    window = (library_device.NO_BOUND, 0) if mask == "causal" else library_device.window(mask)
+    options: dict[str, Any] = {"scale": scale, "window_size": window}
     if "enable_gqa" in takes:
         options["enable_gqa"] = q.shape[2] != k.shape[2]
     longest = max(varlen.queries), max(varlen.keys)
     out: torch.Tensor = call(q[0], k[0], v[0], *varlen.starts(q.device), *longest, **options)
     return out[None]
-
-
-def window(mask: Mask) -> tuple[int, int]:
-    """Return a mask as keys before and behind the diagonal."""
-    if isinstance(mask, Window):
-        left, right = (NO_BOUND if side is None else side for side in (mask.left, mask.right))
-        return left, right
-    return NO_BOUND, 0 if mask == "causal" else NO_BOUND
 
 
 def absent() -> str | None:
@@ -69,10 +61,10 @@ def absent() -> str | None:
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why it cannot compute a problem on a device."""
-    if reason := library_device.rejects(problem, device):
-        return reason
     if problem.varlen is None:
         return "made for packed sequences alone: for others torch has scaled_dot_product_attention"
+    if reason := library_device.rejects(problem, device):
+        return reason
     if problem.d != problem.dv:
         return f"d must equal dv, got d={problem.d} and dv={problem.dv}"
     if problem.d > MAX_D or problem.d % 8:
