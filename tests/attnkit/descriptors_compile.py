@@ -14,6 +14,7 @@ import dataclasses
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 
 from attnkit.ahead import triton_flash
 from attnkit.ahead.triton_flash import Modifier
@@ -37,12 +38,18 @@ def ways(ptx: str) -> dict[str, set[int]]:
     return found
 
 
-if __name__ == "__main__":
+def main(words: Sequence[str]) -> int:
+    """Compile and print. None is a fault here: it is for the test to say which widths are wanted."""
     for d, dv, mask, modifiers in FORMS:
         config = triton_flash.tiles(90, "dkdv", "bf16", max(d, dv), "other", "pointer")
         if config is None:
             raise LookupError(f"no tiles for {d} and {dv}")
-        if sys.argv[1:]:
-            config = dataclasses.replace(config, least=int(sys.argv[1]))
+        if words:
+            config = dataclasses.replace(config, least=int(words[0]))
         binary = triton_flash.binary(90, "dkdv", "bf16", d, mask, False, config, "dv", dv=dv, modifiers=modifiers)
         print(d, dv, max(map(len, ways(binary.ptx).values()), default=0))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

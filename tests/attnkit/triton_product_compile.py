@@ -17,10 +17,10 @@ from tests.attnkit.triton_compile import SHARED, read
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA"}
 
 
-def main(archs: list[int]) -> int:
-    """Compile; a line each."""
+def main(words: list[str]) -> int:
+    """Compile for the architectures that the words are; a line each."""
     failed = False
-    for arch, rows, weight in itertools.product(archs, triton_product.ROWS, triton_product.WEIGHTS):
+    for arch, rows, weight in itertools.product(map(int, words), triton_product.ROWS, triton_product.WEIGHTS):
         found = read(triton_product.binary(arch, rows, weight))
         wrong = []
         if found.stack:
@@ -39,4 +39,4 @@ def main(archs: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(arch) for arch in sys.argv[1:]]))
+    sys.exit(main(sys.argv[1:]))

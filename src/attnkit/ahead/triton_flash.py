@@ -18,12 +18,12 @@ import torch
 
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
-from attnkit.problem import TRAINED
+from attnkit.problem import FP8, TRAINED
 from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, offset, padded, precision, row, width
 
 __all__ = ["ABSENT", "MASKS", "MODIFIERS", "Modifier", "Want", "binary", "builds", "tiles", "wants"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": FP8}
 TRITON_TYPE = {"bf16": "bf16", "fp32": "fp32", "fp8": "fp8e4nv"}
 DS = (64, 128, 256)
 """The head dims that the table tells apart."""

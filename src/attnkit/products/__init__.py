@@ -16,6 +16,7 @@ TABLE: tuple[Product, ...] = (
     torch_product.PRODUCT,
     triton_product.PRODUCT,
     cuda_matvec.PRODUCT,
+    cuda_matvec.OVERLAP,
     *bitsandbytes_product.PRODUCTS,
     torchao_product.PRODUCT,
 )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from attnkit.mask import Boolean, Mask
+from attnkit.problem import FP8
 
 Kernel = Literal["forward", "dkdv", "dq"]
 Loads = Literal["pointer", "tma"]
@@ -23,8 +24,6 @@ Form = Literal["full", "causal", "boolean", "other"]
 
 MAX_D = 256
 """Largest head dim: a program holds whole rows of Q and of the output."""
-
-FP8 = torch.float8_e4m3fn
 
 ROW_PADDING = 128
 """Statistics of rows are padded to a multiple of this: no block_m of the backward exceeds it."""
