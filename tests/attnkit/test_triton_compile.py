@@ -62,6 +62,6 @@ def test_the_kernels_compile() -> None:
     for arch in ("sm_80", "sm_90"):
         assert [arch, "triton_splitkv/decode/bf16-d128-rows8-page16:"] in [words[:2] for words in said["splitkv"]]
     assert sum(words[0] == "sm_90" for words in said["product"]) == 6
-    # ptxas 12.8 loses a place in shared memory that is read in more ways than one: so it was when dv was wrong on an H200
+    # ptxas 12.8 loses a place in shared memory that is read in two ways: so it was when dv was wrong on an H200
     assert [words[2] for words in said["flash descriptors"]] == ["1"] * 3
     assert [words[2] for words in said["flash descriptors as wide as a head"]] == ["2"] * 3
