@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--attention", default="sdpa_flash", help="the variant above standard")
     parse.add_argument("--requests", type=int, default=500, help="a rung, for each of the two ways of asking")
     parse.add_argument("--load", type=float, default=0.7, help="share of its time that standard is busy")
-    parse.add_argument("--out", type=Path, help="write every result there, as JSON")
+    parse.add_argument("--out", type=Path, help="write every result there, as JSON, after each shape")
     parse.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
     return parse
 
@@ -134,8 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 record += climb(
                     shape, rungs, arguments.attention, arguments.requests, arguments.load, device, HostTime()
                 )
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps({"origin": origin(device), "record": record}, indent=1))
+            if arguments.out is not None:  # whatever ends the run later, this shape is there
+                beside = arguments.out.with_name(arguments.out.name + ".new")
+                beside.write_text(json.dumps({"origin": origin(device), "record": record}, indent=1))
+                beside.replace(arguments.out)
     return 0
 
 

@@ -1,8 +1,8 @@
 """Make docs/inference.md, the page of the inference ladder: ``python -m perf.inference [FILE ...]``.
 
-Files are runs of the suites of decoding (pytest-benchmark's JSON) and what ``perf.block_latency`` wrote. What the page
-says is taken from them and kept in docs/inference.json, so that without files the page is made of that again. The same
-data give the same page.
+Files are runs of the suites of decoding (pytest-benchmark's JSON, or the journal of a run that was cut off) and what
+``perf.block_latency`` wrote. What the page says is taken from them and kept in docs/inference.json, so that without
+files the page is made of that again. The same data give the same page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from perf import inference_page, inference_plot
-from perfgate import baseline
+from perfgate import baseline, journal
 from perfgate.environment import Environment
 from perfgate.record import Record
 from perfgate.report import Results
@@ -24,7 +24,7 @@ from perfgate.report import Results
 __all__ = ["Collected", "Origin", "Run", "collect", "main"]
 
 DOCS = Path(__file__).parents[1] / "docs"
-SUITES = ("llama", "linear", "decode", "block")
+SUITES = ("llama", "llama-kernels", "linear", "decode", "block")
 """What the page shows; the first word of the names of its cases."""
 
 
@@ -112,20 +112,33 @@ def _run(data: Mapping[str, Any]) -> Run:
     return Run(origin=origin, results=Results.of(records, origin.environment, **said), records=records)
 
 
-def collect(paths: Sequence[Path]) -> Collected:
+def collect(paths: Sequence[Path], commit: str = "unknown") -> Collected:
     """Take from files what the page shows.
+
+    Args:
+        paths: The files.
+        commit: What journals are of: they do not say it.
 
     Raises:
         ValueError: If a file is neither a run nor latencies, or two have one case.
+        JournalError: If a journal cannot be read.
     """
     runs, latencies = [], []
     for path in paths:
+        if path.suffix == ".jsonl":
+            runs.append(_of_journal(journal.read(path), commit, path))
+            continue
         document = baseline.load(path)
         if isinstance(document, dict) and "record" in document and "origin" in document:
             latencies.append(document)
         else:
             runs.append(_of_document(document, path))
     return Collected.from_json({"runs": runs, "latencies": latencies})
+
+
+def _of_journal(found: journal.Contents, commit: str, path: Path) -> dict[str, Any]:
+    notes = () if found.complete else ("the run was not whole: what its journal has is shown",)
+    return _shown(found, Origin(environment=found.environment, commit=commit, date=found.started[:10]), {}, notes, path)
 
 
 def _of_document(document: Any, path: Path) -> dict[str, Any]:
@@ -136,19 +149,30 @@ def _of_document(document: Any, path: Path) -> dict[str, Any]:
         notes = [f"the run was not whole: {part.get('measured')} of {part.get('collected')} cases were timed"]
         document = {**document, "perfgate": {**part, "complete": True}}
     found = baseline.from_document(document, path)
+    origin = Origin(
+        environment=found.environment,
+        commit=str((document.get("commit_info") or {}).get("id", "unknown")),
+        date=str(document.get("datetime", ""))[:10],
+    )
+    return _shown(found, origin, document["perfgate"].get("absent", {}), notes, path)
+
+
+def _shown(
+    found: baseline.Baseline | journal.Contents,
+    origin: Origin,
+    absent: Mapping[str, str],
+    notes: Sequence[str],
+    path: Path,
+) -> dict[str, Any]:
     records = [r for r in found.records.values() if r.case.name.split("/")[0] in SUITES]
     if not records:
         raise ValueError(f"{path} has no case of {', '.join(SUITES)}")
     return {
-        "origin": Origin(
-            environment=found.environment,
-            commit=str((document.get("commit_info") or {}).get("id", "unknown")),
-            date=str(document.get("datetime", ""))[:10],
-        ).to_json(),
+        "origin": origin.to_json(),
         "ceilings": dict(found.ceilings),
         "out_of_memory": {c: why for c, why in found.out_of_memory.items() if c.split("/")[0] in SUITES},
-        "absent": dict(document["perfgate"].get("absent", {})),
-        "notes": notes,
+        "absent": dict(absent),
+        "notes": list(notes),
         "records": [_without_kernels(record).to_json() for record in records],
     }
 
@@ -176,17 +200,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     parse = argparse.ArgumentParser(prog="python -m perf.inference", description=(__doc__ or "").split("\n\n")[0])
     parse.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    parse.add_argument("--commit", default="unknown", help="what journals are of: they do not say it")
     parse.add_argument("--docs", type=Path, default=DOCS, help="where the page and its data are")
     arguments = parse.parse_args(argv)
     kept = arguments.docs / "inference.json"
     try:
         if arguments.files:
-            collected = collect(arguments.files)
+            collected = collect(arguments.files, arguments.commit)
             kept.write_text(json.dumps(collected.to_json(), indent=1) + "\n", encoding="utf-8")
         else:
             collected = Collected.from_json(json.loads(kept.read_text(encoding="utf-8")))
         made = write(collected, arguments.docs)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, journal.JournalError) as error:
         print(error, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

@@ -21,7 +21,7 @@ HEAD = """# How fast is inference, and what made it so?
 
 This page is generated: `nox -s ladder` measures on a GPU, and makes it of what was measured, which docs/inference.json
 keeps. Every case is checked before it is timed. A share is of the bandwidth or matrix rate measured in the same run."""
-OURS = ("cuda_matvec", "triton_product", "triton_dynamic")
+OURS = ("cuda_matvec", "cuda_matvec_overlap", "triton_product", "triton_dynamic")
 LIBRARIES = (
     "sdpa_flash",
     "sdpa_cudnn",
@@ -39,8 +39,12 @@ ROWS_AT_MOST = 8
 def render(collected: Collected) -> str:
     """The page."""
     sections = [HEAD]
+    kernels = {
+        size: rows for _, results in of_suite(collected, "llama-kernels") for size, rows in sizes(results).items()
+    }
+    for run, results in of_suite(collected, "llama"):
+        sections.append(f"## The Llama ladder\n\n{_origin(run, results)}\n\n{_ladder(results, kernels)}")
     for title, suite, write in (
-        ("The Llama ladder", "llama", _ladder),
         ("Products with a few rows", "linear", _products),
         ("Attention of the newest token", "decode", _decode),
         ("The block", "block", _block),
@@ -123,7 +127,7 @@ def best_peer(rows: Mapping[str, Row], *, int8: bool | None = None) -> str | Non
     return min(peers, key=lambda name: rows[name].median, default=None)
 
 
-def _ladder(results: Results) -> str:
+def _ladder(results: Results, kernels: Mapping[str, Mapping[str, Row]]) -> str:
     parts = ["![Tokens a second, rung by rung](inference-llama.svg)"]
     for size, rows in sizes(results).items():
         adds = {rung.name: rung.adds for rung in LADDER}
@@ -133,23 +137,27 @@ def _ladder(results: Results) -> str:
         table = []
         for name in (*known, *others):
             row, below = rows[name], before(name) if name in adds else None
+            alone = kernels.get(size, {}).get(name)
             table.append(
                 [
                     f"`{name}`",
                     adds.get(name, "a peer" if name != "batched" else "for more sequences than the fused kernels take"),
                     _number_of(row.tokens_per_second),
+                    _number_of(alone.tokens_per_second if alone else None),
                     units.rates(row.bytes_per_second, 1e9),
                     units.percent(row.bandwidth_share),
                     units.multiple(_faster(row, rows.get(below or ""))),
                     units.multiple(_faster(row, rows.get(first or ""))),
                 ]
             )
-        titles = ["rung", "what it adds", "tokens/s", "GB/s", "% of bandwidth", "× the rung before", "× the first"]
+        titles = ["rung", "what it adds", "tokens/s", "of its kernels alone", "GB/s", "% of bandwidth"]
+        titles += ["× the rung before", "× the first"]
         parts.append(f"**{size}**\n\n{_table(titles, table, left=2)}")
         parts.extend(_against_peers(rows, known))
     parts.append(
         "The rung before one with int8 weights is the same with 16 bits; before any other it is the one above it with "
-        "16 bits. The share is of the bytes that a token must read."
+        "16 bits. The share is of the bytes that a token must read. Rungs without a graph launch kernel by kernel, and "
+        "the GPU waits for the host: what their kernels alone would do is measured of one token, replayed as a graph."
     )
     return "\n\n".join(parts)
 

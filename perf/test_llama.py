@@ -1,7 +1,8 @@
 """The Llama ladder: how long a few tokens take, text to host, on every rung and with peers.
 
-A case decodes STEPS tokens from a context and reads them on the host, as a server does that streams text. What launches
-cost is in it: the host waits once, at the end.
+A case of ``llama/`` decodes STEPS tokens from a context and reads them on the host, as a server does that streams text.
+What launches cost is in it: the host waits once, at the end. On rungs that launch kernel by kernel the GPU waits for
+the host most of that time, so what their kernels alone take is a case of its own: one token, ``llama-kernels/``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from attnkit.llama import BATCHED, LADDER, LLAMA_2_7B, Config, Decoder, Model, Weights, build, rung
 from perf.peers import PEERS, RoundedInt8
+from perf.peers.stepwise import graphs_skipped
 from perfgate import Work
 from perfgate.plugin import GpuBenchmark
 
@@ -23,6 +25,7 @@ MODELS = {
     "tiny": Config(hidden=256, intermediate=688, layers=2, hq=4, vocab=512, positions=2048),
 }
 NAMES = (*(entry.name for entry in LADDER), *PEERS)
+LAUNCHED = tuple(entry.name for entry in LADDER if not entry.graph)
 QUICK = tuple(name for name in NAMES if name not in PEERS or name == "compiled")
 """Other peers take long to compile, or to start."""
 AT_MANY = ("matmul", BATCHED.name, *(name for name, peer in PEERS.items() if not peer.int8))
@@ -65,6 +68,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
     cpu = config.getoption("perf_device") == "cpu" or not torch.cuda.is_available()
     chosen = cases(config.getoption("perf_suite"), "cpu" if cpu else "cuda")
+    if metafunc.function is test_kernels_alone:
+        chosen = [(size, name) for size, name in chosen if name in LAUNCHED]
     metafunc.parametrize(("size", "way"), chosen, ids=[f"{name}-{size}" for size, name in chosen])
 
 
@@ -146,12 +151,12 @@ def distance(found: torch.Tensor, true: torch.Tensor) -> float:
     return float((found - true).norm() / true.norm())
 
 
-def test_decoding(
-    gpu_benchmark: GpuBenchmark, size: Size, way: str, models: Callable[[str], Model], truth: Truth
-) -> None:
+def checked(
+    size: Size, way: str, models: Callable[[str], Model], truth: Truth
+) -> tuple[Decoder, Config, Callable[[object], dict[str, float]]]:
+    """A decoder with the prompt read, its model's sizes, and what says whether it is right."""
     model = models(size.model)
     weights, config = model.weights, model.weights.config
-    int8 = PEERS[way].int8 if way in PEERS else rung(way).int8
     rounded = way in PEERS and PEERS[way].rounded
     if way in PEERS:
         reason = PEERS[way].absent(weights)
@@ -160,12 +165,44 @@ def test_decoding(
     if reason:
         pytest.skip(f"{way} cannot: {reason}")
     # before the decoder is there: the truth needs room
-    true, allowed = truth.logits(model, size, int8), truth.allowed(model, size, rounded)
+    true, allowed = truth.logits(model, size, is_int8(way)), truth.allowed(model, size, rounded)
+    skipped = graphs_skipped() if way in PEERS else 0
     if way in PEERS:
         decoder = PEERS[way].build(weights, size.batch, size.capacity)
     else:
         decoder = build(rung(way), model, batch=size.batch, capacity=size.capacity)
     error = distance(after_prompt(decoder, size), true)
+
+    def check(_: object) -> dict[str, float]:
+        if not error <= allowed:
+            pytest.fail(f"{way} is wrong at {size}: logits differ by {error:.3g}, allowed {allowed:.3g}", pytrace=False)
+        if way in PEERS and graphs_skipped() > skipped:
+            pytest.fail(f"{way} is not timed at its best: torch.compile replays it as no graph", pytrace=False)
+        return {"logits": error}
+
+    return decoder, config, check
+
+
+def is_int8(way: str) -> bool:
+    """Whether its weights are int8."""
+    return PEERS[way].int8 if way in PEERS else rung(way).int8
+
+
+def work(config: Config, size: Size, way: str, steps: int, element: int) -> Work:
+    """Operations and bytes of some steps, with elements of so many bytes."""
+    mean_context = size.context + (steps + 1) / 2
+    return Work(
+        flops=2 * config.streamed * size.batch * steps,
+        bytes=steps * config.bytes_per_token(mean_context, size.batch, 1 if is_int8(way) else element, element),
+        tokens=size.batch * steps,
+        dtype="bf16" if element == 2 else "fp32",
+    )
+
+
+def test_decoding(
+    gpu_benchmark: GpuBenchmark, size: Size, way: str, models: Callable[[str], Model], truth: Truth
+) -> None:
+    decoder, config, check = checked(size, way, models, truth)
 
     def decode() -> torch.Tensor:
         decoder.rewind(size.context)
@@ -173,23 +210,31 @@ def test_decoding(
             decoder.step()
         return decoder.tokens[:, size.context + 1 :].cpu()
 
-    def check(_: torch.Tensor) -> dict[str, float]:
-        if not error <= allowed:
-            pytest.fail(f"{way} is wrong at {size}: logits differ by {error:.3g}, allowed {allowed:.3g}", pytrace=False)
-        return {"logits": error}
-
-    element = weights.dtype.itemsize
-    mean_context = size.context + (STEPS + 1) / 2
     gpu_benchmark(
         decode,
-        work=Work(
-            flops=2 * config.streamed * size.batch * STEPS,
-            bytes=STEPS * config.bytes_per_token(mean_context, size.batch, 1 if int8 else element, element),
-            tokens=size.batch * STEPS,
-            dtype="bf16" if element == 2 else "fp32",
-        ),
+        work=work(config, size, way, STEPS, models(size.model).weights.dtype.itemsize),
         name=f"llama/{way}/{size}",
         group=f"llama/{size}",
+        reference=way == "matmul",
+        check=check,
+    )
+
+
+def test_kernels_alone(
+    gpu_benchmark: GpuBenchmark, size: Size, way: str, models: Callable[[str], Model], truth: Truth
+) -> None:
+    decoder, config, check = checked(size, way, models, truth)
+
+    def step() -> torch.Tensor:
+        decoder.rewind(size.context)
+        decoder.step()
+        return decoder.tokens
+
+    gpu_benchmark(
+        step,
+        work=work(config, size, way, 1, models(size.model).weights.dtype.itemsize),
+        name=f"llama-kernels/{way}/{size}",
+        group=f"llama-kernels/{size}",
         reference=way == "matmul",
         check=check,
     )

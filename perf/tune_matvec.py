@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from attnkit.agreement import agreement
 from attnkit.products.cuda_matvec import explains, matvec, rejects
 from attnkit.products.matvec_tiles import Config, Weights
+from attnkit.tune import names
 from perf.search import apart, recorded, screened
 from perfgate.clock import Budget, Clock
 from perfgate.cuda import CudaClock
@@ -261,23 +262,11 @@ def turns(trials: Sequence[Trial], rates: dict[Trial, list[float]]) -> Iterator[
             yield from sorted(of_kind, key=lambda t: -rates[t][0])[:FINALISTS]
 
 
-def some(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """A parser of comma-separated names out of ``known``."""
-
-    def parse(text: str) -> list[str]:
-        unknown = set(text.split(",")) - set(known)
-        if unknown:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
-        return text.split(",")
-
-    return parse
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(prog="python -m perf.tune_matvec", description=(__doc__ or "").split("\n\n")[0])
-    parse.add_argument("--weights", type=some(["half", "int8"]), default=["half", "int8"], help="half,int8")
-    parse.add_argument("--shapes", type=some(list(SHAPES)), default=list(SHAPES), help=",".join(SHAPES))
+    parse.add_argument("--weights", type=names(["half", "int8"]), default=["half", "int8"], help="half,int8")
+    parse.add_argument("--shapes", type=names(list(SHAPES)), default=list(SHAPES), help=",".join(SHAPES))
     parse.add_argument("--rows", type=int, default=1, help="rows of x, 1 to 8")
     parse.add_argument("--seconds", type=float, default=110.0, help="time limit of what comes after the screen")
     jobs = max(1, (os.cpu_count() or 2) - 2)

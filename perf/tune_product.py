@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from attnkit.agreement import agreement
 from attnkit.products import torch_dynamic, triton_dynamic, triton_product
 from attnkit.products.product_tiles import Kind, Tiles
+from attnkit.tune import names
 from perf.search import apart, recorded, screened
-from perf.tune_matvec import SHAPES, operands, some
+from perf.tune_matvec import SHAPES, operands
 from perfgate.clock import Budget, Clock
 from perfgate.cuda import CudaClock
 from perfgate.gpu import use_one_stream
@@ -268,8 +269,8 @@ def counts(text: str) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(prog="python -m perf.tune_product", description=(__doc__ or "").split("\n\n")[0])
-    parse.add_argument("--kinds", type=some(list(CANDIDATES)), default=list(CANDIDATES), help=",".join(CANDIDATES))
-    parse.add_argument("--shapes", type=some(PROMPT), default=list(PROMPT), help=",".join(PROMPT))
+    parse.add_argument("--kinds", type=names(list(CANDIDATES)), default=list(CANDIDATES), help=",".join(CANDIDATES))
+    parse.add_argument("--shapes", type=names(PROMPT), default=list(PROMPT), help=",".join(PROMPT))
     parse.add_argument("--rows", type=counts, default=list(ROWS), help="rows of x, such as 128,512")
     parse.add_argument("--seconds", type=float, default=90.0, help="time limit of what comes after the screen")
     jobs = max(1, (os.cpu_count() or 2) - 2)

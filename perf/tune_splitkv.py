@@ -26,6 +26,7 @@ import torch
 
 from attnkit.parity import parity
 from attnkit.problem import Problem
+from attnkit.tune import names
 from attnkit.variants import triton_splitkv, variant
 from attnkit.variants.triton_splitkv import Workspace, attend
 from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose_splits
@@ -225,17 +226,10 @@ def tune(arguments: argparse.Namespace, record: list[dict[str, Any]]) -> None:
     print("\nbest:", *summary, sep="\n")
 
 
-def some(text: str) -> list[str]:
-    """Names of problems between commas."""
-    if unknown := sorted(set(text.split(",")) - set(PROBLEMS)):
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(PROBLEMS)}, got {', '.join(unknown)}")
-    return text.split(",")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(prog="python -m perf.tune_splitkv", description=(__doc__ or "").split("\n\n")[0])
-    parse.add_argument("--problems", type=some, default=list(PROBLEMS), help=",".join(PROBLEMS))
+    parse.add_argument("--problems", type=names(list(PROBLEMS)), default=list(PROBLEMS), help=",".join(PROBLEMS))
     parse.add_argument("--seconds", type=float, default=120.0, help="time limit of what comes after the screen")
     jobs = max(1, (os.cpu_count() or 2) - 2)
     parse.add_argument("--jobs", type=int, default=jobs, help="forms screened at a time")

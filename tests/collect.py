@@ -109,7 +109,12 @@ def planted(occasion: str, shares: Sequence[str], suite: str, arguments: Sequenc
 
 
 def drift(occasion: str, block: int, suite: str, arguments: Sequence[str]) -> data.Contest:
-    """A run of unchanged code in which another process loads the GPU from a block on."""
+    """A run of unchanged code in which another process loads the GPU from a block on.
+
+    Raises:
+        RuntimeError: If the run does not come to its end, nothing loaded the GPU, or the working tree is no commit's.
+    """
+    _committed()
     words = f"another process multiplies matrices from block {block} on"
     journal, seconds = _compare([*arguments, "--perf-allow-busy"], lambda: _loaded(block))
     return from_journal(journal, what="drift", occasion=occasion, suite=suite, disturbance=words, seconds=seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from perf.inference import Collected, Origin, collect
 from perf.inference_page import before, render
 from perf.tune_matvec import SHAPES
 from perfgate.case import Work
+from perfgate.journal import Journal
 from perfgate.record import Record
 from tests.perfgate.reported import CEILINGS, H200, record
 
@@ -66,15 +68,31 @@ def test_a_rung_has_its_rate_its_share_and_what_it_adds_to_the_one_before() -> N
             llama("overlap", 660), llama("compiled", 330), llama("transformers", 220),
         )
     )  # fmt: skip
-    assert cells(page, "`matmul`")[2:] == ["50.0", "225", "5.0", "–", "1.00×"]
-    assert cells(page, "`fused`")[2:] == ["300.0", "1350", "30.0", "–", "6.00×"], "the rung before was not timed"
-    assert cells(page, "`graph`")[2:] == ["600.0", "2700", "60.0", "2.00×", "12.0×"]
-    assert cells(page, "`graph_int8`")[2:] == ["900.0", "2025", "45.0", "1.50×", "18.0×"]
-    assert cells(page, "`overlap`")[2:] == ["660.0", "2970", "66.0", "1.10×", "13.2×"], "the one before has 16 bits"
+    assert cells(page, "`matmul`")[2:] == ["50.0", "–", "225", "5.0", "–", "1.00×"]
+    assert cells(page, "`fused`")[2:] == ["300.0", "–", "1350", "30.0", "–", "6.00×"], "the rung before was not timed"
+    assert cells(page, "`graph`")[2:] == ["600.0", "–", "2700", "60.0", "2.00×", "12.0×"]
+    assert cells(page, "`graph_int8`")[2:] == ["900.0", "–", "2025", "45.0", "1.50×", "18.0×"]
+    assert cells(page, "`overlap`")[2:] == ["660.0", "–", "2970", "66.0", "1.10×", "13.2×"], (
+        "the one before has 16 bits"
+    )
     assert cells(page, "`compiled`")[1] == "a peer"
     assert "the fastest peer, `compiled`: in 16 bits `overlap` is 2.00× as fast, in int8 `graph_int8` is 2.73×" in page
     rungs = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert rungs == ["matmul", "fused", "graph", "graph_int8", "overlap", "compiled", "transformers"]
+
+
+def test_a_rung_that_waits_for_the_host_has_the_rate_of_its_kernels_beside_its_own() -> None:
+    size = "llama-2-7b-b1-c256"
+    alone = record(
+        f"llama-kernels/matmul/{size}",
+        1 / 150,
+        group=f"llama-kernels/{size}",
+        work=Work(flops=1e9, bytes=1e9, tokens=1),
+    )
+    page = render(collected(llama("matmul", 50), llama("fused", 300), alone))
+    assert cells(page, "`matmul`")[2:4] == ["50.0", "150.0"]
+    assert cells(page, "`fused`")[2:4] == ["300.0", "–"]
+    assert page.count("## The Llama ladder") == 1
 
 
 def test_a_peer_in_int8_is_named_beside_the_fastest() -> None:
@@ -82,6 +100,14 @@ def test_a_peer_in_int8_is_named_beside_the_fastest() -> None:
     page = render(collected(*rows, llama("matmul", 50)))
     assert "in 16 bits `matmul` is 0.152× as fast" in page
     assert "in int8 `persistent_int8` is 2.73× as fast (3.00× as `compiled_int8`)." in page
+
+
+def test_a_peer_in_16_bits_is_named_where_the_fastest_has_int8() -> None:
+    rows = llama("compiled", 300), llama("compiled_int8", 450, True), llama("persistent_int8", 900, True)
+    rows += (llama("batched", 990),)  # ours, and no rung
+    page = render(collected(*rows, llama("matmul", 60)))
+    assert "`compiled_int8`: in 16 bits `matmul` is 0.133× as fast (0.200× as `compiled`), in int8 " in page
+    assert "in int8 `persistent_int8` is 2.00× as fast." in page
 
 
 def test_every_rung_knows_what_it_is_held_against() -> None:
@@ -203,9 +229,30 @@ def test_a_run_that_was_not_whole_is_shown_and_said(tmp_path: Path) -> None:
     assert list(found.runs[0].results.out_of_memory) == ["block/naive/separate-b4-s16384"]
 
 
+def test_a_journal_is_shown_and_says_of_which_code_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    cut_off = Journal.open(path, H200)
+    cut_off.add(llama("matmul", 50), "test_llama[matmul]")
+    cut_off.add_ceilings(CEILINGS)
+    cut_off.add_out_of_memory("decode/naive/b1", "64 GiB")
+    cut_off.abandon()
+    (run,) = collect([path], "0123456789").runs
+    assert [row.case.name for row in run.results.rows] == ["llama/matmul/llama-2-7b-b1-c256"]
+    assert run.origin.commit == "0123456789"
+    assert run.origin.date == datetime.now(UTC).date().isoformat()
+    assert run.results.ceilings == CEILINGS
+    assert list(run.results.out_of_memory) == ["decode/naive/b1"]
+    assert run.results.notes == ("the run was not whole: what its journal has is shown",)
+    whole = Journal.open(tmp_path / "whole.jsonl", H200)
+    whole.add(llama("matmul", 50), "test_llama[matmul]")
+    whole.close(exitstatus=0, complete=True)
+    assert collect([whole.path]).runs[0].results.notes == ()
+    assert inference.main([str(tmp_path / "none.jsonl"), "--docs", str(tmp_path)]) == 2
+
+
 def test_what_has_nothing_of_the_page_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(document(record("forward/naive/b4-s128", 1e-3))))
-    with pytest.raises(ValueError, match="has no case of llama, linear, decode, block"):
+    with pytest.raises(ValueError, match="has no case of llama, llama-kernels, linear, decode, block"):
         collect([tmp_path / "run.json"])
 
 

@@ -158,3 +158,24 @@ def test_every_module_has_its_layer(package: str) -> None:
     layers = set(re.findall(r"\w+", " ".join(contract["layers"])))
     assert modules(package) <= layers
     assert contract["exhaustive"] is True
+
+
+@pytest.mark.parametrize("package", ["perfgate", "attnkit"])
+def test_the_table_of_parts_has_every_module_and_none_imports_one_below_it(package: str) -> None:
+    _, _, table = (ROOT / "docs/design.md").read_text().partition(f"| module of {package} | knows |\n|---|---|\n")
+    rows = [line.split("|")[1] for line in table.partition("\n\n")[0].splitlines()]
+    place = {name: i for i, row in enumerate(rows) for name in re.findall(r"`(\w+)/?`", row)}
+    assert modules(package) - place.keys() == set()
+    upwards = []
+    for path in (ROOT / "src" / package).rglob("*.py"):
+        part = path.relative_to(ROOT / "src" / package).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                first, *inside = node.module.split(".")
+                names = inside[:1] or [alias.name for alias in node.names]
+                upwards += [
+                    (part, name)
+                    for name in names
+                    if first == package and part in place and place.get(name, -1) > place[part]
+                ]
+    assert upwards == []

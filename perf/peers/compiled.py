@@ -8,7 +8,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from attnkit.llama import Weights, rotation
 from attnkit.llama.plain import rmsnorm
 from attnkit.llama.weights import LARGEST, quantize
-from perf.peers.stepwise import COMPILE, Stepwise
+from perf.peers.stepwise import COMPILE, Stepwise, static
 
 __all__ = ["Compiled", "CompiledInt8", "RoundedInt8"]
 
@@ -24,6 +24,8 @@ class Matrix:
         self.scales: torch.Tensor | None = None
         if int8:
             self.matrix, self.scales = quantize(matrix)
+            static(self.scales)
+        static(self.matrix)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``x [..., k]`` to ``[..., n]``."""
@@ -59,6 +61,11 @@ class Compiled(Stepwise):
         self.v_cache = torch.zeros_like(self.k_cache)
         self.turns = rotation.table(config, capacity, weights.device)
         self.keys = torch.arange(capacity, device=weights.device)
+        for tensor in (self.k_cache, self.v_cache, self.turns, self.keys, weights.embedding, weights.norm):
+            static(tensor)
+        for layer in weights.layers:
+            static(layer.attention_norm)
+            static(layer.mlp_norm)
         self._eager = self._compute
         self._compute_one = torch.compile(self._compute, **COMPILE) if compile else self._compute
 

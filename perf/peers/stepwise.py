@@ -10,10 +10,27 @@ import torch
 from attnkit.llama import Weights
 from attnkit.llama.decoder import check_prompt, check_rewind, check_room
 
-__all__ = ["COMPILE", "Stepwise"]
+__all__ = ["COMPILE", "Stepwise", "graphs_skipped", "static"]
 
 COMPILE: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True}
 """How a step is compiled: whole, and replayed as a CUDA graph."""
+
+
+def static(tensor: torch.Tensor) -> None:
+    """Let compiled code find it where it lies. Of others a graph has copies; where one is written there is no graph.
+
+    A module's parameters and buffers are so by themselves.
+    """
+    from torch._dynamo import mark_static_address  # a second to import, which only a peer need wait for
+
+    mark_static_address(tensor)
+
+
+def graphs_skipped() -> int:
+    """How often in this process compiled code that should be replayed as a graph was not; torch does but log it."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["cudagraph_skips"])
 
 
 class Stepwise(abc.ABC):

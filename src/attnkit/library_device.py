@@ -1,12 +1,15 @@
-"""What every CUDA library of attention in 16 bits asks of a problem and of a device."""
+"""What every CUDA library of attention in 16 bits asks of a problem and of a device, and how it is told a window."""
 
 from __future__ import annotations
 
 import torch
 
-from attnkit.problem import Problem
+from attnkit.problem import Mask, Problem, Window
 
-__all__ = ["rejects", "too_old"]
+__all__ = ["NO_BOUND", "rejects", "too_old", "window"]
+
+NO_BOUND = -1
+"""What FlashAttention and its like are told for a side of a window that has no bound."""
 
 
 def rejects(problem: Problem, device: torch.device) -> str | None:
@@ -24,3 +27,9 @@ def too_old(device: torch.device) -> str | None:
     """Say that a device came before the kernels, which want Ampere; None if it did not."""
     major, minor = torch.cuda.get_device_capability(device)
     return None if major >= 8 else f"needs compute capability 8.0 or later, got {major}.{minor}"
+
+
+def window(mask: Mask) -> tuple[int, int]:
+    """Return the keys that a window shows before and behind the diagonal; no bounds for any other mask."""
+    left, right = (mask.left, mask.right) if isinstance(mask, Window) else (None, None)
+    return NO_BOUND if left is None else left, NO_BOUND if right is None else right

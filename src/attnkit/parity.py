@@ -47,7 +47,7 @@ from dataclasses import dataclass
 import torch
 
 from attnkit import oracle
-from attnkit.problem import Inputs, Options, Pass, Problem
+from attnkit.problem import FP8, Inputs, Options, Pass, Problem
 from attnkit.variant import Attention, Variant
 from attnkit.variants import naive
 
@@ -273,7 +273,7 @@ def _true(inputs: Inputs, options: Options, pass_: Pass, sink: bool = True) -> _
     truth = {"out": oracle.forward(q, k, v, **options)[0]}
     unknown = oracle.uncertainty(q, k, v, dout, **options)._asdict()
     inherited = {}
-    if q.dtype == torch.float8_e4m3fn:
+    if q.dtype == FP8:
         inherited["out"] = _by_chance(oracle.of_rounded_weights(q, k, v, q.dtype, **options))
     if pass_ != "fwd":
         truth |= oracle.gradients(q, k, v, dout, **options)._asdict()

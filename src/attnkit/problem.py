@@ -40,6 +40,7 @@ from attnkit.varlen import Varlen
 
 __all__ = [
     "DTYPES",
+    "FP8",
     "LAYOUTS",
     "PASSES",
     "TRAINED",
@@ -69,7 +70,8 @@ TRAINED: tuple[Dtype, ...] = ("fp16", "bf16", "fp32")
 PASSES: tuple[Pass, ...] = get_args(Pass)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
-TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
+FP8 = torch.float8_e4m3fn
+TORCH_DTYPE = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "fp8": FP8}
 START_BYTES = 4  # where a sequence begins, its length, and its page are one int32
 LSE_BYTES = 4  # the log-sum-exp of a row is one fp32
 HEAD_BYTES = 4  # what a head has of its own, a slope or a sink, is one fp32
@@ -318,7 +320,7 @@ class Problem:
             # in float32: on some CPUs the variance of what torch draws in bfloat16 is too small
             normal = torch.randn(self.b, s, h, d, dtype=torch.float32, device=device, generator=generator)
             normal.mul_(deviation)
-            if dtype == torch.float8_e4m3fn:
+            if dtype == FP8:
                 largest = torch.finfo(dtype).max
                 normal.clamp_(-largest, largest)
             return (self.cache.placed(normal) if cached and self.cache is not None else normal).to(dtype)
@@ -399,7 +401,7 @@ class Problem:
 
 def dtype_of_out(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of out where q, k and v have this one."""
-    return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+    return torch.bfloat16 if dtype == FP8 else dtype
 
 
 def slopes(heads: int) -> list[float]:

@@ -214,7 +214,7 @@ def judge(
 def _stage(stage: int, blocks: Iterable[Block], rule: ContestRule, controls: Collection[str]) -> Contrasts:
     """A stage's contrasts; a block cut short before it came to two controls tells nothing, if another came to more."""
     of_stage = [block for block in blocks if block.stage == stage]
-    both = [sum(name in controls and _both(visits) for name, visits in block.visits.items()) for block in of_stage]
+    both = [sum(name in controls for name in block.differences) for block in of_stage]
     whole = [block for block, count in zip(of_stage, both, strict=True) if count >= CONTROLS]
     return Contrasts.of(whole or of_stage, controls, rule.band)
 
@@ -224,10 +224,6 @@ def _beyond_suspicion(blocks: Iterable[Block], controls: Collection[str], picked
     seen = {name for block in blocks if block.stage == 2 for name in block.visits}
     others = set(controls) - set(picked)
     return others if len(others & seen) >= CONTROLS else controls
-
-
-def _both(visits: Sequence[Visit]) -> bool:
-    return len({visit.side for visit in visits}) == 2
 
 
 def _unfit(stage: Contrasts, rule: ContestRule) -> str | None:

@@ -47,6 +47,21 @@ class Visit:
     samples: Samples
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One case in one block, in logarithms.
+
+    Attributes:
+        base: Base's median.
+        time: Head's above it.
+        clock: Head's SM clock above base's; None where a visit had none.
+    """
+
+    base: float
+    time: float
+    clock: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """What one pair of fresh processes gave.
@@ -54,10 +69,16 @@ class Block:
     Attributes:
         stage: 1 screens all cases, 2 confirms those that were suspicious.
         visits: In order of time, by the case's name.
+        differences: What they say of the cases that both sides were visited in; a run asks for it after each block.
     """
 
     stage: int
     visits: Mapping[str, tuple[Visit, ...]]
+    differences: Mapping[str, Difference] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        found = {name: d for name, visits in self.visits.items() if (d := _difference(visits))}
+        object.__setattr__(self, "differences", found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +167,7 @@ class Contrasts:
             controls: Names of the cases whose kernels are the same on both sides.
             band: The floor of a case by its seconds.
         """
-        raw = [{name: found for name, visits in b.visits.items() if (found := _difference(visits))} for b in blocks]
+        raw = [block.differences for block in blocks]
         seen: dict[str, Contrast] = {}
         for name in dict.fromkeys(name for block in raw for name in block):
             base = [block[name].base for block in raw if name in block]
@@ -169,11 +190,14 @@ class Contrasts:
             )
             in_time = {name: found.time for name, found in known.items()}
             in_cycles = {name: found.time + found.clock for name, found in known.items() if found.clock is not None}
+            common_cycles = stats.quantile([*in_cycles.values()], 0.5) if in_cycles else 0.0
             for name, found in differences.items():
-                seen[name].time.append(found.time - _common(in_time, name))
+                case = seen[name]
+                case.time.append(found.time - (_others(in_time, name) if name in known else common))
                 if found.clock is not None and in_cycles:
-                    seen[name].clock.append(found.clock)
-                    seen[name].cycles.append(found.time + found.clock - _common(in_cycles, name))
+                    case.clock.append(found.clock)
+                    shift = _others(in_cycles, name) if name in known else common_cycles
+                    case.cycles.append(found.time + found.clock - shift)
         return cls(seen=seen, shifts=tuple(shifts), least=_least(apart), prior=_shared(seen.values(), controls))
 
     def estimate(self, name: str) -> Estimate:
@@ -195,31 +219,21 @@ class Contrasts:
         return Estimate(_mean(case.time), math.sqrt(stats.variance(case.time) / n), n - 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Difference:
-    """Of one case in one block: base's log median, head's above it, and head's log SM clock above base's."""
-
-    base: float
-    time: float
-    clock: float | None
-
-
-def _difference(visits: Sequence[Visit]) -> _Difference | None:
+def _difference(visits: Sequence[Visit]) -> Difference | None:
     """None unless both sides were visited; no clock unless all visits have one."""
     sides = [[v.samples for v in visits if v.side == side] for side in ("base", "head")]
     if not all(sides):
         return None
     base, head = (_mean([math.log(samples.median) for samples in side]) for side in sides)
     if any(samples.counters.get("sm_hz", 0.0) <= 0 for side in sides for samples in side):
-        return _Difference(base, head - base, None)
+        return Difference(base, head - base, None)
     base_clock, head_clock = (_mean([math.log(samples.counters["sm_hz"]) for samples in side]) for side in sides)
-    return _Difference(base, head - base, head_clock - base_clock)
+    return Difference(base, head - base, head_clock - base_clock)
 
 
-def _common(controls: Mapping[str, float], name: str) -> float:
-    """The controls' median without that of the case itself, unless it is the only one."""
-    others = [d for control, d in controls.items() if control != name] or list(controls.values())
-    return stats.quantile(others, 0.5) if others else 0.0
+def _others(controls: Mapping[str, float], name: str) -> float:
+    """The controls' median without that of one of them, unless it is the only one."""
+    return stats.quantile([d for control, d in controls.items() if control != name] or [*controls.values()], 0.5)
 
 
 def _least(away: Sequence[float]) -> float:

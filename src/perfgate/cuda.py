@@ -67,8 +67,8 @@ WARMUP_BOUND = 1.0
 DUTY = 0.5
 """Share of the time in which the device works: what it draws in the mean stays far below its power limit."""
 EVENTS = 1.5e-6
-"""Seconds that a window takes for itself where `CALLS` and `COMPANY` were held against CUPTI; elsewhere it takes more,
-and the difference is taken off (`CudaClock.window`)."""
+"""Seconds that a window takes for itself where `CALLS` and `COMPANY` were held against CUPTI; elsewhere it takes more
+or less, and the difference is taken off (`CudaClock.window`)."""
 PROBES = 5
 """Graphs of the shortest kernel that are played to know what it takes."""
 SLOWER_STARTS = 1.1

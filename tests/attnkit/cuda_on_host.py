@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +17,7 @@ import torch
 from attnkit.nvrtc import SOURCES
 from attnkit.products.matvec_tiles import Config, Weights, launch_shape
 
-BUILT = tempfile.TemporaryDirectory(prefix="attnkit-on-host-")
+BUILT = Path(tempfile.gettempdir(), f"attnkit-on-host-{os.getuid()}")
 HEADER = Path(__file__).with_name("cuda_on_host.h")
 MAIN = """
 #include <string>
@@ -65,15 +67,23 @@ def text(source: str) -> str:
 
 @functools.cache
 def program(source: str, options: tuple[str, ...]) -> Path:
-    """The executable."""
-    code = f'#include "{HEADER}"\n{text(source)}\n{MAIN}'
-    folder = Path(tempfile.mkdtemp(dir=BUILT.name))
-    (folder / "kernel.cpp").write_text(code)
-    command = ["g++", "-std=c++20", "-O1", "-w", *options, str(folder / "kernel.cpp"), "-o", str(folder / "kernel")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[:3000])
-    return folder / "kernel"
+    """The executable: of the same text it is built once, for all processes of tests and of mutants that come."""
+    code = f'#include "{HEADER.name}"\n{text(source)}\n{MAIN}'
+    parts = (code, HEADER.read_text(), *options)
+    built = BUILT / hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    if built.exists():
+        return built
+    BUILT.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BUILT) as folder:
+        made = Path(folder, "kernel")
+        made.with_suffix(".cpp").write_text(code)
+        flags = ["-std=c++20", "-O1", "-w", f"-I{HEADER.parent}", *options]
+        command = ["g++", *flags, str(made.with_suffix(".cpp")), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr[:3000])
+        made.replace(built)
+    return built
 
 
 def matvec(

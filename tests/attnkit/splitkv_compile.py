@@ -1,5 +1,6 @@
-"""Compile triton_splitkv's kernel for a GPU that is not there: a line a form; exit code 1 if one spills.
+"""Compile triton_splitkv's kernels for GPUs that are not there: ``-m tests.attnkit.splitkv_compile 80 90``.
 
+Every form, a line each; the exit code is 1 if one spills, does not fit, or copies nothing ahead.
 Needs a process in which TRITON_INTERPRET is not set: the interpreter and the compiler cannot share one.
 """
 
@@ -12,10 +13,10 @@ from attnkit.ahead import triton_splitkv
 from tests.attnkit.triton_compile import SHARED, read
 
 
-def main() -> int:
-    """Compile every form."""
+def main(words: list[str]) -> int:
+    """Compile for the architectures that the words are."""
     failed = False
-    for build in itertools.chain.from_iterable(map(triton_splitkv.builds, (80, 90))):
+    for build in itertools.chain.from_iterable(map(triton_splitkv.builds, map(int, words))):
         compiled = read(build.compile())
         loads = compiled.instructions.get("LDGSTS", 0)
         wrong = compiled.stack > 0 or compiled.shared > SHARED[build.arch]
@@ -30,4 +31,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

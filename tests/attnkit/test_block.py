@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -158,6 +161,21 @@ def test_the_command_times_each_rung_in_both_ways(tmp_path: object, capsys: pyte
     assert [line.split()[1] for line in lines] == ["standard", "standard", "flash", "flash"] * 2
     assert block_latency.main(["--load", "1.5"]) == 2
     assert "expected a load between 0 and 1" in capsys.readouterr().err
+
+
+def test_what_was_timed_is_kept_when_a_later_shape_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = block_latency.error
+
+    def wrong_when_long(*given: torch.Tensor) -> tuple[float, float]:
+        return real(*given) if given[2].shape[1] == 16 else (1.0, 0.5)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(block_latency, "error", wrong_when_long)
+    out = tmp_path / "latency.json"
+    options = "--batches 1 --lengths 16,32 --width 64 --heads 4 --dtype fp32 --requests 100 --device cpu --out"
+    with pytest.raises(ValueError, match="wrong at b1-s32"):
+        block_latency.main([*options.split(), str(out)])
+    assert {entry["shape"] for entry in json.loads(out.read_text())["record"]} == {"b1-s16-w64-h4-fp32"}
+    assert [path.name for path in tmp_path.iterdir()] == ["latency.json"]
 
 
 def test_a_wrong_rung_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

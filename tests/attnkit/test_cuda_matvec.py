@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 
 from attnkit import nvrtc
 from attnkit.products.cuda_matvec import matvec, rejects
-from attnkit.products.matvec_tiles import MAX_ROWS, TABLE, Config, Weights
+from attnkit.products.matvec_tiles import MAX_ROWS, OVERLAPPING, TABLE, Config, Weights
 from perf.tune_matvec import SHAPES, Trial, hasty, operands, wrong
 
 if reason := nvrtc.absent():
@@ -19,7 +19,7 @@ if torch.cuda.get_device_capability()[0] < 9:
     pytest.skip("needs compute capability 9.0 or later", allow_module_level=True)
 
 FORMS = [
-    *((weights, config) for weights in ("half", "int8") for config in TABLE[weights]),
+    *((weights, config) for weights in ("half", "int8") for config in (*TABLE[weights], *OVERLAPPING[weights])),
     *((weights, Config("bulk", 8, 16, 5, overlap=overlap)) for weights in ("half", "int8") for overlap in (0, 1)),
     *((weights, Config("registers", 8, 2, 2, overlap=overlap)) for weights in ("half", "int8") for overlap in (0, 1)),
 ]

@@ -342,7 +342,7 @@ def test_a_library_that_cannot_be_loaded_says_what_to_do(site: Path, monkeypatch
         ("3", {"cache": Cache((9,), page=64), "sq": 16}, "fwd", None),
         ("4", {}, "fwd+bwd", None),
         ("4", {"d": 40}, "fwd", None),
-        ("4", {"d": 40}, "fwd+bwd", "its gradients are wrong on Hopper for d below 64, got d=40 and dv=40"),
+        ("4", {"d": 56}, "fwd+bwd", "its gradients are wrong on Hopper for d below 64, got d=56 and dv=56"),
         ("4", {"d": 192, "dv": 128, "sink": True, "softcap": 2.0, "mask": Window(3, None)}, "fwd", None),
         ("4", {"d": 192, "dv": 128, "hkv": 8}, "fwd+bwd", None),
         ("4", {"d": 192, "dv": 128}, "fwd+bwd", "gradients of grouped heads need d to equal dv, got d=192 and dv=128"),

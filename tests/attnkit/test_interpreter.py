@@ -104,3 +104,36 @@ def test_what_a_kernel_should_not_do_in_few_bits_is_refused(what: int, dtype: to
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_overflow_is_infinity_and_no_error(what: int, dtype: torch.dtype) -> None:
     assert run(what, torch.full((16, 16), 3e38), dtype).isinf().all()
+
+
+@triton.jit
+def total(x):  # type: ignore[no-untyped-def]
+    return tl.sum(x, 0)
+
+
+@triton.jit
+def calling(p_x, p_y):  # type: ignore[no-untyped-def]
+    x = tl.load(p_x + tl.arange(0, 16))
+    tl.store(p_y, total(x) + tl.sum(x, 0))
+
+
+def test_a_launch_takes_back_what_it_patched_also_where_it_calls_functions() -> None:
+    x, y = torch.arange(16, dtype=torch.float32), torch.zeros(1)
+    for _ in range(2):
+        calling[(1,)](x, y.zero_())
+        assert y.item() == 240
+        assert tl.core.is_builtin(tl.load)
+        assert tl.core.is_builtin(tl.tensor.__add__)
+
+
+def test_a_tensor_has_its_own_shape_and_type() -> None:
+    # what was found out of another one of its shape or its type is not its own
+    block = [tl.core.block_type(dtype, shape) for dtype in (tl.float32, tl.int32) for shape in ([16], [4, 4], [16])]
+    assert [str(one) for one in block] == [f"<{one.shape}, {one.element_ty}>" for one in block]
+    assert [(one.element_ty.name, one.numel) for one in block] == [("fp32", 16)] * 3 + [("int32", 16)] * 3
+    assert [len(one.shape) for one in block] == [1, 2, 1] * 2
+    made = [tl.core.tensor(f"handle {i}", one) for i, one in enumerate(block)]
+    assert [(one.handle, one.type, one.dtype) for one in made] == [
+        (f"handle {i}", one, one.element_ty) for i, one in enumerate(block)
+    ]
+    assert [[size.value for size in one.shape] for one in made] == [[16], [4, 4], [16]] * 2

@@ -19,7 +19,16 @@ from attnkit import nvrtc
 from attnkit.agreement import agreement
 from attnkit.products import matvec_tiles
 from attnkit.products.cuda_matvec import explains
-from attnkit.products.matvec_tiles import FIXED_ROWS, MAX_ROWS, TABLE, Config, Limits, Weights, choose, launch_shape
+from attnkit.products.matvec_tiles import (
+    FIXED_ROWS,
+    MAX_ROWS,
+    TABLE,
+    Config,
+    Limits,
+    Weights,
+    choose,
+    launch_shape,
+)
 from perf.tune_matvec import CANDIDATES, SHAPES
 from tests.attnkit import cuda_on_host
 
@@ -267,3 +276,14 @@ def test_it_compiles_for_ampere() -> None:
 def test_an_error_in_a_source_is_told() -> None:
     with pytest.raises(nvrtc.CompileError, match='identifier "nothing" is undefined'):
         nvrtc.cubin('extern "C" __global__ void kernel(int* p) { *p = nothing; }', "sm_90a")
+
+
+def test_two_kernels_that_overlap_fit_on_a_multiprocessor() -> None:
+    """Else the next begins only when the one before has left."""
+    for weights in ("half", "int8"):
+        for n, k in SHAPES.values():
+            form = choose(weights, 1, n, k, H200, overlap=True)
+            assert form.overlap
+            assert 2 * (launch_shape(form, weights, 1, n, k, H200.sms).shared + 1024) <= 228 * 1024
+            assert form.fixed == (weights == "int8" and k < 11008), "digits of a long x leave no room for another"
+        assert choose(weights, MAX_ROWS, 4096, 4096, H200, overlap=True).overlap

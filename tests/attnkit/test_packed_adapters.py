@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -87,6 +88,44 @@ def test_what_an_adapter_hands_on_is_the_problem(
 def test_what_is_not_packed_is_not_for_varlen_attn() -> None:
     said = torch_varlen.VARIANT.rejects(Problem(b=1, hq=1, sq=8, d=16), torch.device("cuda"), "fwd")
     assert said == "made for packed sequences alone: for others torch has scaled_dot_product_attention"
+
+
+@pytest.mark.parametrize("name", ["flash_attn", "torch_varlen"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"d": 256}, None),
+        ({"d": 264}, "d must be .*at most 256, got 264"),
+        ({"d": 20}, "d must be a multiple of 8 .*got 20"),
+        ({"dv": 32}, "d must equal dv, got d=64 and dv=32"),
+        ({"dtype": "fp32"}, "takes fp16 and bf16, got fp32"),
+        ({"scale": -0.1}, "scale must be positive"),
+        ({"scale": 0.0}, "scale must be positive"),
+    ],
+    ids=str,
+)
+def test_what_is_not_taken_has_its_reason(
+    name: str, changes: dict[str, Any], said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rejects, gpu = {"flash_attn": flash_attn, "torch_varlen": torch_varlen}[name].VARIANT.rejects, torch.device("cuda")
+    problem = Problem(
+        **{"b": 1, "hq": 2, "hkv": 1, "sq": 40, "skv": 43, "d": 64, "dtype": "bf16", "varlen": PACKED} | changes
+    )
+    for capability, too_old in (((8, 0), None), ((7, 5), "needs compute capability 8.0 or later, got 7.5")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        expected, found = said or too_old, rejects(problem, gpu, "fwd+bwd")
+        assert found is None if expected is None else re.match(expected, found or "")
+    assert rejects(problem, CPU, "fwd") == "runs on a CUDA device, got cpu"
+
+
+def test_grouped_heads_are_for_a_varlen_attn_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_varlen, "function", lambda: (of_torch, frozenset({"scale", "window_size"})))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for hkv, said in ((2, None), (1, "has no grouped heads here, got hq=2 and hkv=1")):
+        problem = Problem(b=1, hq=2, hkv=hkv, sq=40, skv=43, d=16, varlen=PACKED)
+        found = torch_varlen.VARIANT.rejects(problem, torch.device("cuda"), "fwd")
+        assert found is None if said is None else (found or "").endswith(said)
 
 
 @pytest.mark.parametrize("mask", [Window(2, None), Window(None, 130), Window(3, 3)], ids=str)

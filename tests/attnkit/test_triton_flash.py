@@ -351,8 +351,6 @@ def test_no_two_warp_groups_share_rows_of_float32_on_hopper(kernel: Kernel) -> N
         assert rows < 64 or config.warps * 16 <= rows
 
 
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="right in the interpreter: needs a GPU")
-@pytest.mark.xfail(reason="dv is wrong on an H200 with Triton 3.6, and no cause is known", strict=True)
 @pytest.mark.parametrize(
     ("problem", "seed"),
     [
@@ -363,18 +361,22 @@ def test_no_two_warp_groups_share_rows_of_float32_on_hopper(kernel: Kernel) -> N
             ),
             1,
         ),
-        (
+        pytest.param(
             Problem(
                 b=1, hq=5, hkv=1, sq=546, d=256, dv=16, dtype="fp16", mask=Prefix(1), alibi=True,
                 varlen=Varlen((273, 273), (273, 273)),
             ),
             273,
+            marks=pytest.mark.skipif(DEVICE.type != "cuda", reason="takes the interpreter half a minute: needs a GPU"),
         ),
+        (Problem(b=1, hq=2, hkv=1, sq=90, d=256, dv=32, dtype="fp16", varlen=Varlen((70, 20), (70, 20))), 1),
+        (Problem(b=1, hq=2, hkv=1, sq=90, d=16, dv=256, dtype="bf16", varlen=Varlen((70, 20), (70, 20))), 1),
+        (Problem(b=2, hq=1, sq=70, d=192, dv=24, dtype="bf16", mask="causal", layout="broadcast"), 1),
     ],
-    ids=["full", "prefix"],
+    ids=["fuzzed full", "fuzzed prefix", "dv32", "d16", "not packed"],
 )  # fmt: skip
-def test_narrow_values_of_wide_keys_have_gradients_in_packed_sequences(problem: Problem, seed: int) -> None:
-    """As the fuzz found them."""
+def test_one_head_dim_may_be_wide_and_the_other_narrow(problem: Problem, seed: int) -> None:
+    """In one stage, by pointer: two are as the fuzz found them wrong on an H200."""
     assert parity(triton_flash.VARIANT, problem, DEVICE, "fwd+bwd", seed=seed).ok
 
 
@@ -384,16 +386,6 @@ def test_what_it_cannot_do_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "256" in (rejects(Problem(b=1, hq=1, sq=8, d=264), DEVICE, "fwd") or "")
     assert "256" in (rejects(Problem(b=1, hq=1, sq=8, d=32, dv=264), DEVICE, "bwd") or "")
     assert rejects(Problem(b=1, hq=1, sq=8, d=32), DEVICE, "fwd+bwd") is None
-    narrow, gpu = Problem(b=1, hq=1, sq=8, d=136, dv=16), torch.device("cuda")
-    assert "its dv was wrong on an H200" in (rejects(narrow, gpu, "fwd+bwd") or "")
-    wider, turned = dataclasses.replace(narrow, dv=24), dataclasses.replace(narrow, d=16, dv=136)
-    for other, device, pass_ in (
-        (narrow, gpu, "fwd"),
-        (wider, gpu, "bwd"),
-        (turned, gpu, "bwd"),
-        (narrow, torch.device("cpu"), "bwd"),
-    ):
-        assert "its dv was wrong" not in (rejects(other, device, pass_) or "")
 
 
 def test_a_wrong_argument_is_named() -> None:

@@ -129,6 +129,12 @@ def test_flex_in_float32_has_shared_memory_for_so_wide_heads(d: int, dv: int, re
     assert rejects(Problem(b=1, hq=1, sq=8, d=d, dv=dv, dtype="bf16"), gpu, "fwd") is None
 
 
+@pytest.mark.parametrize(("d", "dv", "refused"), [(16, 16, False), (8, 16, True), (16, 8, True)])
+def test_flex_has_no_kernels_for_narrower_heads(d: int, dv: int, refused: bool) -> None:
+    problem = Problem(b=1, hq=1, sq=8, d=d, dv=dv)
+    assert (variant("flex").rejects(problem, torch.device("cuda"), "fwd") is not None) is refused
+
+
 @pytest.mark.parametrize(("d", "padded"), [(16, 32), (128, 128), (200, 256)])
 def test_sdpa_flash_trains_no_more_than_its_backward_counts(
     d: int, padded: int, monkeypatch: pytest.MonkeyPatch

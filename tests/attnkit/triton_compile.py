@@ -124,8 +124,8 @@ def faults(form: Form, compiled: Compiled) -> list[str]:
     return found
 
 
-def main() -> int:
-    """Compile what was asked for; a line of JSON each, or a table."""
+def main(words: list[str] | None = None) -> int:
+    """Compile what was asked for, by these words or the command line's; a line of JSON each, or a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", default=",".join(map(str, TABLE)))
     parser.add_argument("--dtype", default="bf16,fp32")
@@ -134,7 +134,7 @@ def main() -> int:
         "--causal-only", action="store_true", help="leave out the full mask, which needs less of everything"
     )
     parser.add_argument("--out", help="write everything there, as JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     record, failed = [], False
     wanted = forms([int(a) for a in arguments.arch.split(",")], arguments.dtype.split(","),
                    [int(d) for d in arguments.d.split(",")])  # fmt: skip

@@ -28,10 +28,10 @@ def compiled(arch: int) -> Iterator[tuple[str, Tiles, bool, Binary]]:
         yield f"dynamic {name}", form, True, triton_dynamic.binary(arch, form)
 
 
-def main(archs: list[int]) -> int:
-    """Compile; a line each."""
+def main(words: list[str]) -> int:
+    """Compile for the architectures that the words are; a line each."""
     failed = False
-    for arch in archs:
+    for arch in map(int, words):
         for name, form, integers, binary in compiled(arch):
             found = read(binary)
             wrong = []
@@ -55,4 +55,4 @@ def main(archs: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(arch) for arch in sys.argv[1:]]))
+    sys.exit(main(sys.argv[1:]))

@@ -16,6 +16,42 @@ Each of these was in a library that people used. Its kind has a test that finds 
 as small as the bug allows: `tests/attnkit/test_known_bugs.py`, and laws that were there before. Where an installed
 library still has the bug, the test is expected to fail, with the issue.
 """
+FOUND = (
+    (
+        "ptxas 12.8.93, the assembler of Triton 3.6, on Hopper",
+        "Where one place in shared memory is read in two ways, the second way's descriptors come from a register that "
+        "holds something else: dV of triton_flash was wrong for d above 128 and dv up to 32, or the GPU read where it "
+        "may not. The same PTX is right from ptxas 12.9 and 13.0.",
+        "the fuzz on an H200; wider blocks in `triton_flash_tiles.py`, and a test that reads the descriptors",
+    ),
+    (
+        "Triton 3.6 on Hopper",
+        "Two warp groups that share 64 rows, in float32 with 16 keys a tile, read past the end of shared memory.",
+        "the fuzz on an H200, and compute-sanitizer; other tiles in `triton_flash_tiles.py`",
+    ),
+    (
+        "torch 2.11, FlashAttention-2",
+        "The backward of more than 2^31 sums of dq reads outside of its memory.",
+        "bug 13's test; `sdpa_flash` refuses it",
+    ),
+    (
+        "cuDNN 9.19",
+        "More than 2^31 elements are computed wrong.",
+        "bug 13's test, which is expected to fail",
+    ),
+    (
+        "FlexAttention, torch 2.11",
+        "Its kernel is not compiled for tensors whose strides need 64 bits: an index of 64 bits meets one of 32.",
+        "bug 14's test, which is expected to fail",
+    ),
+    (
+        "torch 2.11, varlen_attn",
+        "A side of a window that reaches past the longest keys is taken for one without a bound, where queries are "
+        "more than keys.",
+        "the fuzz on an H200; `torch_varlen` refuses it",
+    ),
+)
+"""What was found here first: where, what, and by what it was found and what became of it."""
 REPOSITORIES = {
     "pytorch": "pytorch/pytorch",
     "cudnn-frontend": "NVIDIA/cudnn-frontend",
@@ -34,6 +70,8 @@ def page(environments: Sequence[dict[str, Any]]) -> str:
         tests = ", ".join(f"`{node.rpartition('::')[2]}`" for node in bug.nodes)
         what = f"**{bug.kind}**: {bug.sentence}"
         lines.append(f"| {bug.number} | {what} | {bug.library} | {', '.join(map(link, bug.issues))} | {tests} |")
+    lines += ["", "## Found here", "", "| in | bug | found by, and since then |", "|---|---|---|"]
+    lines += [f"| {where} | {what} | {since} |" for where, what, since in FOUND]
     for found in environments:
         lines += ["", *of_environment(found)]
     lines += [

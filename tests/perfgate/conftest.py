@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,18 @@ class Suite:
     def file(self, document: Mapping[str, Any], label: str = "base", key: str = KEY) -> Path:
         """File a baseline where ``--benchmark-compare`` finds it."""
         return baseline.write(document, self.path / ".benchmarks" / key / preflight.machine_id(), label)
+
+
+@contextmanager
+def disk(place: Path, size: str) -> Iterator[Path]:
+    """A file system of its own, of this size."""
+    place.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", f"size={size}", "perfgate", str(place)]
+    if mount is None or os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root and the right to do so")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,13 +292,15 @@ def test_the_load_ends_when_its_parent_is_gone(monkeypatch: pytest.MonkeyPatch) 
     assert Matrix.products == 50
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, folder: Path, true: float, changed: str = "") -> None:
+def measured(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, true: float, changed: str = "", *, compared: bool = True
+) -> None:
     """Make the process that measures true sizes say this of one case, and git that of the working tree."""
 
     def run(command: list[str], **options: Any) -> Any:
         for argument in command:
             if argument.startswith("--planted-measure="):
-                Path(argument.partition("=")[2]).write_text(json.dumps({"case": "a/b", "asked": 0.02, "true": true}))
+                Path(argument.partition("=")[2]).write_text(json.dumps({"case": "a", "asked": 0.02, "true": true}))
         return subprocess.CompletedProcess(command, 0, stdout=changed if command[0] == "git" else "")
 
     def compare(*_: object) -> Any:
@@ -304,47 +308,200 @@ def measured(monkeypatch: pytest.MonkeyPatch, folder: Path, true: float, changed
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(collect, "_folder", lambda: folder)
-    monkeypatch.setattr(collect, "_compare", compare)
+    if compared:
+        monkeypatch.setattr(collect, "_compare", compare)
 
 
+@pytest.mark.parametrize("run", [collect.unchanged, partial(collect.drift, block=2)], ids=["aa", "drift"])
 @pytest.mark.parametrize(("changed", "error"), [("", LookupError), (" M src/attnkit/oracle.py\n", RuntimeError)])
 def test_a_commit_alone_is_compared_with_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, error: type[Exception]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, error: type[Exception], run: Callable[..., object]
 ) -> None:
     measured(monkeypatch, tmp_path, 0.0, changed)
     with pytest.raises(error, match=r"it was compared|oracle\.py"):
-        collect.unchanged("first", "default", ["perf"])
+        run("first", suite="default", arguments=["perf"])
 
 
-def test_a_run_of_unchanged_code_is_added_with_the_time_it_took(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Comparison:
+    """Stands in for `perfgate ab`: asked for its end it has worked a second more, and added a line to its journal."""
+
+    def __init__(self, folder: Path, lines: Sequence[str], code: int) -> None:
+        self.journal, self.left, self.code = folder / "ab-2.jsonl", list(lines), code
+        self.now, self.returncode = 0.0, None
+        self.commands: list[list[str]] = []
+
+    def __call__(self, command: list[str], **options: Any) -> Comparison:
+        self.commands.append(command)
+        return self
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def poll(self) -> int | None:
+        if not self.left:
+            self.returncode = self.code
+            return self.code
+        self.now += 1
+        with self.journal.open("a") as file:
+            file.write(self.left.pop(0) + "\n")
+        return None
+
+
+LINES = ('{"ab":1}', '{"block":0,"stage":1}', '{"suspects":["a"]}', '{"block":1,"stage":2}', '{"end":"complete"}')
+
+
+@pytest.fixture
+def comparing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Comparison]:
+    def start(*lines: str, code: int = 0) -> Comparison:
+        process = Comparison(tmp_path, lines, code)
+        monkeypatch.setattr(collect, "_folder", lambda: tmp_path)
+        monkeypatch.setattr(subprocess, "Popen", process)
+        monkeypatch.setattr(collect, "time", types.SimpleNamespace(monotonic=lambda: process.now, sleep=lambda _: None))
+        return process
+
+    (tmp_path / "ab-1.jsonl").write_text("of an earlier run")
+    return start
+
+
+@pytest.mark.parametrize("code", [0, 1, 12, 14])
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [(LINES, {"screen": 3.0, "whole": 5.0}), ((LINES[0], LINES[1], LINES[4]), {"screen": 3.0, "whole": 3.0})],
+    ids=["suspicious", "quiet"],
+)
+def test_a_commit_is_compared_with_itself_and_both_stages_are_timed(
+    comparing: Callable[..., Comparison], lines: Sequence[str], seconds: Mapping[str, float], code: int
 ) -> None:
-    asked: list[object] = []
+    """Nothing that a verdict may be ends the collection: which verdicts there are is what is collected."""
+    process = comparing(*lines, code=code)
+    assert collect._compare(["perf", "-k", "naive"]) == (process.journal, seconds)
+    (command,) = process.commands
+    assert command[1:] == ["-m", "perfgate", "ab", "--base=HEAD", "--", "perf", "-k", "naive"]
 
-    def compare(arguments: Sequence[str]) -> tuple[Path, dict[str, float]]:
-        asked.append(arguments)
+
+@pytest.mark.parametrize(
+    ("lines", "code", "said"), [(LINES, 2, "ended with exit code 2"), ((), 4, "4 before it had timed anything")]
+)
+def test_a_comparison_that_did_not_come_to_its_end_is_not_collected(
+    comparing: Callable[..., Comparison], lines: Sequence[str], code: int, said: str
+) -> None:
+    comparing(*lines, code=code)
+    with pytest.raises(RuntimeError, match=said):
+        collect._compare(["perf"])
+
+
+def test_what_disturbs_a_comparison_is_shown_its_journal(comparing: Callable[..., Comparison]) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def watching() -> Iterator[collect.Look]:
+        yield seen.extend
+
+    comparing(*LINES)
+    collect._compare(["perf"], watching)
+    assert seen == [*LINES]
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused"), [("kept.py", True), ("new.py", False)], ids=["what-git-tracks", "what-it-does-not"]
+)
+def test_a_file_that_git_tracks_must_be_as_it_was_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, refused: bool
+) -> None:
+    monkeypatch.setattr(collect, "ROOT", tmp_path)
+    (tmp_path / "kept.py").touch()
+    for words in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -q -m first"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    collect._committed()
+    (tmp_path / changed).write_text("x = 1\n")
+    with pytest.raises(RuntimeError, match=changed) if refused else nullcontext():
+        collect._committed()
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a comparison was asked for, what came of its journal, and what disturbed it, in this order."""
+    found: list[Any] = []
+
+    def compare(arguments: Sequence[str], *meanwhile: Callable[[], Any]) -> tuple[Path, dict[str, float]]:
+        found.append([*arguments])
+        for disturbed in meanwhile:
+            with disturbed():
+                pass
         return tmp_path / "ab.jsonl", {"screen": 3.0, "whole": 5.0}
 
     def from_journal(path: Path, **about: Any) -> data.Contest:
-        asked.append((path, about["what"]))
-        return replace(collected(1), **{name: about[name] for name in ("suite", "seconds")})
+        found.append((path.name, about.pop("occasion")))
+        origin = replace(collected(1).origin, occasion=found[-1][1])
+        return replace(collected(1), origin=origin, controls=(), **about)
+
+    @contextmanager
+    def loaded(block: int) -> Iterator[None]:
+        found.append(block)
+        yield
 
     monkeypatch.setattr(collect, "_committed", lambda: None)
     monkeypatch.setattr(collect, "_compare", compare)
+    monkeypatch.setattr(collect, "_loaded", loaded)
     monkeypatch.setattr(collect, "from_journal", from_journal)
-    kept = tmp_path / "trust.jsonl"
-    collect.main(["aa", "--occasion=first", "--suite=some", f"--data={kept}", "--", "perf", "-k", "naive"])
-    assert asked == [["perf", "-k", "naive"], (tmp_path / "ab.jsonl", "aa")]
-    (entry,) = data.read(kept)
+    return found
+
+
+def added(tmp_path: Path, *arguments: str) -> data.Contest:
+    """What a step adds to the data."""
+    step, *others = arguments
+    collect.main([step, "--occasion=first", f"--data={tmp_path / 'trust.jsonl'}", *others])
+    (entry,) = data.read(tmp_path / "trust.jsonl")
     assert isinstance(entry, data.Contest)
-    assert (entry.suite, entry.seconds) == ("some", {"screen": 3.0, "whole": 5.0})
+    return entry
+
+
+@pytest.mark.parametrize("arguments", [[], ["perf/test_forward.py", "-k", "naive"]], ids=["all", "some"])
+def test_a_run_of_unchanged_code_is_added_with_the_time_it_took(
+    tmp_path: Path, asked: list[Any], arguments: list[str]
+) -> None:
+    entry = added(tmp_path, "aa", "--suite=some", "--", *arguments)
+    assert asked == [arguments or ["perf"], ("ab.jsonl", "first")]
+    assert (entry.what, entry.suite, entry.seconds) == ("aa", "some", {"screen": 3.0, "whole": 5.0})
+    assert (entry.planted, entry.disturbance) == ({}, "")
+
+
+def test_a_disturbed_run_is_added_with_the_block_from_which_on_it_was(tmp_path: Path, asked: list[Any]) -> None:
+    entry = added(tmp_path, "drift", "--block=4", "--suite=some", "--", "perf", "-k", "naive")
+    assert asked == [["perf", "-k", "naive", "--perf-allow-busy"], 4, ("ab.jsonl", "first")]
+    assert (entry.what, entry.suite, entry.seconds) == ("drift", "some", {"screen": 3.0, "whole": 5.0})
+    assert entry.disturbance == "another process multiplies matrices from block 4 on"
+
+
+def test_what_was_planted_is_added_with_its_true_size(
+    tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, tmp_path, 0.0203, compared=False)
+    entry = added(tmp_path, "planted", "--planted=^a/:2", "--suite=some", "--", "perf", "-k", "naive")
+    plant = ["-p", "tests.planted", "--planted=^a/:2", f"--planted-in={collect.ROOT}"]
+    assert asked == [["perf", "-k", "naive", *plant], ("ab.jsonl", "first")]
+    assert (entry.what, entry.suite, entry.seconds) == ("planted", "some", {"screen": 3.0, "whole": 5.0})
+    assert entry.planted == {"a": data.Planted(asked=0.02, true=0.0203)}
+
+
+def test_where_no_case_has_the_name_nothing_is_compared(
+    tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    with pytest.raises(RuntimeError, match="nothing:2 slowed no case"):
+        collect.planted("first", ["nothing:2"], "default", ["perf"])
+    assert asked == []
 
 
 @pytest.mark.parametrize(
     ("true", "changed", "error", "said"),
     [
         (0.02, "", LookupError, "compared"),
-        (-0.001, "", RuntimeError, "did not slow a/b"),
+        (-0.001, "", RuntimeError, "did not slow a:"),
         (0.02, " M src/attnkit/oracle.py\n", RuntimeError, "oracle.py"),
     ],
 )

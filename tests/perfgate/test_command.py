@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from perfgate.__main__ import main
 from perfgate.gate import Exit
 from perfgate.record import Record
 
-from .conftest import KEY, Suite
+from .conftest import KEY, Suite, disk
 
 # each process differs a little, as they do; several processes count themselves
 COUNTED = """
@@ -257,14 +256,8 @@ def test_a_document_without_the_block_is_left_alone(suite: Suite, files: list[st
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system without a free byte."""
-    place = tmp_path / "full"
-    place.mkdir()
-    mount = shutil.which("mount")
-    command = [str(mount), "-t", "tmpfs", "-o", "size=8k", "perfgate", str(place)]
-    if mount is None or os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root and the right to do so")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with disk(tmp_path / "full", "8k") as place:
+        yield place
 
 
 def test_a_full_disk_leaves_no_half_baseline(suite: Suite, files: list[str], full_disk: Path) -> None:

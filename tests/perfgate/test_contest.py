@@ -409,9 +409,9 @@ def called(findings: Findings, state: State) -> list[str]:
     return [v.case for v in findings.verdicts if v.state is state]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_unchanged_code_has_a_case_called_in_less_than_one_run_of_a_hundred(seed: int) -> None:
-    """700 runs of 168 cases, by halves. As many are called faster; and hardly any machine is called unfit."""
+    """1400 runs of 168 cases, by quarters. As many are called faster; and hardly any machine is called unfit."""
     rng = random.Random(seed)
     runs, slower, faster, unfit = 350, 0, 0, 0
     states: Counter[State] = Counter()
@@ -443,13 +443,13 @@ def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
 def test_machines_that_are_noisier_or_quieter_call_no_more(typical: float, most: float) -> None:
     """The noisier is called unfit in some runs: the median of its controls is beyond the limit of a shift."""
     rng, slower, unfit = random.Random(44), 0, 0
-    for _ in range(250):
+    for _ in range(400):
         cases = {name: replace(k, sd=k.sd * typical) for name, k in kernels(rng).items()}
         found = contest(rng, cases)
         slower += bool(called(found, State.REGRESSED))
         unfit += found.unfit is not None
-    assert slower / 250 <= 0.01
-    assert unfit / 250 <= most
+    assert slower / 400 <= 0.01
+    assert unfit / 400 <= most
 
 
 @pytest.mark.parametrize(("controls", "most"), [(2, 0.35), (8, 0.02)])
@@ -465,20 +465,20 @@ def test_few_controls_call_no_more_but_are_more_often_unfit(controls: int, most:
 
 def test_a_suite_whose_cases_are_all_controls_calls_no_more() -> None:
     rng, slower = random.Random(5), 0
-    for _ in range(150):
+    for _ in range(250):
         slower += bool(called(contest(rng, kernels(rng), controls=168), State.REGRESSED))
-    assert slower / 150 <= 0.01
+    assert slower / 250 <= 0.01
 
 
 def test_kernels_with_two_modes_are_not_called() -> None:
     """Twenty cases whose every other process is 2 to 3 % slower."""
     rng, slower = random.Random(6), 0
-    for _ in range(200):
+    for _ in range(300):
         cases = kernels(rng)
         for name in list(cases)[-20:]:
             cases[name] = replace(cases[name], mode=rng.uniform(0.02, 0.03))
         slower += bool(called(contest(rng, cases), State.REGRESSED))
-    assert slower / 200 <= 0.01
+    assert slower / 300 <= 0.01
 
 
 def test_a_stranger_on_the_gpu_makes_nothing_red() -> None:
@@ -520,7 +520,7 @@ def planted(seed: int, ratio: float, runs: int, sd: float | None, rule: ContestR
 @pytest.mark.parametrize(("percent", "least"), [(1.0, 0.30), (1.5, 0.90), (2.0, 0.97), (3.0, 0.98), (5.0, 0.99)])
 def test_slowdowns_of_steady_kernels_are_found(percent: float, least: float) -> None:
     """Steady: an sd between processes of at most 0.6 %. And what was not slowed is not called."""
-    found, others = planted(8, 1 + percent / 100, 120, None)
+    found, others = planted(8, 1 + percent / 100, 200, None)
     assert found >= least
     assert others <= 0.015
 
@@ -528,13 +528,13 @@ def test_slowdowns_of_steady_kernels_are_found(percent: float, least: float) -> 
 @pytest.mark.parametrize(("percent", "least"), [(1.0, 0.15), (2.0, 0.90), (3.0, 0.97), (5.0, 0.99)])
 def test_slowdowns_of_the_least_steady_of_them_are_found(percent: float, least: float) -> None:
     """An sd of 0.6 %: half of what is slowed by 1 % is estimated below the floor, and a third was not picked."""
-    found, _ = planted(9, 1 + percent / 100, 100, 0.006)
+    found, _ = planted(9, 1 + percent / 100, 150, 0.006)
     assert found >= least
 
 
 @pytest.mark.parametrize(("percent", "least"), [(2.0, 0.93), (3.0, 0.97), (5.0, 0.99)])
 def test_one_block_of_screening_still_finds_what_it_must(percent: float, least: float) -> None:
-    found, _ = planted(10, 1 + percent / 100, 100, None, replace(RULE, screen_blocks=1))
+    found, _ = planted(10, 1 + percent / 100, 150, None, replace(RULE, screen_blocks=1))
     assert found >= least
 
 

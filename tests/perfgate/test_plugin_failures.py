@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from perfgate.fresh import plugin_arguments
 from perfgate.gate import Exit
 from perfgate.journal import read
 
-from .conftest import Suite
+from .conftest import Suite, disk
 
 MORE = """
     import os, resource, signal, time
@@ -244,14 +243,8 @@ def test_a_save_that_fails_costs_neither_tables_nor_other_reports(suite: Suite) 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 18 MiB: what perfgate wants to have free, and little more."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = shutil.which("mount")
-    command = [str(mount), "-t", "tmpfs", "-o", "size=18m", "perfgate", str(place)]
-    if mount is None or os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root and the right to do so")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with disk(tmp_path / "small", "18m") as place:
+        yield place
 
 
 def test_a_disk_that_fills_up_loses_no_finished_case(suite: Suite, small_disk: Path) -> None:

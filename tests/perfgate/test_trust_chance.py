@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+import statistics
 
 import pytest
 from hypothesis import given
@@ -50,6 +52,25 @@ def test_a_worked_example() -> None:
     assert wins(a, b) == (17, 0)
     assert mann_whitney(a, b) == pytest.approx(1 / 9)
     assert mann_whitney(a, b, exact_up_to=0) == pytest.approx(0.1113, abs=1e-4)
+
+
+def test_ties_take_from_the_variance_what_they_take_over_all_orderings() -> None:
+    a, b = [1.0, 1.0, 1.0, 2.0], [1.0, 2.0, 2.0, 2.0, 3.0]
+    every = [*a, *b]
+
+    def score(chosen: tuple[int, ...]) -> float:
+        larger, equal = wins([every[i] for i in chosen], [every[i] for i in range(9) if i not in chosen])
+        return larger + equal / 2
+
+    variance = statistics.pvariance(map(score, itertools.combinations(range(9), 4)))
+    distance = abs(score((0, 1, 2, 3)) - 10) - 0.5
+    assert mann_whitney(a, b) == pytest.approx(math.erfc(distance / math.sqrt(2 * variance)))
+
+
+def test_p_is_exact_where_neither_side_has_many() -> None:
+    many = [float(i) for i in range(9)]
+    assert mann_whitney([-1.0, -2.0], many[:8]) == pytest.approx(2 / math.comb(10, 2))
+    assert mann_whitney([-1.0, -2.0], many) != pytest.approx(2 / math.comb(11, 2))
 
 
 def test_numbers_that_are_all_equal_do_not_differ() -> None:

@@ -132,6 +132,13 @@ def test_what_is_not_committed_is_not_unchanged_code(
     assert not kept.exists()
 
 
+def test_slowdowns_may_be_planted_in_what_is_not_committed(tmp_path: Path, kept: Path) -> None:
+    path = journal(tmp_path / "ab.jsonl", blocks(1.03), base=OTHER)
+    path.write_text(path.read_text().replace(f'"head": "{COMMIT} it"', f'"head": "{COMMIT} it {UNCOMMITTED}"'))
+    assert collect(kept, "planted", path, "--planted=slow=3:2.97") == 0
+    assert only(kept).origin.commit == COMMIT
+
+
 def test_two_revisions_are_not_unchanged_code(tmp_path: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert collect(kept, "aa", journal(tmp_path / "ab.jsonl", blocks(), base=OTHER)) != 0
     assert "compares aaaaaaa with bbbbbbb: unchanged code is a commit against itself" in capsys.readouterr().err

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from perfgate import contest
-from perfgate.contest import Block, ContestRule
+from perfgate.contest import Block, ContestRule, Findings
 from perfgate.trust.data import Contest
-from perfgate.trust.suites import Noise, Suite, false_alarms, measured
+from perfgate.trust.suites import Alarms, Noise, Suite, false_alarms, measured
+from perfgate.verdict import State
 from tests.perfgate.simulate import Kernel, contest_blocks, kernels
 from tests.perfgate.test_trust_data import collected
 
@@ -60,6 +61,56 @@ def test_drawn_runs_screen_as_the_largest_run_did(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(contest, "suspects", suspects)
     false_alarms(suite, ContestRule(), 1, 1)
     assert seen == [1]
+
+
+def test_the_size_of_a_suite_is_that_of_its_first_stage_without_what_perfgate_adds() -> None:
+    some = timed({"a": Kernel(), "b": Kernel(), "canary/copy": Kernel()}, blocks=4, common=0.001)
+    blocks = [replace(block, stage=1 if i < 3 else 2) for i, block in enumerate(some.blocks)]
+    judged = {name: some.verdicts[name] for name in ("a", "b")}
+    found = measured([replace(some, blocks=tuple(blocks), verdicts=judged, controls=("canary/copy",))])
+    assert found is not None
+    assert (found.size, found.screens) == (2, 3)
+
+
+def test_a_case_takes_what_it_took_in_the_run_in_the_middle() -> None:
+    runs = [timed({"a": Kernel(seconds=seconds, sd=0.0)}, blocks=2, common=0.0) for seconds in (9e-4, 1e-4, 2e-4)]
+    found = measured(runs)
+    assert found is not None
+    assert [noise.seconds for noise in found.cases] == [pytest.approx(2e-4, rel=0.01)]
+
+
+def test_what_is_drawn_has_the_spreads_that_it_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = Suite(cases=(Noise(seconds=1e-4, between=0.01, within=0.003),), common=0.02, size=12, screens=100)
+    seen: list[Block] = []
+
+    def suspects(blocks: Sequence[Block], *_: object) -> list[str]:
+        seen.extend(blocks)
+        return []
+
+    monkeypatch.setattr(contest, "suspects", suspects)
+    false_alarms(suite, ContestRule(), 1, 1)
+    some = collected()
+    verdicts = {name: replace(some.verdicts["a"], case=name) for name in seen[0].visits}
+    found = measured([replace(some, blocks=tuple(seen), verdicts=verdicts, controls=())])
+    assert found is not None
+    assert len(found.cases) == 12
+    assert found.common == pytest.approx(suite.common, rel=0.15)
+    for noise in found.cases:
+        assert noise.seconds == pytest.approx(1e-4, rel=0.01)
+        assert (noise.between, noise.within) == (pytest.approx(0.01, rel=0.25), pytest.approx(0.003, rel=0.25))
+    orders = ["".join(visit.side[0] for visit in block.visits["case0"]) for block in seen[:2]]
+    assert orders == ["bhhb", "hbbh"]
+
+
+def test_each_way_for_a_drawn_run_to_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = collected().verdicts["a"]
+    fit = Findings(verdicts=(), suspects=(), machine=(), shifts=(), unfit=None)
+    ends = [(State.REGRESSED,), (State.UNCHANGED,), (State.REGRESSED, State.IMPROVED), (State.REGRESSED,) * 2]
+    findings = [replace(fit, verdicts=tuple(replace(verdict, state=state) for state in states)) for states in ends]
+    left = iter([*findings, *[replace(fit, unfit="the controls disagree")] * 2])
+    monkeypatch.setattr(contest, "judge", lambda *_: next(left))
+    found = false_alarms(Suite(cases=noises(1), common=0.001, size=4, screens=1), ContestRule(), 6, 1)
+    assert found == Alarms(runs=6, red=3, green=1, unfit=2)
 
 
 def noises(seed: int) -> tuple[Noise, ...]:

@@ -18,6 +18,7 @@ class Binary:
         warps: Of a block.
         shared: Bytes of a block that a launch asks for.
         compiler: What compiled it, with its version.
+        ptx: What the assembler was given, where that is known.
     """
 
     cubin: bytes
@@ -25,6 +26,7 @@ class Binary:
     warps: int
     shared: int
     compiler: str
+    ptx: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,4 +61,5 @@ def compile_kernel(
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     metadata = compiled.metadata
     compiler = f"triton {triton.__version__}"
-    return Binary(compiled.asm["cubin"], metadata.name, metadata.num_warps, metadata.shared, compiler)
+    cubin, ptx = compiled.asm["cubin"], compiled.asm["ptx"]
+    return Binary(cubin, metadata.name, metadata.num_warps, metadata.shared, compiler, ptx)

@@ -18,12 +18,12 @@ import torch
 
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
-from attnkit.problem import TRAINED
-from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, offset, padded, precision, row
+from attnkit.problem import FP8, TRAINED
+from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, offset, padded, precision, row, width
 
 __all__ = ["ABSENT", "MASKS", "MODIFIERS", "Modifier", "Want", "binary", "builds", "tiles", "wants"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": FP8}
 TRITON_TYPE = {"bf16": "bf16", "fp32": "fp32", "fp8": "fp8e4nv"}
 DS = (64, 128, 256)
 """The head dims that the table tells apart."""
@@ -135,14 +135,14 @@ def binary(
     element, numbers = TRITON_TYPE[dtype], DTYPES[dtype]
     types = dict.fromkeys(("p_out", "p_dq", "p_dk", "p_dv"), "*bf16" if dtype == "fp8" else f"*{element}")
     types |= dict.fromkeys(("p_lse", "p_lse2", "p_delta"), "*fp32")
-    for name, (rows, width) in loaded.items():
-        tile = f"tensordesc<{element}[1,1,{rows},{padded(width, numbers)}]>"
+    for name, (rows, dim) in loaded.items():
+        tile = f"tensordesc<{element}[1,1,{rows},{width(config, dim, numbers)}]>"
         types[name] = tile if config.loads == "tma" else f"*{element}"
     types |= MASKS[mask]
     for modifier in modifiers:
         types |= MODIFIERS[modifier]
     constants: dict[str, object] = {
-        "D": d, "DP": padded(d, numbers), "DV": dv, "DVP": padded(dv, numbers),
+        "D": d, "DP": width(config, d, numbers), "DV": dv, "DVP": width(config, dv, numbers),
         "BM": config.block_m, "BN": config.block_n, "OFFSET": offset(numbers),
         "MASK": mask, "SCALED": bool({"softcap", "alibi"} & set(modifiers)),
         "EVEN_Q": even, "EVEN_KV": even, "LOADS": config.loads, "PRECISION": precision(numbers),

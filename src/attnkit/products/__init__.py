@@ -30,6 +30,7 @@ TABLE: tuple[Product, ...] = (
     torch_product.PRODUCT,
     triton_product.PRODUCT,
     cuda_matvec.PRODUCT,
+    cuda_matvec.OVERLAP,
     torch_dynamic.PRODUCT,
     triton_dynamic.PRODUCT,
     *bitsandbytes_product.PRODUCTS,

@@ -14,7 +14,7 @@ from attnkit import nvrtc
 from attnkit.product import Product
 from attnkit.products.matvec_tiles import MAX_ROWS, Config, Limits, Weights, choose, launch_shape
 
-__all__ = ["PRODUCT", "explains", "matvec", "rejects"]
+__all__ = ["OVERLAP", "PRODUCT", "explains", "matvec", "rejects"]
 
 ALIGNMENT = 16
 
@@ -25,25 +25,23 @@ def matvec(
     scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     *,
+    overlap: bool = False,
     config: Config | None = None,
 ) -> torch.Tensor:
     """Multiply: x ``[m, k]`` in 16 bits, weight ``[n, k]`` in x's dtype or int8 with scale ``[n]`` to out ``[m, n]``.
 
-    Sums are in float32; where the form has a fixed-point x they are exact until they are put together. With a
-    ``config`` whose ``overlap`` is set, weight, scale and bias must not be written by the kernel that runs before this
-    one on the stream.
+    Sums are in float32; where the form has a fixed-point x they are exact until they are put together. With
+    ``overlap``, or a ``config`` that has it, the kernel reads weights while the one before it on the stream ends: that
+    one must not write weight, scale or bias.
 
     Raises:
         ValueError: If `rejects` rejects it.
     """
-    if reason := rejects(x, weight, scale, bias, config):
+    if reason := rejects(x, weight, scale, bias, overlap=overlap, config=config):
         raise ValueError(f"cuda_matvec cannot: {reason}")
-    m, k = x.shape
-    n = weight.shape[0]
-    weights: Weights = "int8" if weight.dtype == torch.int8 else "half"
-    device = limits(x.device)
-    config = config or choose(weights, m, n, k, device)
-    shape = launch_shape(config, weights, m, n, k, device.sms)
+    (m, k), n, weights = x.shape, weight.shape[0], _weights(weight)
+    config = config or _chosen(x, weight, overlap)
+    shape = launch_shape(config, weights, m, n, k, limits(x.device).sms)
     kernel = nvrtc.compile(
         nvrtc.SOURCES / config.source, ("matvec",), config.options(x.dtype, weights), x.device
     )["matvec"]  # fmt: skip
@@ -62,6 +60,8 @@ def rejects(
     weight: torch.Tensor,
     scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    *,
+    overlap: bool = False,
     config: Config | None = None,
 ) -> str | None:
     """Why these tensors cannot be multiplied by this kernel, or None."""
@@ -87,9 +87,7 @@ def rejects(
     for name, vector in (("scale", scale), ("bias", bias)):
         if vector is not None and vector.stride(0) != 1:
             return f"{name} must be contiguous"
-    weights: Weights = "int8" if weight.dtype == torch.int8 else "half"
-    n, device = weight.shape[0], limits(x.device)
-    return (config or choose(weights, m, n, k, device)).why_not(weights, m, n, k, device)
+    return (config or _chosen(x, weight, overlap)).why_not(_weights(weight), m, weight.shape[0], k, limits(x.device))
 
 
 def explains(
@@ -97,20 +95,28 @@ def explains(
     weight: torch.Tensor,
     scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    *,
+    overlap: bool = False,
     config: Config | None = None,
 ) -> torch.Tensor:
     """By how much out ``[m, n]`` may be off because x is made a fixed-point number; nothing in forms that do not."""
-    m, k = x.shape
-    n = weight.shape[0]
-    config = config or choose("int8" if weight.dtype == torch.int8 else "half", m, n, k, limits(x.device))
-    if not config.fixed:
-        return torch.zeros(m, n, device=x.device)
+    if not (config or _chosen(x, weight, overlap)).fixed:
+        return torch.zeros(x.shape[0], weight.shape[0], device=x.device)
     size = weight.float().abs().sum(1)
     if scale is not None:
         size = size * scale
     # a row's largest is below 2^exponent, and that is 2^30 units
     exponent = torch.frexp(x.abs().amax(1).float()).exponent
     return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent - 31)[:, None] * size
+
+
+def _chosen(x: torch.Tensor, weight: torch.Tensor, overlap: bool) -> Config:
+    (m, _), (n, k) = x.shape, weight.shape
+    return choose(_weights(weight), m, n, k, limits(x.device), overlap=overlap)
+
+
+def _weights(weight: torch.Tensor) -> Weights:
+    return "int8" if weight.dtype == torch.int8 else "half"
 
 
 @functools.cache
@@ -123,3 +129,10 @@ def limits(device: torch.device) -> Limits:
 
 
 PRODUCT = Product("cuda_matvec", "one to eight rows at the speed of memory, CUDA C++", matvec, rejects, explains)
+OVERLAP = Product(
+    "cuda_matvec_overlap",
+    "the same, reading weights while the kernel before it ends, which must not write them",
+    functools.partial(matvec, overlap=True),
+    functools.partial(rejects, overlap=True),
+    functools.partial(explains, overlap=True),
+)

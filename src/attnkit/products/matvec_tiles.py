@@ -6,12 +6,13 @@ the device and the rows of x let them. ``python -m perf.tune_matvec`` times them
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-__all__ = ["MAX_ROWS", "TABLE", "Config", "Limits", "choose", "launch_shape"]
+__all__ = ["MAX_ROWS", "OVERLAPPING", "TABLE", "Config", "Limits", "choose", "launch_shape"]
 
 Design = Literal["registers", "bulk"]
 Weights = Literal["half", "int8"]
@@ -24,6 +25,8 @@ TILE = 16
 LOADERS = 4
 STEP_BYTES = 64
 LANE_BYTES = 16
+RESERVED = 1024
+"""Bytes of an SM's shared memory that each block on it takes for itself."""
 SUMS_BYTES = 32 * 1024
 """Shared memory for sums of tiles; more tiles than fit are added up in phases."""
 MAX_SHARED = 227 * 1024
@@ -149,7 +152,7 @@ def _ceil(a: int, b: int) -> int:
 
 
 # the first are the fastest at the shapes of Llama-2-7B on an H200; the last runs on Ampere too, and leaves nearly all
-# shared memory to x. One that overlaps is for a caller who knows that the kernel before it does not write the weights.
+# shared memory to x
 TABLE: dict[Weights, tuple[Config, ...]] = {
     "half": (
         Config("bulk", warps=16, span=32, depth=5),
@@ -163,8 +166,26 @@ TABLE: dict[Weights, tuple[Config, ...]] = {
     ),
 }
 
+# for callers who know that the kernel before does not write the weights
+OVERLAPPING: dict[Weights, tuple[Config, ...]] = {
+    "half": (Config("bulk", warps=8, span=16, depth=5, overlap=True),),
+    "int8": (
+        Config("bulk", warps=8, span=16, depth=5, overlap=True, fixed=True),
+        Config("bulk", warps=8, span=16, depth=5, overlap=True),
+    ),
+}
 
-def choose(weights: Weights, m: int, n: int, k: int, device: Limits) -> Config:
-    """The first form in the table that a device can run for x ``[m, k]`` and weight ``[n, k]``; else the last."""
-    able = (c for c in TABLE[weights] if c.why_not(weights, m, n, k, device) is None)
-    return next(able, TABLE[weights][-1])
+
+@functools.cache
+def choose(weights: Weights, m: int, n: int, k: int, device: Limits, *, overlap: bool = False) -> Config:
+    """The first form in the table that a device can run for x ``[m, k]`` and weight ``[n, k]``; else the last.
+
+    Of forms that overlap the first of which an SM has room for two: the next kernel's block begins beside the last's.
+    """
+    table = (OVERLAPPING if overlap else TABLE)[weights]
+    able = [c for c in table if c.why_not(weights, m, n, k, device) is None] or [table[-1]]
+    if not overlap:
+        return able[0]
+    room = device.shared + RESERVED  # an SM has what a block can have, and what it takes for itself
+    beside = (c for c in able if 2 * (launch_shape(c, weights, m, n, k, device.sms).shared + RESERVED) <= room)
+    return next(beside, able[0])

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from attnkit import library_device
-from attnkit.problem import Mask, Pass, Problem, Varlen, Window
+from attnkit.problem import Mask, Pass, Problem, Varlen
 from attnkit.variant import FEATURES, Feature, Variant
 
 __all__ = ["VARIANT"]
@@ -29,7 +29,6 @@ NAMED = "ATTNKIT_FLASH_ATTN_3"
 BUILT = (("flash_attn_3", "."), ("xformers", "flash_attn_3"))
 """Packages that bring the library, and where in them it is."""
 MAX_D = 256
-NO_BOUND = -1
 ALIGNED = 8
 """Elements: 16 bytes."""
 MAX_DECODED = 8
@@ -181,7 +180,7 @@ def attention(
 
     With a table, k and v are pages, [pages, page, hkv, ·].
     """
-    scores = Scores(scale, mask == "causal", *window(mask))
+    scores = Scores(scale, mask == "causal", *library_device.window(mask))
     if varlen is not None:
         longest = max(varlen.queries), max(varlen.keys)
         packed = Lengths(*varlen.starts(q.device), None, *longest)
@@ -190,14 +189,6 @@ def attention(
     splits = 0 if q.shape[1] <= MAX_DECODED else 1
     out = Passes.apply(q, k, v, Lengths(used_k=lengths, table=table), scores, splits)
     return out
-
-
-def window(mask: Mask) -> tuple[int, int]:
-    """Return a mask as keys before and behind the diagonal."""
-    if isinstance(mask, Window):
-        left, right = (NO_BOUND if side is None else side for side in (mask.left, mask.right))
-        return left, right
-    return NO_BOUND, NO_BOUND
 
 
 def absent() -> str | None:

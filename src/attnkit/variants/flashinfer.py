@@ -34,7 +34,6 @@ DIMS = ((64, 64), (128, 128), (256, 256), (192, 128))
 PAGED_DIMS = DIMS[:3]
 WORKSPACE = 128 * 2**20
 """Bytes, which its documentation recommends."""
-NO_BOUND = -1
 HAS = ("window", "softcap", "varlen", "cache", "paged")
 LACKS: dict[Feature, str] = {
     **{feature: "not built into this variant" for feature in FEATURES if feature not in HAS},
@@ -123,7 +122,7 @@ def attention(
     With a table, k and v are pages, [pages, page, hkv, ·].
     """
     (b, sq, hq, d), (_, skv, hkv, dv) = q.shape, v.shape
-    left = mask.left if isinstance(mask, Window) and mask.left is not None else NO_BOUND
+    left, _ = library_device.window(mask)  # it ends at the diagonal, as the causal mask does
     plan = Plan(hq, hkv, d, dv, mask != "full", left, softcap, scale, q.dtype)
     rows = q.reshape(b * sq, hq, d)
     out: torch.Tensor

@@ -7,18 +7,13 @@ of queries are skipped. On the CPU it needs a C++ compiler and has no backward.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
-import shutil
-import warnings
 from collections.abc import Callable
 
 import torch
-import torch._dynamo.config
-import torch._functorch.config
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from attnkit import torch_compiler
 from attnkit.mask import dense
 from attnkit.problem import Documents, Mask, Pass, Prefix, Problem, Varlen, Window
 from attnkit.variant import Feature, Variant
@@ -28,7 +23,6 @@ __all__ = ["VARIANT"]
 DECODING_ROWS = 128  # torch takes its kernel for decoding below, and with a block mask a tile of that has no more rows
 MAX_D_FP32 = 128
 MIN_D = 16  # what torch's kernels ask of d and dv on CUDA
-MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
 NO_CACHE = "lengths that change with every token would be a block mask each"
 LACKS: dict[Feature, str] = {
     "sink": "a function of a score cannot add a logit beside those of keys",
@@ -41,13 +35,7 @@ LACKS: dict[Feature, str] = {
 @functools.cache
 def compiled() -> Callable[..., torch.Tensor]:
     """Return the compiled function, which keeps what it compiled for each kind of input."""
-    with warnings.catch_warnings():
-        # the compiler's own modules use, while they are imported, what torch has deprecated
-        warnings.simplefilter("ignore", DeprecationWarning)
-        importlib.import_module("torch._inductor.compile_fx")
-    for limit in ("recompile_limit", "accumulated_recompile_limit"):
-        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MAX_COMPILATIONS))
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    return torch_compiler.compiled(flex_attention)
 
 
 @functools.lru_cache(maxsize=64)
@@ -155,9 +143,7 @@ def attention(
     too_large = blocks is not None and q.shape[1] < DECODING_ROWS < tile
     options = {"FORCE_USE_FLEX_ATTENTION": True} if too_large else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
-    training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    # without donated buffers a graph can be walked backward more than once, as timing backward alone does
-    with torch._functorch.config.patch(donated_buffer=False) if training else contextlib.nullcontext():
+    with torch_compiler.kept_for_backward(q, k, v):
         out = compiled()(
             q,
             k,
@@ -176,11 +162,10 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     if device.type == "cpu":
         if pass_ != "fwd":
             return "has no backward on the CPU"
-        if not any(map(shutil.which, ("g++", "clang++"))):
-            return "needs a C++ compiler on the CPU, found neither g++ nor clang++: install one"
-    elif min(problem.d, problem.dv) < MIN_D:
+        return torch_compiler.absent_on_cpu()
+    if min(problem.d, problem.dv) < MIN_D:
         return f"d and dv must be at least {MIN_D}, got d={problem.d} and dv={problem.dv}"
-    elif problem.dtype == "fp32" and max(problem.d, problem.dv) > MAX_D_FP32:
+    if problem.dtype == "fp32" and max(problem.d, problem.dv) > MAX_D_FP32:
         return f"its tiles in fp32 need more shared memory than there is for d above {MAX_D_FP32}"
     return None
 

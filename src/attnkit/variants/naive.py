@@ -17,29 +17,22 @@ strides and dtypes at the first call with them, which takes seconds. The mask is
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
 import importlib.util
 import math
-import shutil
-import warnings
 from collections.abc import Callable
 
 import torch
-import torch._dynamo.config
-import torch._functorch.config
 
+from attnkit import torch_compiler
 from attnkit.mask import dense
-from attnkit.problem import Boolean, Mask, Pass, Prefix, Problem, Varlen, Window, dtype_of_out
+from attnkit.problem import FP8, Boolean, Mask, Pass, Prefix, Problem, Varlen, Window, dtype_of_out
 from attnkit.variant import Feature, Variant
 
 __all__ = ["COMPILED", "VARIANT"]
 
 BATCHES: tuple[Feature, ...] = ("varlen", "cache", "paged")
-FP8 = torch.float8_e4m3fn
 FP8_RANGE = 2.0**8  # what the largest weight of a row becomes before it is rounded; e4m3 ends at 448
-MAX_COMPILATIONS = 4096  # kinds of input in one process; torch's own limit is 8, and beyond it calls fail
 
 
 def attention(
@@ -173,13 +166,7 @@ def hidden_in_cache(mask: Mask, sq: int, skv: int, lengths: torch.Tensor) -> tor
 @functools.cache
 def compiled() -> Callable[..., torch.Tensor]:
     """Return the compiled steps, which keep what was compiled for each kind of input."""
-    with warnings.catch_warnings():
-        # the compiler's own modules use, while they are imported, what torch has deprecated
-        warnings.simplefilter("ignore", DeprecationWarning)
-        importlib.import_module("torch._inductor.compile_fx")
-    for limit in ("recompile_limit", "accumulated_recompile_limit"):
-        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MAX_COMPILATIONS))
-    return torch.compile(steps, dynamic=False, fullgraph=True)
+    return torch_compiler.compiled(steps)
 
 
 def attention_compiled(
@@ -195,10 +182,7 @@ def attention_compiled(
 ) -> torch.Tensor:
     """Compute the same, by one compiled function."""
     dead, empty = hidden(q, k, mask)
-    trained = [x for x in (q, k, v, sink) if x is not None and x.requires_grad]
-    training = torch.is_grad_enabled() and bool(trained)
-    # without donated buffers a graph can be walked backward more than once, as timing backward alone does
-    with torch._functorch.config.patch(donated_buffer=False) if training else contextlib.nullcontext():
+    with torch_compiler.kept_for_backward(q, k, v, sink):
         return compiled()(q, k, v, dead, empty, scale, softcap, alibi, sink)
 
 
@@ -209,9 +193,9 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
 
 def rejects_uncompiled(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say which compiler is missing where nothing can be computed without one."""
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
-        return "needs a C++ compiler on the CPU, found neither g++ nor clang++: install one"
-    if device.type != "cpu" and importlib.util.find_spec("triton") is None:
+    if device.type == "cpu":
+        return torch_compiler.absent_on_cpu()
+    if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed, which torch compiles by: pip install triton"
     return None
 

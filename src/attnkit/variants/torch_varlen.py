@@ -23,7 +23,6 @@ __all__ = ["VARIANT"]
 MODULE = "torch.nn.attention.varlen"
 MAX_D = 256
 HAS = ("varlen", "window")
-NO_BOUND = -1
 
 
 @functools.cache
@@ -44,20 +43,13 @@ def attention(
 ) -> torch.Tensor:
     """Attention of packed sequences: q [1, sq, hq, d], k [1, skv, hkv, d], v [1, skv, hkv, d] to out [1, sq, hq, d]."""
     call, takes = function()
-    options: dict[str, Any] = {"scale": scale, "window_size": window(mask)}
+    window = (library_device.NO_BOUND, 0) if mask == "causal" else library_device.window(mask)
+    options: dict[str, Any] = {"scale": scale, "window_size": window}
     if "enable_gqa" in takes:
         options["enable_gqa"] = q.shape[2] != k.shape[2]
     longest = max(varlen.queries), max(varlen.keys)
     out: torch.Tensor = call(q[0], k[0], v[0], *varlen.starts(q.device), *longest, **options)
     return out[None]
-
-
-def window(mask: Mask) -> tuple[int, int]:
-    """Return a mask as keys before and behind the diagonal."""
-    if isinstance(mask, Window):
-        left, right = (NO_BOUND if side is None else side for side in (mask.left, mask.right))
-        return left, right
-    return NO_BOUND, 0 if mask == "causal" else NO_BOUND
 
 
 def absent() -> str | None:

@@ -36,9 +36,6 @@ __all__ = ["VARIANT", "Config", "attention", "attention_with_lse"]
 
 Configs = dict[Kernel, Config]
 CACHES: tuple[Feature, ...] = ("cache", "paged")
-WIDE, NARROW = 128, 16
-"""Head dims whose backward in 16 bits is refused: on an H200 dv of packed sequences is wrong, in the interpreter right,
-and no cause is known. tests/attnkit/test_triton_flash.py has it as an expected failure."""
 FP8_SINCE = (8, 9)
 """Compute capability of the first tensor cores that multiply fp8."""
 
@@ -176,10 +173,6 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Why these kernels cannot compute a problem on a device. Forward and backward take the same problems, but fp8."""
     if max(problem.d, problem.dv) > MAX_D:
         return f"d and dv must be at most {MAX_D}, got {problem.d} and {problem.dv}"
-    doubtful = problem.dtype != "fp32" and problem.d > WIDE and problem.dv <= NARROW
-    if device.type == "cuda" and pass_ != "fwd" and doubtful:
-        got = f"{problem.d} and {problem.dv}"
-        return f"its dv was wrong on an H200 where d is above {WIDE} and dv at most {NARROW}, got {got}"
     return triton_device.rejects(device, least=FP8_SINCE if problem.dtype == "fp8" else (8, 0))
 
 

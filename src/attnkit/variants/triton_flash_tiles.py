@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from attnkit.mask import Boolean, Mask
+from attnkit.problem import FP8
 
 Kernel = Literal["forward", "dkdv", "dq"]
 Loads = Literal["pointer", "tma"]
@@ -23,8 +24,6 @@ Form = Literal["full", "causal", "boolean", "other"]
 
 MAX_D = 256
 """Largest head dim: a program holds whole rows of Q and of the output."""
-
-FP8 = torch.float8_e4m3fn
 
 ROW_PADDING = 128
 """Statistics of rows are padded to a multiple of this: no block_m of the backward exceeds it."""
@@ -47,6 +46,7 @@ class Config:
         stages: Tiles in flight in the inner loop.
         loads: How tiles arrive; see triton_flash_forward.py.
         split: dkdv alone: dK and dV by two launches, for accumulators too wide to hold both.
+        least: Width of a block of head dim at least; what is behind d is masked.
     """
 
     block_m: int
@@ -55,8 +55,14 @@ class Config:
     stages: int
     loads: Loads = "pointer"
     split: bool = False
+    least: int = 16
 
 
+# Hopper's products read shared memory through descriptors, which say where a tile begins and how its rows are swizzled;
+# rows of 64 numbers of 16 bits, or more, are swizzled alike, narrower ones otherwise. In one stage Triton puts dO where
+# Q was, and where one place is read in two ways ptxas 12.8 (that of Triton 3.6) makes the second way's descriptors from
+# a register that holds something else: with d above 128 and dv up to 32 dV was wrong, or the GPU read where it may not.
+# ptxas 12.9 and 13.0 make no such thing of the same PTX. So no block is narrower than 64 there.
 # On Hopper float32 has no two warp groups to 64 rows: with 16 keys a tile Triton 3.6 lets them read V or K past the end
 # of shared memory (as in triton#11366) and compute from what is there. The smaller tiles in their place spill.
 # Family of architectures -> (kernel, dtype, how tiles may arrive, head dim padded to 64, 128 or 256), and behind it the
@@ -107,7 +113,7 @@ TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
         ("dkdv", "half", "pointer", 64): Config(64, 128, 8, 3),
         ("dkdv", "half", "pointer", 128): Config(64, 128, 8, 3),
         ("dkdv", "half", "pointer", 128, "other"): Config(64, 64, 8, 2),
-        ("dkdv", "half", "pointer", 256): Config(64, 128, 8, 1, split=True),
+        ("dkdv", "half", "pointer", 256): Config(64, 128, 8, 1, split=True, least=64),
         ("dq", "half", "tma", 64): Config(128, 64, 8, 3, "tma"),
         ("dq", "half", "tma", 64, "causal"): Config(128, 64, 4, 3, "tma"),
         ("dq", "half", "tma", 128): Config(128, 64, 8, 3, "tma"),
@@ -192,6 +198,11 @@ def padded(d: int, dtype: torch.dtype | None = None) -> int:
     return max(32 if dtype == FP8 else 16, 1 << (d - 1).bit_length())
 
 
+def width(config: Config, d: int, dtype: torch.dtype) -> int:
+    """How wide a block of head dim is."""
+    return max(config.least, padded(d, dtype))
+
+
 def precision(dtype: torch.dtype) -> str:
     """How fp32 products are made: three tf32 products on the tensor cores; half precision is exact as it is."""
     return "tf32x3" if dtype == torch.float32 else "ieee"
@@ -219,9 +230,9 @@ def constants(config: Config, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor)
     d, dv = q.shape[3], v.shape[3]
     return {
         "D": d,
-        "DP": padded(d, q.dtype),
+        "DP": width(config, d, q.dtype),
         "DV": dv,
-        "DVP": padded(dv, v.dtype),
+        "DVP": width(config, dv, v.dtype),
         "BM": config.block_m,
         "BN": config.block_n,
         "EVEN_Q": q.shape[1] % config.block_m == 0,
@@ -242,7 +253,7 @@ def source(t: torch.Tensor, rows: int, config: Config) -> Any:
     b, s, h, d = t.shape
     # the stride of a dimension of size one is never used, but must be valid
     strides = [t.stride(i) if t.shape[i] > 1 else TMA_ALIGNMENT for i in (0, 2, 1)]
-    return TensorDescriptor(t, [b, h, s, d], [*strides, 1], [1, 1, rows, padded(d, t.dtype)])
+    return TensorDescriptor(t, [b, h, s, d], [*strides, 1], [1, 1, rows, width(config, d, t.dtype)])
 
 
 def launch(call: Callable[[], object], device: torch.device) -> None:

@@ -73,6 +73,26 @@ def test_a_peer_agrees_with_the_first_rung(peer: Callable[..., Decoder]) -> None
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("peer", [Compiled, CompiledInt8])
+def test_a_graph_copies_but_tokens_and_positions(peer: type[Compiled]) -> None:
+    """Where it had to copy the cache there would be none: the step writes it."""
+    moving: list[tuple[int, ...]] = []
+
+    def backend(module: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+        moving.extend(
+            tuple(node.meta["example_value"].shape)
+            for node in inputs
+            if "_dynamo_static_input_type" not in node.meta["tensor_dict"]
+        )
+        return module.forward
+
+    one = peer(Weights.random(CONFIG), 1, 32, compile=False)
+    torch.compile(one._compute, backend=backend, fullgraph=True)(TEXT[:1, :1], torch.tensor([3]))
+    assert sorted(moving) == [(1,), (1, 1)]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_bitsandbytes_multiplies_as_the_decoder_does_that_its_bound_is_made_of() -> None:
     require(BitsandbytesInt8)
     weights = Weights.random(CONFIG, dtype=torch.float32)

@@ -1,0 +1,51 @@
+"""How variants use torch.compile: for exactly these sizes, strides and dtypes, as often as there are new ones."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch._dynamo.config
+import torch._functorch.config
+
+__all__ = ["absent_on_cpu", "compiled", "kept_for_backward"]
+
+MAX_COMPILATIONS = 4096
+"""Kinds of input in one process; torch's own limit is 8, and beyond it calls fail."""
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def compiled(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Return a function compiled, which keeps what it compiled for each kind of input."""
+    with warnings.catch_warnings():
+        # the compiler's own modules use, while they are imported, what torch has deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._inductor.compile_fx")
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MAX_COMPILATIONS))
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def kept_for_backward(*inputs: torch.Tensor | None) -> contextlib.AbstractContextManager[object]:
+    """Return within what to call a compiled function whose graph may be walked backward more than once.
+
+    As timing backward alone does. Where none of the inputs wants a gradient that takes nothing.
+    """
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        patch: contextlib.AbstractContextManager[object] = torch._functorch.config.patch(donated_buffer=False)
+        return patch
+    return contextlib.nullcontext()
+
+
+def absent_on_cpu() -> str | None:
+    """Say that there is no compiler for the CPU; None if there is."""
+    if any(map(shutil.which, ("g++", "clang++"))):
+        return None
+    return "needs a C++ compiler on the CPU, found neither g++ nor clang++: install one"
