@@ -70,8 +70,6 @@ TABLE: dict[int, dict[Kind, tuple[Row, ...]]] = {
         ),
     },
     90: {
-        # a product in integers is waited for at the end of each of its tiles of k, since Triton lets none overlap the
-        # next: two small programs of a processor fill each other's gaps
         "int8": (
             (FEW, ANY, Tiles(FEW, 16, 512, 4, 4)),
             (128, NARROW, Tiles(64, 64, 128, 4, 4, "tma", left=True)),
@@ -79,6 +77,8 @@ TABLE: dict[int, dict[Kind, tuple[Row, ...]]] = {
             (256, NARROW, Tiles(128, 64, 64, 4, 4, "tma", left=True)),
             (ANY, ANY, Tiles(128, 128, 64, 8, 4, "tma", left=True)),
         ),
+        # a product in integers is waited for at the end of each of its tiles of k, since Triton lets none overlap the
+        # next: two small programs of a processor fill each other's gaps
         "dynamic": (
             (64, NARROW, Tiles(64, 32, 256, 4, 4, "tma")),
             (128, NARROW, Tiles(64, 64, 256, 4, 4, "tma")),
