@@ -125,7 +125,7 @@ class Graphed:
             CaptureError: If the call cannot be captured or cannot be replayed truly.
             ValueError: If arguments are not what a graph can be given.
         """
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             return self._call(*args, **kwargs)
         named = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
         tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
@@ -210,7 +210,7 @@ class Graphed:
 
 
 def _current_device() -> int:
-    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
 
 
 def _room_for(tensor: torch.Tensor) -> torch.Tensor:
