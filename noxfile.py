@@ -67,6 +67,8 @@ def torch_there() -> str | None:
     return version if accepted.specifier.contains(version, prereleases=True) else None
 
 
+PATIENCE = 60.0
+"""Seconds that what Ctrl-C interrupts has for saying what it knows and tidying up; nox's own limit is half of one."""
 TORCH = torch_there()
 TORCH_ENVIRONMENT = ["--system-site-packages"] if TORCH else []
 
@@ -83,7 +85,7 @@ class Target:
     def run(self, *args: str, env: dict[str, str] | None = None, codes: tuple[int, ...] = (0,)) -> None:
         """Run this Python; what the caller's own environment sets wins over `env`."""
         defaults = {name: value for name, value in (env or {}).items() if name not in os.environ}
-        self.session.run(self.python, *args, env=self.env | defaults, success_codes=codes)
+        self.session.run(self.python, *args, env=self.env | defaults, success_codes=codes, interrupt_timeout=PATIENCE)
 
     def pytest(
         self, default: str, *options: str, env: dict[str, str] | None = None, codes: tuple[int, ...] = (0,)
