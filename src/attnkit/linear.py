@@ -109,7 +109,7 @@ class Int8Linear(nn.Module):
         """
         if x.shape[-1] != self.in_features:
             raise ValueError(f"expected x [..., {self.in_features}], got {list(x.shape)}")
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(x.shape[:-1].numel(), self.in_features)
         way = choose(rows, self.weight, self.scale, self.bias, activations=self.activations)
         out = way.multiply(rows, self.weight, self.scale, self.bias)
         return out.view(*x.shape[:-1], self.out_features)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["Explains", "Multiply", "Product", "Rejects"]
+__all__ = ["Explains", "Multiply", "Product", "Rejects", "scattered", "wants_gradient"]
 
 
 class Multiply(Protocol):
@@ -52,3 +52,18 @@ class Product:
     multiply: Multiply
     rejects: Rejects
     explains: Explains | None = None
+
+
+def scattered(scale: torch.Tensor | None, bias: torch.Tensor | None) -> str | None:
+    """Why a kernel that counts scale and bias from their first elements cannot read them, or None."""
+    for name, vector in (("scale", scale), ("bias", bias)):
+        if vector is not None and not vector.is_contiguous():
+            return f"{name} must be contiguous"
+    return None
+
+
+def wants_gradient(*operands: torch.Tensor | None) -> str | None:
+    """Why a product without a backward is not for these operands, or None."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
+        return "has no backward: call it under torch.no_grad() or torch.inference_mode()"
+    return None

@@ -19,6 +19,7 @@ from attnkit.products.matvec_tiles import Config, Weights, launch_shape
 
 BUILT = Path(tempfile.gettempdir(), f"attnkit-on-host-{os.getuid()}")
 HEADER = Path(__file__).with_name("cuda_on_host.h")
+FLAGS = ("-std=c++20", "-O1", "-w")
 MAIN = """
 #include <string>
 // argv: seed, threads, grid, shared, and the kernel's numbers in order; then files: weight x scale bias out
@@ -69,7 +70,8 @@ def text(source: str) -> str:
 def program(source: str, options: tuple[str, ...]) -> Path:
     """The executable: of the same text it is built once, for all processes of tests and of mutants that come."""
     code = f'#include "{HEADER.name}"\n{text(source)}\n{MAIN}'
-    parts = (code, HEADER.read_text(), *options)
+    headers = [header.read_text() for header in sorted(HEADER.parent.glob("*_on_host.h"))]
+    parts = (code, *headers, *FLAGS, *options)
     built = BUILT / hashlib.sha256("\0".join(parts).encode()).hexdigest()
     if built.exists():
         return built
@@ -77,7 +79,7 @@ def program(source: str, options: tuple[str, ...]) -> Path:
     with tempfile.TemporaryDirectory(dir=BUILT) as folder:
         made = Path(folder, "kernel")
         made.with_suffix(".cpp").write_text(code)
-        flags = ["-std=c++20", "-O1", "-w", f"-I{HEADER.parent}", *options]
+        flags = [*FLAGS, f"-I{HEADER.parent}", *options]
         command = ["g++", *flags, str(made.with_suffix(".cpp")), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

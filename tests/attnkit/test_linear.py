@@ -97,8 +97,15 @@ def test_outputs_are_off_by_what_weights_and_activations_are(
     assert ((out.double() - truth).abs() <= allowed).all()
 
 
-def test_rows_that_are_not_there_give_none() -> None:
-    assert Int8Linear.from_linear(nn.Linear(8, 3))(torch.randn(2, 0, 8)).shape == (2, 0, 3)
+@pytest.mark.parametrize("activations", [None, "int8"])
+def test_rows_and_columns_that_are_not_there_give_none(activations: Activations) -> None:
+    def layer(n: int, k: int) -> Int8Linear:
+        return Int8Linear(*quantize(torch.ones(n, k)), torch.arange(n).float(), activations=activations)
+
+    assert layer(3, 8)(torch.randn(2, 0, 8)).shape == (2, 0, 3)
+    assert layer(0, 8)(torch.randn(2, 10, 8)).shape == (2, 10, 0)
+    # of nothing the sum is zero
+    assert torch.equal(layer(3, 0)(torch.randn(2, 10, 0)), torch.arange(3).float().expand(2, 10, 3))
 
 
 def test_a_cast_leaves_the_scales_exact() -> None:

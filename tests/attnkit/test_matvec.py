@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from attnkit import nvrtc
 from attnkit.agreement import agreement
 from attnkit.products import matvec_tiles
-from attnkit.products.cuda_matvec import explains
+from attnkit.products.cuda_matvec import explains, unfit
 from attnkit.products.matvec_tiles import (
     FIXED_ROWS,
     MAX_ROWS,
@@ -287,3 +288,45 @@ def test_two_kernels_that_overlap_fit_on_a_multiprocessor() -> None:
             assert 2 * (launch_shape(form, weights, 1, n, k, H200.sms).shared + 1024) <= 228 * 1024
             assert form.fixed == (weights == "int8" and k < 11008), "digits of a long x leave no room for another"
         assert choose(weights, MAX_ROWS, 4096, 4096, H200, overlap=True).overlap
+
+
+def test_what_the_kernel_would_read_as_something_else_is_refused() -> None:
+    x, weight = torch.zeros(1, 64).bfloat16(), torch.zeros(24, 64, dtype=torch.int8)
+    scale, bias = torch.zeros(48), torch.zeros(48).bfloat16()
+    assert unfit(x, weight, scale[:24], bias[:24]) is None
+    assert unfit(x, weight, None, bias[:24].float()) == (
+        "bias must be of x's dtype, got torch.float32 and torch.bfloat16"
+    )
+    assert unfit(x, weight, scale[:24].bfloat16(), None) == "scale must be float32, got torch.bfloat16"
+    assert unfit(x, weight, scale[::2], None) == "scale must be contiguous"
+    assert unfit(x, weight, None, bias[:1].expand(24)) == "bias must be contiguous"
+    # there is no launch for nothing
+    assert unfit(x, weight[:0], scale[:0], None) == "weight must have rows, got none"
+    assert unfit(x[:, :0], weight[:, :0], scale[:24], None) == "k must be a multiple of 16, got 0"
+
+
+def test_another_header_is_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = cuda_on_host.HEADER.parent
+    for header in here.glob("*_on_host.h"):
+        shutil.copy(header, tmp_path)
+    monkeypatch.setattr(cuda_on_host, "HEADER", tmp_path / cuda_on_host.HEADER.name)
+    monkeypatch.setattr(cuda_on_host, "BUILT", tmp_path / "built")
+    asked = []
+
+    def compiler(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        Path(command[-1]).touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", compiler)
+
+    def built() -> Path:
+        return cuda_on_host.program.__wrapped__("matvec_bulk.cu", ("-DBF16=1",))
+
+    first = built()
+    assert built() == first
+    assert len(asked) == 1
+    for header in sorted(tmp_path.glob("*_on_host.h")):
+        header.write_text(header.read_text() + "\n// another\n")
+        built()
+    assert len(asked) == 1 + len(list(here.glob("*_on_host.h"))) == 3

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from attnkit.agreement import agreement
 from attnkit.product import Product
-from attnkit.products import TABLE, choose, product, torch_dynamic, triton_dynamic
+from attnkit.products import TABLE, choose, product, torch_dynamic, triton_dynamic, triton_product
 from attnkit.products.product_tiles import ANY, copyable, fitting, tiles
 from attnkit.products.product_tiles import TABLE as TILES
 from attnkit.products.triton_product import Tiles, multiply
@@ -118,6 +118,51 @@ def test_a_row_that_holds_no_number_gives_none_and_others_do_not_see_it(name: st
     assert torch.equal(out[others], whole[others])
 
 
+@pytest.mark.parametrize("which", ["scale", "bias"])
+@pytest.mark.parametrize("way", TABLE, ids=lambda way: way.name)
+def test_scale_and_bias_that_are_scattered_are_read_right_or_refused(way: Product, which: str) -> None:
+    x, weight = torch.randn(20, 64).half(), torch.randint(-127, 128, (24, 64), dtype=torch.int8)
+    x, weight = x.to(DEVICE), weight.to(DEVICE)
+    many = {"scale": torch.rand(48, device=DEVICE) / 64, "bias": torch.randn(48, device=DEVICE).half()}
+    vectors = {name: vector[:24] for name, vector in many.items()}
+    # every second, and one for all
+    for odd in (many[which][::2], many[which][:1].expand(24)):
+        given = vectors | {which: odd}
+        if way.rejects(x, weight, given["scale"], given["bias"]) is None:
+            wanted = way.multiply(x, weight, **(given | {which: odd.contiguous()}))
+            torch.testing.assert_close(way.multiply(x, weight, **given), wanted)
+
+
+def test_rows_that_lie_anyhow_are_rounded_to_rows_one_after_the_other() -> None:
+    x = torch.randn(64, 32, device=DEVICE)
+    steps, unit = torch_dynamic.rounded(x.T)
+    assert steps.is_contiguous()
+    for found, wanted in zip((steps, unit), torch_dynamic.rounded(x.T.contiguous()), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_what_cublas_does_not_multiply_is_known() -> None:
+    x, weight = torch.zeros(17, 64), torch.zeros(40, 64, dtype=torch.int8)
+    wide = torch.zeros(40, 72, dtype=torch.int8)
+    refuses = torch_dynamic.beyond_cublas
+    assert refuses(x, weight) is None
+    assert refuses(x, wide[:, 8:]) is None
+    assert "more than 16 rows" in str(refuses(x[:16], weight))
+    assert "multiples of 8" in str(refuses(x, weight[:39]))
+    assert "multiples of 8" in str(refuses(x, weight[:0]))
+    apart = torch.zeros(40, 65, dtype=torch.int8)[:, :64]
+    for scattered in (torch.zeros(64, 40, dtype=torch.int8).T, wide[:, 1:65], apart):
+        assert "begin at multiples of 8 bytes" in str(refuses(x, scattered))
+
+
+def test_nothing_is_multiplied_by_what_needs_something() -> None:
+    x, weight, scale = torch.zeros(20, 64).half(), torch.zeros(24, 64, dtype=torch.int8), torch.ones(24)
+    for kernel in (triton_product, triton_dynamic):
+        for few, less, width in ((0, 24, 64), (20, 0, 64), (20, 24, 0)):
+            given = (t.to(DEVICE) for t in (x[:few, :width], weight[:less, :width], scale[:less]))
+            assert kernel.rejects(*given) is not None
+
+
 def test_the_copy_engine_is_asked_for_what_it_can_load_alone() -> None:
     form = Tiles(16, 32, 32, 4, 2, "tma")
     whole = torch.zeros(4, 64, dtype=torch.int8)
@@ -194,6 +239,8 @@ def test_a_gradient_is_not_lost() -> None:
     torch.testing.assert_close(x.grad.float(), (weight * scale[:, None]).sum(0).expand(3, 32), rtol=2e-2, atol=2e-2)
     with pytest.raises(ValueError, match="has no backward"):
         multiply(x, weight, scale)
+    for kernel in (triton_product, triton_dynamic, torch_dynamic):
+        assert "has no backward" in str(kernel.rejects(x.detach(), weight, scale.detach().requires_grad_(), None))
 
 
 def test_what_a_product_cannot_do_is_said() -> None:

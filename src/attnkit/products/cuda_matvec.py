@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from attnkit import nvrtc
-from attnkit.product import Product
+from attnkit.product import Product, scattered, wants_gradient
 from attnkit.products.matvec_tiles import MAX_ROWS, Config, Limits, Weights, choose, launch_shape
 
 __all__ = ["OVERLAP", "PRODUCT", "explains", "matvec", "rejects"]
@@ -65,29 +65,43 @@ def rejects(
     config: Config | None = None,
 ) -> str | None:
     """Why these tensors cannot be multiplied by this kernel, or None."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return "has no backward: call it under torch.no_grad() or torch.inference_mode()"
+    if reason := wants_gradient(x, weight, scale, bias):
+        return reason
     if x.device.type != "cuda":
         return f"runs on a CUDA device, got {x.device.type}"
     if reason := nvrtc.absent():
         return reason
+    if reason := unfit(x, weight, scale, bias):
+        return reason
+    m, k = x.shape
+    return (config or _chosen(x, weight, overlap)).why_not(_weights(weight), m, weight.shape[0], k, limits(x.device))
+
+
+def unfit(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None) -> str | None:
+    """Why no form of the kernel takes these operands, or None."""
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f"x must be float16 or bfloat16, got {x.dtype}"
     if weight.dtype not in (x.dtype, torch.int8):
         return f"weight must be int8 or of x's dtype, got {weight.dtype} and {x.dtype}"
+    # the kernel is compiled for x's dtype, and reads bias as that
+    if bias is not None and bias.dtype != x.dtype:
+        return f"bias must be of x's dtype, got {bias.dtype} and {x.dtype}"
+    if scale is not None and scale.dtype != torch.float32:
+        return f"scale must be float32, got {scale.dtype}"
+    if reason := scattered(scale, bias):
+        return reason
     m, k = x.shape
     if not 1 <= m <= MAX_ROWS:
         return f"x must have 1 to {MAX_ROWS} rows, got {m}"
     unit = ALIGNMENT // weight.element_size()
-    if k % unit:
+    if not k or k % unit:
         return f"k must be a multiple of {unit}, got {k}"
+    if not len(weight):
+        return "weight must have rows, got none"
     for name, t in (("x", x), ("weight", weight)):
         if t.stride(1) != 1 or t.stride(0) * t.element_size() % ALIGNMENT or t.data_ptr() % ALIGNMENT:
             return f"rows of {name} must be contiguous and begin at multiples of {ALIGNMENT} bytes"
-    for name, vector in (("scale", scale), ("bias", bias)):
-        if vector is not None and vector.stride(0) != 1:
-            return f"{name} must be contiguous"
-    return (config or _chosen(x, weight, overlap)).why_not(_weights(weight), m, weight.shape[0], k, limits(x.device))
+    return None
 
 
 def explains(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from attnkit.product import Product
+from attnkit.product import Product, wants_gradient
 
 __all__ = ["LARGEST", "PRODUCT", "explains", "multiply", "rejects", "rounded", "unfit"]
 
@@ -28,7 +28,8 @@ def rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     unit = (largest / LARGEST).clamp(min=LEAST)
     finite = largest.isfinite()
     steps = (exact / unit[:, None]).round().clamp(-LARGEST, LARGEST)
-    steps = torch.where(finite[:, None], steps, 0.0).to(torch.int8)
+    # one row after the other, whatever x is like: cuBLAS takes no others
+    steps = torch.where(finite[:, None], steps, 0.0).to(torch.int8, memory_format=torch.contiguous_format)
     return steps, torch.where(finite, unit, torch.nan)
 
 
@@ -62,9 +63,7 @@ def unfit(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bia
         return f"weight must be int8 with a scale, got {weight.dtype} {'without one' if scale is None else 'and one'}"
     if not x.is_floating_point():
         return f"x must be of floating point, got {x.dtype}"
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bias)):
-        return "has no backward: call it under torch.no_grad() or torch.inference_mode()"
-    return None
+    return wants_gradient(x, scale, bias)
 
 
 def rejects(
@@ -73,11 +72,19 @@ def rejects(
     """Why these operands cannot be multiplied by torch's product of integers, or None."""
     if reason := unfit(x, weight, scale, bias):
         return reason
-    (m, k), n = x.shape, weight.shape[0]
+    k = x.shape[1]
     if not 1 <= k <= MAX_K:
         return f"x must have rows of 1 to {MAX_K} elements, got {k}"
-    if x.device.type == "cuda" and (m <= 16 or n % 8 or k % 8):
+    return beyond_cublas(x, weight) if x.device.type == "cuda" else None
+
+
+def beyond_cublas(x: torch.Tensor, weight: torch.Tensor) -> str | None:
+    """Why cuBLAS does not multiply integers of these sizes, or None."""
+    (m, k), n = x.shape, weight.shape[0]
+    if m <= 16 or not n or n % 8 or k % 8:
         return f"on a GPU x must have more than 16 rows, and n and k must be multiples of 8, got m={m}, n={n}, k={k}"
+    if weight.stride(1) != 1 or weight.stride(0) % 8 or weight.data_ptr() % 8:
+        return "on a GPU rows of weight must be contiguous and begin at multiples of 8 bytes"
     return None
 
 

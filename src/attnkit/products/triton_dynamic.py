@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.product import Product
+from attnkit.product import Product, scattered
 from attnkit.products import torch_dynamic
 from attnkit.products.product_tiles import COPY_ALIGNMENT, Tiles, family, fitting, source, tiles
 
@@ -94,8 +94,12 @@ def rejects(
     m, k = x.shape
     if m < 1 or not 1 <= k <= MAX_K:
         return f"x must have rows of 1 to {MAX_K} elements, got {list(x.shape)}"
+    if not len(weight):
+        return "weight must have rows, got none"
     if x.stride(1) != 1 or weight.stride(1) != 1:
         return "rows of x and weight must be contiguous"
+    if reason := scattered(scale, bias):
+        return reason
     return triton_device.rejects(x.device)
 
 

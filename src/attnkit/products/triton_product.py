@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.product import Product
+from attnkit.product import Product, scattered, wants_gradient
 from attnkit.products.product_tiles import Kind, Tiles, family, fitting, source, tiles
 
 __all__ = ["PRODUCT", "Tiles", "multiply", "rejects"]
@@ -61,14 +61,18 @@ def rejects(
     """Why these operands cannot be multiplied by this kernel, or None."""
     if reason := triton_device.absent():
         return reason
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return "has no backward: call it under torch.no_grad() or torch.inference_mode()"
+    if reason := wants_gradient(x, weight, scale, bias):
+        return reason
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f"x must be float16 or bfloat16, got {x.dtype}"
     if weight.dtype not in (x.dtype, torch.int8):
         return f"weight must be int8 or of x's dtype, got {weight.dtype} and {x.dtype}"
     if x.stride(1) != 1 or weight.stride(1) != 1:
         return "rows of x and weight must be contiguous"
+    if not (x.numel() and weight.numel()):
+        return f"x and weight must have elements, got {list(x.shape)} and {list(weight.shape)}"
+    if reason := scattered(scale, bias):
+        return reason
     return triton_device.rejects(x.device)
 
 
