@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from attnkit.products import product
+from perf.test_linear import Case, compared
 from perf.test_llama import cases
 
 ROOT = Path(__file__).parents[1]
@@ -47,3 +51,13 @@ def test_peers_that_take_long_to_start_are_timed_in_the_full_suite() -> None:
     assert ways("default") == set()
     assert ways("full") == slow
     assert ways("full", least=16) == {"transformers", "vllm"}
+
+
+def test_a_product_that_rounds_its_input_is_not_let_off_for_more() -> None:
+    way, given = product("torch_dynamic"), Case(20, 64, 4096, "bf16", int8=True).operands(torch.device("cpu"), 0)
+    assert compared(way, given).wrong == 0
+    for wrong in (
+        lambda x, weight, scale: 1.05 * way.multiply(x, weight, scale),
+        lambda x, weight, scale: way.multiply(x[:, :-32], weight[:, :-32], scale),
+    ):
+        assert compared(dataclasses.replace(way, multiply=wrong), given).wrong > 0

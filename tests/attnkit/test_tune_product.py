@@ -47,11 +47,16 @@ def test_a_wrong_candidate_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None
         pytest.skip("these operands are on the host: for the interpreter")
     for trial in (Trial("dynamic", Tiles(32, 32, 32, 4, 2)), Trial("int8", Tiles(32, 64, 32, 4, 2, left=True))):
         assert screen(trial) is None
-    multiply = tune_product.triton_product.multiply
-    monkeypatch.setattr(
-        tune_product.triton_product, "multiply", lambda *given, form: 1.05 * multiply(*given, form=form)
-    )
-    assert "wrong: " in str(screen(Trial("int8", Tiles(32, 64, 32, 4, 2, left=True))))
+    for trial in (Trial("dynamic", Tiles(32, 32, 32, 4, 2)), Trial("int8", Tiles(32, 64, 32, 4, 2, left=True))):
+        module = tune_product.triton_dynamic if trial.kind == "dynamic" else tune_product.triton_product
+        multiply = module.multiply
+        for wrong in (
+            lambda *given, form, multiply=multiply: 1.05 * multiply(*given, form=form),
+            lambda x, weight, scale, form, multiply=multiply: multiply(x, weight, scale.roll(1), form=form),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "multiply", wrong)
+                assert "wrong: " in str(screen(trial))
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
