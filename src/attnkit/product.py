@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["Explains", "Multiply", "Product", "Rejects", "scattered", "wants_gradient"]
+__all__ = ["Explains", "Multiply", "Product", "Rejects", "misfit", "wants_gradient"]
 
 
 class Multiply(Protocol):
@@ -54,11 +54,20 @@ class Product:
     explains: Explains | None = None
 
 
-def scattered(scale: torch.Tensor | None, bias: torch.Tensor | None) -> str | None:
-    """Why a kernel that counts scale and bias from their first elements cannot read them, or None."""
+def misfit(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None) -> str | None:
+    """Why operands do not belong together, or a kernel would not find scale and bias one after the other; None else."""
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        return f"expected x [m, k] and weight [n, k], got {list(x.shape)} and {list(weight.shape)}"
     for name, vector in (("scale", scale), ("bias", bias)):
-        if vector is not None and not vector.is_contiguous():
+        if vector is None:
+            continue
+        if vector.shape != weight.shape[:1]:
+            return f"expected a {name} [{len(weight)}], one a row of weight, got {list(vector.shape)}"
+        if not vector.is_contiguous():
             return f"{name} must be contiguous"
+    for name, t in (("weight", weight), ("scale", scale), ("bias", bias)):
+        if t is not None and t.device != x.device:
+            return f"{name} must be on x's device, got {t.device} and {x.device}"
     return None
 
 

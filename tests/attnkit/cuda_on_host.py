@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -16,8 +14,8 @@ import torch
 
 from attnkit.nvrtc import SOURCES
 from attnkit.products.matvec_tiles import Config, Weights, launch_shape
+from tests.attnkit.host_build import build
 
-BUILT = Path(tempfile.gettempdir(), f"attnkit-on-host-{os.getuid()}")
 HEADER = Path(__file__).with_name("cuda_on_host.h")
 FLAGS = ("-std=c++20", "-O1", "-w")
 MAIN = """
@@ -68,24 +66,10 @@ def text(source: str) -> str:
 
 @functools.cache
 def program(source: str, options: tuple[str, ...]) -> Path:
-    """The executable: of the same text it is built once, for all processes of tests and of mutants that come."""
+    """The executable."""
     code = f'#include "{HEADER.name}"\n{text(source)}\n{MAIN}'
     headers = [header.read_text() for header in sorted(HEADER.parent.glob("*_on_host.h"))]
-    parts = (code, *headers, *FLAGS, *options)
-    built = BUILT / hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    if built.exists():
-        return built
-    BUILT.mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=BUILT) as folder:
-        made = Path(folder, "kernel")
-        made.with_suffix(".cpp").write_text(code)
-        flags = [*FLAGS, f"-I{HEADER.parent}", *options]
-        command = ["g++", *flags, str(made.with_suffix(".cpp")), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(done.stderr[:3000])
-        made.replace(built)
-    return built
+    return build(code, headers, [*FLAGS, *options], include=HEADER.parent)
 
 
 def matvec(

@@ -31,7 +31,7 @@ from attnkit.products.matvec_tiles import (
     launch_shape,
 )
 from perf.tune_matvec import CANDIDATES, SHAPES
-from tests.attnkit import cuda_on_host
+from tests.attnkit import cuda_on_host, host_build
 
 needs_compiler = pytest.mark.skipif(cuda_on_host.absent() is not None, reason=str(cuda_on_host.absent()))
 needs_nvrtc = pytest.mark.skipif(nvrtc.absent() is not None, reason=str(nvrtc.absent()))
@@ -310,7 +310,7 @@ def test_another_header_is_another_program(tmp_path: Path, monkeypatch: pytest.M
     for header in here.glob("*_on_host.h"):
         shutil.copy(header, tmp_path)
     monkeypatch.setattr(cuda_on_host, "HEADER", tmp_path / cuda_on_host.HEADER.name)
-    monkeypatch.setattr(cuda_on_host, "BUILT", tmp_path / "built")
+    monkeypatch.setattr(host_build, "BUILT", tmp_path / "built")
     asked = []
 
     def compiler(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:

@@ -118,6 +118,22 @@ def test_a_row_that_holds_no_number_gives_none_and_others_do_not_see_it(name: st
     assert torch.equal(out[others], whole[others])
 
 
+@pytest.mark.parametrize("name", ["triton_product", "triton_dynamic"])
+def test_operands_that_do_not_belong_together_are_refused(name: str) -> None:
+    """A kernel would read past their ends."""
+    x, weight = torch.randn(20, 48).bfloat16(), torch.zeros(24, 48, dtype=torch.int8)
+    scale, bias = torch.ones(24), torch.zeros(24).bfloat16()
+    for said, operands_ in {
+        "expected x [m, k] and weight [n, k], got [20, 48] and [24, 32]": (x, weight[:, :32].contiguous(), scale, bias),
+        "expected x [m, k] and weight [n, k], got [48] and [24, 48]": (x[0], weight, scale, bias),
+        "expected a scale [24], one a row of weight, got [5]": (x, weight, scale[:5], bias),
+        "expected a bias [24], one a row of weight, got [1, 24]": (x, weight, scale, bias[None]),
+        "weight must be on x's device, got meta and cpu": (x, weight.to("meta"), scale, bias),
+        "scale must be on x's device, got meta and cpu": (x, weight, scale.to("meta"), bias),
+    }.items():
+        assert product(name).rejects(*operands_) == said
+
+
 @pytest.mark.parametrize("which", ["scale", "bias"])
 @pytest.mark.parametrize("way", TABLE, ids=lambda way: way.name)
 def test_scale_and_bias_that_are_scattered_are_read_right_or_refused(way: Product, which: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from attnkit import nvrtc
-from attnkit.product import Product, scattered, wants_gradient
+from attnkit.product import Product, misfit, wants_gradient
 from attnkit.products.matvec_tiles import MAX_ROWS, Config, Limits, Weights, choose, launch_shape
 
 __all__ = ["OVERLAP", "PRODUCT", "explains", "matvec", "rejects"]
@@ -79,6 +79,8 @@ def rejects(
 
 def unfit(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None) -> str | None:
     """Why no form of the kernel takes these operands, or None."""
+    if reason := misfit(x, weight, scale, bias):
+        return reason
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f"x must be float16 or bfloat16, got {x.dtype}"
     if weight.dtype not in (x.dtype, torch.int8):
@@ -88,8 +90,6 @@ def unfit(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bia
         return f"bias must be of x's dtype, got {bias.dtype} and {x.dtype}"
     if scale is not None and scale.dtype != torch.float32:
         return f"scale must be float32, got {scale.dtype}"
-    if reason := scattered(scale, bias):
-        return reason
     m, k = x.shape
     if not 1 <= m <= MAX_ROWS:
         return f"x must have 1 to {MAX_ROWS} rows, got {m}"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.product import Product, scattered
+from attnkit.product import Product, misfit
 from attnkit.products import torch_dynamic
 from attnkit.products.product_tiles import COPY_ALIGNMENT, Tiles, family, fitting, source, tiles
 
@@ -89,7 +89,7 @@ def rejects(
     """Why these operands cannot be multiplied by these kernels, or None."""
     if reason := triton_device.absent():
         return reason
-    if reason := torch_dynamic.unfit(x, weight, scale, bias):
+    if reason := misfit(x, weight, scale, bias) or torch_dynamic.unfit(x, weight, scale, bias):
         return reason
     m, k = x.shape
     if m < 1 or not 1 <= k <= MAX_K:
@@ -98,8 +98,6 @@ def rejects(
         return "weight must have rows, got none"
     if x.stride(1) != 1 or weight.stride(1) != 1:
         return "rows of x and weight must be contiguous"
-    if reason := scattered(scale, bias):
-        return reason
     return triton_device.rejects(x.device)
 
 

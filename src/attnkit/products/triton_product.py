@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.product import Product, scattered, wants_gradient
+from attnkit.product import Product, misfit, wants_gradient
 from attnkit.products.product_tiles import Kind, Tiles, family, fitting, source, tiles
 
 __all__ = ["PRODUCT", "Tiles", "multiply", "rejects"]
@@ -61,7 +61,7 @@ def rejects(
     """Why these operands cannot be multiplied by this kernel, or None."""
     if reason := triton_device.absent():
         return reason
-    if reason := wants_gradient(x, weight, scale, bias):
+    if reason := misfit(x, weight, scale, bias) or wants_gradient(x, weight, scale, bias):
         return reason
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f"x must be float16 or bfloat16, got {x.dtype}"
@@ -71,8 +71,6 @@ def rejects(
         return "rows of x and weight must be contiguous"
     if not (x.numel() and weight.numel()):
         return f"x and weight must have elements, got {list(x.shape)} and {list(weight.shape)}"
-    if reason := scattered(scale, bias):
-        return reason
     return triton_device.rejects(x.device)
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import re
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from attnkit.nvrtc import SOURCES
+from tests.attnkit.host_build import build
 
 OF_THE_DEVICE = ("ptx.cuh", "llama/device.cuh")
 HEADER = Path(__file__).with_name("grid_on_host.h")
@@ -53,18 +51,8 @@ def library(name: str, kernels: tuple[str, ...], options: tuple[str, ...]) -> ct
     code = f'#include "{HEADER}"\n{text(name)}\n{SIZE}' + "".join(
         LAUNCH.replace("KERNEL", kernel) for kernel in kernels
     )
-    parts = [code, *(header.read_text() for header in HEADERS), *options]
-    key = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"attnkit-on-host-{key}"
-    built = folder / "kernels.so"
-    if not built.exists():
-        folder.mkdir(exist_ok=True)
-        (folder / "kernels.cpp").write_text(code)
-        command = ["g++", "-std=c++20", "-O1", "-w", "-shared", "-fPIC", *options, str(folder / "kernels.cpp")]
-        done = subprocess.run([*command, "-o", f"{built}.new"], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[:5000]
-        Path(f"{built}.new").rename(built)
-    return ctypes.CDLL(str(built))
+    flags = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", *options]
+    return ctypes.CDLL(str(build(code, [header.read_text() for header in HEADERS], flags)))
 
 
 class Kernel:
