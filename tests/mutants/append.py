@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.mutants.mutant import planter
 
 __all__ = ["MUTANTS"]
@@ -18,8 +20,10 @@ MUTANTS = (
     append("row-of-cache-in-page", "paged cache", "i_row = i_row % PAGE", "i_row = i_row"),
     append("head-of-first", "wrong head under GQA", "o_h * tl.cast(s_nh, tl.int64)", "o_h * 0"),
     append("values-by-stride-of-keys", "transposed stride", "i_row * tl.cast(s_vcs,", "i_row * tl.cast(s_kcs,"),
-    append("head-dim-not-masked", "padded head dim", "(o_d < D) & fits", "(o_d < DP) & fits"),
+    replace(append("head-dim-not-masked", "padded head dim", "(o_d < D) & fits", "(o_d < DP) & fits"), tramples=True),
     append("last-head-lost", "output not written", "m = (o_h < hkv)", "m = (o_h < hkv - 1)"),
-    full("writes-over-the-end", "output elsewhere", "fits = i_row < room", "fits = i_row < room + 1"),
+    replace(
+        full("writes-over-the-end", "output elsewhere", "fits = i_row < room", "fits = i_row < room + 1"), tramples=True
+    ),
     far("offset-of-page-in-int32", "int32 offset", "i_block * tl.cast(s_kcb, tl.int64)", "i_block * s_kcb"),
 )

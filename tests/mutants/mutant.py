@@ -34,6 +34,7 @@ class Mutant:
         checks: Names of the laws that it is put to, in this order: see checks.py.
         edits: The patch. None are a control: it must pass.
         device: ``cuda`` where no interpreter can show it.
+        tramples: It writes over what is not its own, and then any error may come of it, or the process's end.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Mutant:
     checks: tuple[str, ...]
     edits: tuple[Edit, ...]
     device: Device = "cpu"
+    tramples: bool = False
 
     def plant(self, folder: Path) -> None:
         """Copy attnkit into this folder, with the bug in it.

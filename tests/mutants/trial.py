@@ -41,7 +41,7 @@ def try_out(mutant: Mutant, answers: Connection) -> None:
     """Plant the bug and try one law after the other until one is broken.
 
     What a law says by an AssertionError is a bug found. Any other error is one of the mutant's own (``broken``): a
-    patch that does not run shows nothing.
+    patch that does not run shows nothing. But after a patch that tramples on memory errors are of any kind.
     """
     with tempfile.TemporaryDirectory(prefix="attnkit-mutant-") as folder:
         try:
@@ -61,8 +61,8 @@ def try_out(mutant: Mutant, answers: Connection) -> None:
                 examples = _hold(checks.law(name), said)
                 said("passed", examples, "")
         except Found as found:
-            assertion = isinstance(found.failure, AssertionError)
-            answers.send(("caught" if assertion else "broken", name, found.example, _line(found.failure)))
+            seen = mutant.tramples or isinstance(found.failure, AssertionError)
+            answers.send(("caught" if seen else "broken", name, found.example, _line(found.failure)))
         except Exception as error:
             traceback.print_exc()
             answers.send(("broken", "", 0, _line(error)))
