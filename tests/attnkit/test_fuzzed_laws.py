@@ -60,7 +60,10 @@ def hidden_keys(way: Variant, device: torch.device) -> Callable[[], None]:
 
 
 def order(way: Variant, device: torch.device) -> Callable[[], None]:
-    """Batches and heads that come in another order are computed to the same bits."""
+    """Batches and heads that come in another order are computed to the same bits, by torch on a GPU nearly.
+
+    Where in 16 bytes a row begins decides there in which order torch adds it up.
+    """
 
     @fuzzed
     @given(problem=known(way), seed=st.integers(0, 3), data=st.data())
@@ -77,7 +80,11 @@ def order(way: Variant, device: torch.device) -> Callable[[], None]:
             if name in options:
                 options[name] = options[name][queries]  # type: ignore[literal-required]
         q, k, v = inputs.q[batches][:, :, queries], inputs.k[batches][:, :, keys], inputs.v[batches][:, :, keys]
-        assert torch.equal(way.attention(q, k, v, **options), out[batches][:, :, queries])
+        found, expected = way.attention(q, k, v, **options), out[batches][:, :, queries]
+        if device.type == "cpu" or way.name in OURS and way.name != "naive":
+            assert torch.equal(found, expected)
+        else:
+            torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
 
     return holds
 

@@ -110,7 +110,7 @@ def test_what_is_not_taken_has_its_reason(
 ) -> None:
     rejects, gpu = {"flash_attn": flash_attn, "torch_varlen": torch_varlen}[name].VARIANT.rejects, torch.device("cuda")
     problem = Problem(
-        **{"b": 1, "hq": 2, "hkv": 1, "sq": 40, "skv": 43, "d": 64, "dtype": "bf16", "varlen": PACKED} | changes
+        **{"b": 1, "hq": 2, "hkv": 2, "sq": 40, "skv": 43, "d": 64, "dtype": "bf16", "varlen": PACKED} | changes
     )
     for capability, too_old in (((8, 0), None), ((7, 5), "needs compute capability 8.0 or later, got 7.5")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
