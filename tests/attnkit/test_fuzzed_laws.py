@@ -81,7 +81,7 @@ def order(way: Variant, device: torch.device) -> Callable[[], None]:
                 options[name] = options[name][queries]  # type: ignore[literal-required]
         q, k, v = inputs.q[batches][:, :, queries], inputs.k[batches][:, :, keys], inputs.v[batches][:, :, keys]
         found, expected = way.attention(q, k, v, **options), out[batches][:, :, queries]
-        if device.type == "cpu" or way.name in OURS and way.name != "naive":
+        if device.type == "cpu" or (way.name in OURS and way.name != "naive"):
             assert torch.equal(found, expected)
         else:
             torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
