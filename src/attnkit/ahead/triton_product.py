@@ -12,7 +12,7 @@ from attnkit.products.product_tiles import Kind, Tiles, tiles
 
 __all__ = ["WEIGHTS", "binary", "builds", "forms", "loaded"]
 
-ROWS = (1, 64, 2048, 128, 256)
+ROWS = (1, 64, 2048, 128, 256, 512)
 """Rows of x."""
 WIDE, NARROW = 12288, 4096
 """Rows of weight."""

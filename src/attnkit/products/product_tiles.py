@@ -21,6 +21,8 @@ FEW = 16
 ANY = 2**31
 NARROW = 8192
 """Rows of weight: with fewer, tiles must be small for every processor to have one."""
+MIDDLE = 16384
+"""With more, large tiles leave few processors without work at the end."""
 COPY_ALIGNMENT = 16
 """Bytes: the unit of the copy engine's addresses and strides."""
 
@@ -72,21 +74,22 @@ TABLE: dict[int, dict[Kind, tuple[Row, ...]]] = {
     90: {
         "int8": (
             (FEW, ANY, Tiles(FEW, 16, 512, 4, 4)),
-            (128, NARROW, Tiles(64, 64, 128, 4, 4, "tma", left=True)),
-            (64, ANY, Tiles(64, 128, 64, 4, 5, "tma", left=True)),
-            (256, NARROW, Tiles(128, 64, 64, 4, 4, "tma", left=True)),
-            (ANY, ANY, Tiles(128, 128, 64, 8, 4, "tma", left=True)),
+            (256, NARROW, Tiles(64, 64, 128, 4, 4, "tma", left=True)),
+            (512, NARROW, Tiles(128, 64, 128, 4, 3, "tma", left=True)),
+            (64, ANY, Tiles(64, 64, 128, 4, 4, "tma", left=True)),
+            (128, ANY, Tiles(128, 128, 64, 8, 4, "tma", left=True)),
+            (ANY, ANY, Tiles(256, 64, 64, 4, 3, "tma", left=True)),
         ),
         # a product in integers is waited for at the end of each of its tiles of k, since Triton lets none overlap the
-        # next: two small programs of a processor fill each other's gaps
+        # next: programs of four warps, two or more of a processor, fill each other's gaps
         "dynamic": (
-            (64, NARROW, Tiles(64, 32, 256, 4, 4, "tma")),
-            (128, NARROW, Tiles(64, 64, 256, 4, 4, "tma")),
-            (64, ANY, Tiles(64, 64, 256, 4, 3, "tma")),
-            (128, ANY, Tiles(128, 128, 128, 8, 4, "tma")),
-            (256, NARROW, Tiles(128, 64, 128, 4, 4, "tma")),
-            (1024, ANY, Tiles(128, 128, 128, 4, 3, "tma")),
-            (ANY, ANY, Tiles(128, 256, 128, 8, 4, "tma")),
+            (128, NARROW, Tiles(64, 32, 256, 4, 4, "tma")),
+            (256, NARROW, Tiles(64, 64, 256, 4, 3, "tma")),
+            (64, ANY, Tiles(64, 64, 128, 4, 4, "tma")),
+            (128, MIDDLE, Tiles(64, 128, 128, 4, 4, "tma")),
+            (256, ANY, Tiles(128, 128, 128, 4, 3, "tma")),
+            (512, MIDDLE, Tiles(64, 128, 128, 4, 4, "tma")),
+            (ANY, ANY, Tiles(128, 128, 128, 4, 3, "tma")),
         ),
     },
 }
