@@ -26,6 +26,7 @@ def compiled(arch: int) -> Iterator[tuple[str, Tiles, bool, Binary]]:
             yield f"{weight} {name}", form, False, triton_product.binary(arch, form, weight)
     for name, form in triton_product.forms(arch, "dynamic").items():
         yield f"dynamic {name}", form, True, triton_dynamic.binary(arch, form)
+        yield f"dynamic {name} residual", form, True, triton_dynamic.binary(arch, form, residual=True)
 
 
 def main(words: list[str]) -> int:
