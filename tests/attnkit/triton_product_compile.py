@@ -4,11 +4,13 @@
 
 Every form that their table gives, for sizes that tiles do not divide. The exit code is 1 where one spills, asks for
 more shared memory than a block can have, does not use the tensor cores it should, has no loads in flight, or where what
-is int8 goes to shared memory again once it has 16 bits. TRITON_INTERPRET must not be set.
+is int8 goes to shared memory again once it has 16 bits; or where one that may begin before the one ahead of it has
+ended reads before it has waited for that. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 
@@ -27,6 +29,13 @@ def compiled(arch: int) -> Iterator[tuple[str, Tiles, bool, Binary]]:
     for name, form in triton_product.forms(arch, "dynamic").items():
         yield f"dynamic {name}", form, True, triton_dynamic.binary(arch, form)
         yield f"dynamic {name} residual", form, True, triton_dynamic.binary(arch, form, residual=True)
+
+
+def reads_early(ptx: str) -> bool:
+    """Whether a kernel that is launched before the one ahead of it has ended reads before it has waited for that."""
+    _, entry, body = ptx.partition(".entry")
+    first = re.search(r"griddepcontrol\.wait|\bld\.global|cp\.async", body)
+    return not entry or first is None or first[0] != "griddepcontrol.wait"
 
 
 def main(words: list[str]) -> int:
@@ -50,6 +59,8 @@ def main(words: list[str]) -> int:
             # what goes through shared memory has one wait, for all of a tile: none may be in flight when it is written
             if form.left and found.instructions.get("WARPGROUP.DEPBAR", 0) < 2:
                 wrong.append("waits for the whole product: its weights do not come from registers")
+            if integers and arch >= 90 and reads_early(binary.ptx):
+                wrong.append("reads before it has waited for the kernel that writes what it reads")
             failed |= bool(wrong)
             print(f"sm_{arch} {name}: {found} {'; '.join(wrong)}")
     return int(failed)

@@ -36,7 +36,7 @@ def binary(arch: int, form: Tiles, *, residual: bool = False) -> Binary:
 
     constants = {
         "BM": form.block_m, "BN": form.block_n, "BK": form.block_k, "LOADS": form.loads, "EVEN": False,
-        "p_bias" if residual else "p_residual": None,
+        "OVERLAP": arch >= 90, "p_bias" if residual else "p_residual": None,
     }  # fmt: skip
     types = {"p_unit": "*fp32", "p_scale": "*fp32", "p_bias": "*bf16", "p_residual": "*bf16", "p_out": "*bf16"}
     types |= loaded("p_x", "i8", form.block_m, form) | loaded("p_weight", "i8", form.block_n, form)
@@ -48,6 +48,7 @@ def binary(arch: int, form: Tiles, *, residual: bool = False) -> Binary:
         aligned=("k", "n") if residual else ("k",),
         num_warps=form.warps,
         num_stages=form.stages,
+        launch_pdl=arch >= 90,
     )
 
 
@@ -58,5 +59,6 @@ def rounding(arch: int, k: int, *, norm: bool = False) -> Binary:
 
     padded, warps = rows_form(k)
     types = {"p_x": "*bf16", "p_gain": "*bf16", "p_shift": "*bf16", "p_rounded": "*i8", "p_unit": "*fp32"}
-    constants = {"DP": padded, "NORM": norm, **({} if norm else {"p_gain": None, "p_shift": None})}
+    constants: dict[str, object] = {"DP": padded, "NORM": norm, "OVERLAP": arch >= 90}
+    constants |= {} if norm else {"p_gain": None, "p_shift": None}
     return compile_kernel(rows_kernel, arch, types | {"epsilon": "fp32"}, constants, aligned=("k",), num_warps=warps)

@@ -48,7 +48,7 @@ def rounded(x: torch.Tensor, norm: torch.nn.LayerNorm | None = None) -> tuple[to
     with current(x.device):
         rows_kernel[(m,)](
             x, norm and norm.weight, norm and norm.bias, steps, unit, k, x.stride(0), steps.stride(0),
-            norm.eps if norm else 0.0, DP=padded, NORM=norm is not None, num_warps=warps,
+            norm.eps if norm else 0.0, DP=padded, NORM=norm is not None, OVERLAP=overlaps(x.device), num_warps=warps,
         )  # fmt: skip
     return steps, unit
 
@@ -104,14 +104,21 @@ def multiply_rounded(
     out = torch.empty(m, n, dtype=dtype, device=steps.device)
     grid = (-(-n // form.block_n) * -(-m // form.block_m),)
     options: dict[str, Any] = {"num_warps": form.warps, "num_stages": form.stages}
+    overlap = overlaps(steps.device)
     with current(steps.device):
         integers_kernel[grid](
             source(steps, form.block_m, form), unit, source(weight, form.block_n, form), scale, bias, residual, out,
             m, n, k, steps.stride(0), weight.stride(0),
             BM=form.block_m, BN=form.block_n, BK=form.block_k,
-            LOADS=form.loads, EVEN=form.loads == "tma" or k % form.block_k == 0, **options,
+            LOADS=form.loads, EVEN=form.loads == "tma" or k % form.block_k == 0, OVERLAP=overlap, launch_pdl=overlap,
+            **options,
         )  # fmt: skip
     return out
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether a kernel may begin before the one ahead of it has ended, and wait on the device; no interpreter can."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -1,12 +1,14 @@
 """The kernels of triton_dynamic: one rounds the rows of x, or of its LayerNorm, to int8, one multiplies integers.
 
-Letters as in triton_product_kernel. DP is k, padded to a power of two.
+Letters as in triton_product_kernel. DP is k, padded to a power of two. OVERLAP: the second is launched while the first
+runs, and waits for it on the device (programmatic dependent launch).
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from attnkit.products.triton_product_kernel import tile_of
 
@@ -22,8 +24,11 @@ LARGE = tl.constexpr(128 * 128)
 
 @triton.jit
 def rows_kernel(
-    p_x, p_gain, p_shift, p_rounded, p_unit, k, s_x, s_rounded, epsilon, DP: tl.constexpr, NORM: tl.constexpr
+    p_x, p_gain, p_shift, p_rounded, p_unit, k, s_x, s_rounded, epsilon,
+    DP: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        gdc_launch_dependents()
     i_m = tl.program_id(0).to(tl.int64)
     o_k = tl.arange(0, DP)
     b_x = tl.load(p_x + i_m * s_x + o_k, mask=o_k < k, other=0.0).to(tl.float32)
@@ -57,7 +62,11 @@ def rows_kernel(
 def integers_kernel(
     p_x, p_unit, p_weight, p_scale, p_bias, p_residual, p_out, m, n, k, s_x, s_weight,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, LOADS: tl.constexpr, EVEN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
+    if OVERLAP:
+        # before anything is read: whatever came before has written it then
+        gdc_wait()
     i_m, i_n = tile_of(tl.program_id(0), m, n, BM, BN)
     o_m = i_m * BM + tl.arange(0, BM)
     o_n = i_n * BN + tl.arange(0, BN)
