@@ -140,8 +140,8 @@ class Graphed:
                     self._captured.popitem(last=False)
                 self._captured[key] = found
             self._captured.move_to_end(key)
-            if found.inputs:
-                torch._foreach_copy_(list(found.inputs), list(tensors.values()))
+            for place, value in zip(found.inputs, tensors.values(), strict=True):
+                place.copy_(value)  # torch._foreach_copy_ has a block of threads for 65536 elements: too few
             found.replay()
         return found.result
 

@@ -94,6 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     make.add_argument("paths", nargs="*", help="what pytest is to run; its own default if left out")
     make.add_argument("--processes", type=_count, default=5, metavar="N", help="how many processes (default: 5)")
+    make.add_argument(
+        "--devices",
+        type=_devices,
+        default=(),
+        metavar="LIST",
+        help="CUDA devices that take the processes in turn, side by side: as CUDA_VISIBLE_DEVICES names them, with "
+        "commas between (default: one)",
+    )
     make.add_argument("--storage", type=Path, default=Path("baselines"), help="default: baselines")
     make.add_argument(
         "--label", type=_label, default="default", help="the suite's name in the file's name (default: default)"
@@ -160,6 +168,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _devices(text: str) -> tuple[str, ...]:
+    devices = tuple(text.split(","))
+    if not all(devices) or len(set(devices)) != len(devices):
+        raise argparse.ArgumentTypeError(
+            f"expected devices as CUDA_VISIBLE_DEVICES names them, each once, got {text!r}"
+        )
+    return devices
+
+
 def _label(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]+", text):  # `baseline.write` wants the same, but after all was measured
         raise argparse.ArgumentTypeError(f"expected letters, digits, '.', '_' and '-', got {text!r}")
@@ -190,7 +207,9 @@ def _baseline(options: argparse.Namespace, arguments: list[str]) -> int:
             if sentence := preflight.room([path]):
                 return _refuse(sentence, Exit.LOST)
         try:
-            files = recording.measure(arguments, processes=options.processes, directory=directory)
+            files = recording.measure(
+                arguments, processes=options.processes, directory=directory, devices=options.devices
+            )
         except recording.ProcessFailed as error:
             return _refuse(str(error), error.code or Exit.INCOMPLETE)
     code = _file(files, options)

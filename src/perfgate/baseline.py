@@ -228,6 +228,8 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         benchmark["stats"] = _statistics(record, benchmark.get("stats", {}))
     first = parts[0]
     facts = {k: v for k, v in first.environment.facts.items() if all(p.environment.facts.get(k) == v for p in parts)}
+    if all("uuid" in p.environment.facts for p in parts):  # what the devices differ by is in the processes' spread
+        facts["uuid"] = ",".join(dict.fromkeys(p.environment.facts["uuid"] for p in parts))
     merged["machine_info"]["perfgate"] = replace(first.environment, facts=facts).to_json()
     for private in ("node", "release"):  # a committed file names no host
         merged["machine_info"].pop(private, None)

@@ -7,14 +7,14 @@
 - A window holds k calls on k input sets, so every call finds the L2 cold although the flush is not timed: each set is
   touched once after a flush. Measured against CUPTI this is true; the difference between graphs with and without the
   flush is not (the flush hides part of the next kernel's launch), and a window for each call puts its events in each.
-- The first call after a flush also finds instructions and address translations gone, and pays for the window's events;
-  each later one overlaps a little with the end of the one before. With `CALLS` and `COMPANY` the two nearly cancel.
+- The first call after a flush also finds instructions and address translations gone. `CALLS` and `COMPANY` see to it
+  that most calls have company.
 - Graph replay removes launch gaps. A call that cannot be captured is queued behind a blocking kernel instead; one that
   synchronises with the host is timed as it is. `Method.launch` tells which.
 - The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`), but
   for calls of tens of milliseconds, within which it reaches the limit.
-- The cost of a window's events is in it, small beside its length: the same on every machine, for what it costs more
-  than `EVENTS` is measured in each process, and is taken off.
+- What a window takes for itself (its events, the start of its first call) is not the same on all machines. Each process
+  measures it (`CudaClock.window`) and takes it off.
 - All work goes to one stream, the one of `gpu.use_one_stream`; `CudaClock.shortest` notices what went elsewhere.
 
 This module, `gpu`, `stray` and `windows` are all of perfgate that import torch, and only where a CUDA device is wanted.
@@ -66,11 +66,8 @@ WARMUP_BOUND = 1.0
 """Seconds of work after which warm-up ends, steady or not."""
 DUTY = 0.5
 """Share of the time in which the device works: what it draws in the mean stays far below its power limit."""
-EVENTS = 1.5e-6
-"""Seconds that a window takes for itself where `CALLS` and `COMPANY` were held against CUPTI; elsewhere it takes more
-or less, and the difference is taken off (`CudaClock.window`)."""
-PROBES = 5
-"""Graphs of the shortest kernel that are played to know what it takes."""
+PROBES, QUEUED_PROBES = 5, 20
+"""Graphs of the shortest kernels that are played to know what they take, and windows where they are queued."""
 SLOWER_STARTS = 1.1
 """Times as long as at first that the shortest kernel may take before it is said."""
 
@@ -83,7 +80,7 @@ class CudaClock(Clock):
         duty: Share of the time in which the device works; the rest of it, it rests.
     """
 
-    VERSION = 4
+    VERSION = 5
 
     def __init__(self, budget: Budget | None = None, *, duty: float = DUTY) -> None:
         self.budget, self._pace = budget or Budget(), Pace(duty)
@@ -127,7 +124,8 @@ class CudaClock(Clock):
         peak, result_bytes = self._peak(call, first)
         trial = self._trial(call, first)
         windows, joined = self._windows(trial.seconds, first, inputs, l2, set_bytes + result_bytes)
-        plan = Plan(windows, joined, l2, self.flush, trial.seconds, self.window - EVENTS)
+        excess = self.window if trial.captured else self.queued_window
+        plan = Plan(windows, joined, l2, self.flush, trial.seconds, excess)
         for args in itertools.chain.from_iterable(windows):
             call(*args)  # whatever is done once for an input set is done here
         torch.cuda.synchronize()
@@ -135,13 +133,13 @@ class CudaClock(Clock):
         rounds: Rounds = GraphRounds(call, plan, self._pace) if trial.captured else QueueRounds(call, plan, self._pace)
         notes = trial.notes
         if joined > 1 and plan.calls == 1 and l2 == "cold":
-            notes += ("one input set only: each call has a window of its own and carries the cost of its events",)
+            notes += ("one input set only: each call has a window of its own, which may take longer for itself",)
         counters = {
             "peak_bytes": float(peak),
             "calls_per_window": float(plan.calls),
             "windows_per_sample": float(joined),
             "input_sets": float(len({id(args) for window in windows for args in window})),
-            "window_seconds": self.window,
+            "window_seconds": excess,
         }
         method = Method(clock="cuda-events", l2=l2, launch=rounds.launch, version=self.VERSION)
         return CudaPrepared(
@@ -155,18 +153,26 @@ class CudaClock(Clock):
 
     @functools.cached_property
     def window(self) -> float:
-        """Seconds that a window takes for itself: one of a single short call, without what each further call adds.
+        """Seconds that a window takes for itself in a graph: one of a single short call, less what a further call adds.
 
         The call reads and writes a megabyte, so that what it costs to find memory anew after a flush is in it.
         """
+        return self._window(GraphRounds, PROBES)
+
+    @functools.cached_property
+    def queued_window(self) -> float:
+        """The same of a window that is queued."""
+        return self._window(QueueRounds, QUEUED_PROBES)
+
+    def _window(self, rounds: type[GraphRounds | QueueRounds], plays: int) -> float:
         sets = tuple((torch.zeros(2**19, dtype=torch.bfloat16, device="cuda"),) for _ in range(8))
         single, eight = (
-            GraphRounds(lambda x: x + 1, Plan(windows, 1, "cold", self.flush, 1e-6), self._pace)
+            rounds(lambda x: x + 1, Plan(windows, 1, "cold", self.flush, 1e-6), self._pace)
             for windows in (tuple((args,) for args in sets) * 8, (sets,) * 64)
         )
         one, all_ = (
-            statistics.median(itertools.chain.from_iterable(rounds.run() for _ in range(PROBES))) * calls
-            for rounds, calls in ((single, 1), (eight, len(sets)))
+            statistics.median(itertools.chain.from_iterable(played.run() for _ in range(plays))) * calls
+            for played, calls in ((single, 1), (eight, len(sets)))
         )
         return one - (all_ - one) / (len(sets) - 1)
 

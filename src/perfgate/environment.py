@@ -22,7 +22,8 @@ class Environment:
     Attributes:
         device: The device's name, e.g. ``"NVIDIA H200"``.
         versions: Software by name, in full, e.g. ``{"cuda": "13.0", "torch": "2.11.0+cu130", "driver": "580.1"}``.
-        facts: What else describes the machine and may differ, e.g. ``{"uuid": ..., "sm_count": "132"}``.
+        facts: What else describes the machine and may differ, e.g. ``{"uuid": ..., "sm_count": "132"}``. What
+            several devices measured has all their uuids, with commas between.
     """
 
     device: str
@@ -40,19 +41,23 @@ class Environment:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(parts)).strip("-")
 
     def same_device(self, other: Environment) -> bool:
-        """Whether both are one and the same device, and not only of one kind; a device that has no id never is."""
-        return self.facts.get("uuid") is not None and self.facts.get("uuid") == other.facts.get("uuid")
+        """Whether this device is the other's, or one of them, and not only of their kind; one without id never is."""
+        mine, theirs = self._devices(), other._devices()
+        return bool(mine) and mine <= theirs
 
     def differences(self, other: Environment) -> list[str]:
         """What differs without forbidding a comparison, e.g. ``driver 580.1 here, 570.2 in the baseline``."""
         names = sorted(set(self.versions) | set(other.versions))
-        another = None not in (self.facts.get("uuid"), other.facts.get("uuid")) and not self.same_device(other)
+        another = bool(self._devices() and other._devices()) and not self.same_device(other)
         said = [f"another {self.device} than the baseline's: of short calls only larger slowdowns are called"]
         return said * another + [
             f"{name} {self.versions.get(name, 'absent')} here, {other.versions.get(name, 'absent')} in the baseline"
             for name in names
             if self.versions.get(name) != other.versions.get(name)
         ]
+
+    def _devices(self) -> set[str]:
+        return set(filter(None, self.facts.get("uuid", "").split(",")))
 
     def to_json(self) -> dict[str, object]:
         """A JSON object, `from_json`'s inverse."""

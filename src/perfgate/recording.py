@@ -1,4 +1,4 @@
-"""A baseline's processes: the same suite in fresh processes, one after the other, each into a file of its own.
+"""A baseline's processes: the same suite in fresh processes, each into a file of its own, one at a time on a device.
 
 The unit of replication is the process, so a baseline needs several; what a process leaves is merged elsewhere
 (`perfgate.baseline`). Nothing here imports pytest: it is run.
@@ -6,6 +6,10 @@ The unit of replication is the process, so a baseline needs several; what a proc
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +29,12 @@ class ProcessFailed(Exception):
 
 
 def measure(
-    arguments: Sequence[str], *, processes: int, directory: Path, say: Callable[[str], object] = print
+    arguments: Sequence[str],
+    *,
+    processes: int,
+    directory: Path,
+    devices: Sequence[str] = (),
+    say: Callable[[str], object] = print,
 ) -> list[Path]:
     """Run pytest with these arguments in fresh processes, and return the path of each one's JSON.
 
@@ -33,6 +42,8 @@ def measure(
         arguments: What pytest gets besides the options that make it time and save.
         processes: How many processes.
         directory: Where each leaves ``process-<i>.json``, its journal and its output.
+        devices: CUDA devices, as CUDA_VISIBLE_DEVICES names them, that take the processes in turn, side by side; none:
+            one process after the other where CUDA puts them.
         say: Gets a line of progress.
 
     Raises:
@@ -40,34 +51,50 @@ def measure(
     """
     directory.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    made = []
-    for i in range(1, processes + 1):
-        say(f"process {i} of {processes}{_remaining(time.monotonic() - start, i - 1, processes)}")
-        made.append(_process(arguments, directory / f"process-{i}.json"))
+    paths = [directory / f"process-{i}.json" for i in range(1, processes + 1)]
+    together = len(devices) or 1
+    for done in range(0, processes, together):
+        some = paths[done : done + together]
+        last = f" to {done + len(some)}" if len(some) > 1 else ""
+        say(f"process {done + 1}{last} of {processes}{_remaining(time.monotonic() - start, done, processes, together)}")
+        _run(arguments, some, devices)
     say(f"{processes} process{'es' if processes > 1 else ''} in {time.monotonic() - start:.0f} s")
-    return made
+    return paths
 
 
-def _remaining(elapsed: float, done: int, processes: int) -> str:
-    return f": {elapsed:.0f} s so far, about {elapsed / done * (processes - done):.0f} s to go" if done else ""
+def _remaining(elapsed: float, done: int, processes: int, together: int) -> str:
+    if not done:
+        return ""
+    rounds = math.ceil((processes - done) / together)
+    return f": {elapsed:.0f} s so far, about {elapsed / (done / together) * rounds:.0f} s to go"
 
 
-def _process(arguments: Sequence[str], path: Path) -> Path:
-    written, log = path.with_suffix(".jsonl"), path.with_suffix(".log")
-    # what an earlier run left would pass for this process's if this one timed nothing
-    for left in (path, written, log):
-        left.unlink(missing_ok=True)
-    options = ["--benchmark-only", f"--benchmark-json={path}", f"--perf-journal={written}"]
-    command = [*options, *arguments]
-    with fresh.start(command, log) as child:
+def _run(arguments: Sequence[str], paths: Sequence[Path], devices: Sequence[str]) -> None:
+    """A process for each path, at the same time; all have ended when this returns or raises."""
+    commands = [_command(arguments, path) for path in paths]
+    with contextlib.ExitStack() as stack:
+        children = []
+        for command, path, device in itertools.zip_longest(commands, paths, devices[: len(paths)]):
+            environment = None if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+            children.append(stack.enter_context(fresh.start(command, path.with_suffix(".log"), env=environment)))
         try:
-            code = child.wait()
+            codes = [child.wait() for child in children]
         except KeyboardInterrupt:
-            child.wait()  # the terminal interrupted it too: let it close its journal
+            for child in children:
+                child.wait()  # the terminal interrupted it too: let it close its journal
             raise
-    if what := f"ended with exit code {code}" if code else _unfinished(path, written):
-        raise ProcessFailed(f"pytest {' '.join(command)}\n{what}; the end of {log}:\n{fresh.tail(log)}", code)
-    return path
+    for command, path, code in zip(commands, paths, codes, strict=True):
+        if what := f"ended with exit code {code}" if code else _unfinished(path, path.with_suffix(".jsonl")):
+            log = path.with_suffix(".log")
+            raise ProcessFailed(f"pytest {' '.join(command)}\n{what}; the end of {log}:\n{fresh.tail(log)}", code)
+
+
+def _command(arguments: Sequence[str], path: Path) -> list[str]:
+    written = path.with_suffix(".jsonl")
+    # what an earlier run left would pass for this process's if this one timed nothing
+    for left in (path, written, path.with_suffix(".log")):
+        left.unlink(missing_ok=True)
+    return ["--benchmark-only", f"--benchmark-json={path}", f"--perf-journal={written}", *arguments]
 
 
 def _unfinished(path: Path, written: Path) -> str | None:

@@ -25,6 +25,8 @@ PIECE = 5e-3
 BLOCKING_HZ = 2.0e9
 """`torch.cuda._sleep` counts SM cycles; no SM runs faster than this, so the sleep is never too short."""
 LONGEST_BLOCK = 0.2
+LEAST_SHARE = 0.1
+"""Of a window's time the calls have at least this share, whatever it takes for itself."""
 FIRST_BLOCK = 1e-3
 
 
@@ -67,7 +69,7 @@ class Plan:
         l2: ``"cold"``: the cache is flushed before each window; ``"warm"``: the window's first call runs once untimed.
         flush: Fills the cache with other data.
         seconds: Roughly what a call takes.
-        excess: Seconds that a window takes too long for itself.
+        excess: Seconds that a window takes for itself.
     """
 
     windows: tuple[tuple[tuple[Any, ...], ...], ...]
@@ -85,7 +87,7 @@ class Plan:
     def samples(self, seconds: Sequence[float]) -> list[float]:
         """Seconds a call, from the seconds of windows."""
         n = self.joined
-        seconds = [max(s - self.excess, s / 2) for s in seconds]
+        seconds = [max(s - self.excess, LEAST_SHARE * s) for s in seconds]
         return [math.fsum(seconds[i : i + n]) / (n * self.calls) for i in range(0, len(seconds), n)]
 
     def prepare(self, call: Callable[..., object], window: tuple[tuple[Any, ...], ...]) -> object:

@@ -1,20 +1,19 @@
-"""The clock's word on some kernels, and CUPTI's on the same calls with the same tensors, from one process.
+"""The clock's word on some kernels, and CUPTI's on the same windows, from one process.
 
 python -m tests.perfgate.cupti times
 python -m tests.perfgate.cupti environment
-
-Where tensors came to lie moves a kernel's time from one process to the next, so both are asked in one; the clock comes
-first, while nothing has been profiled yet.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
 Make = Callable[[int], tuple[Any, ...]]
+
+DEVICE = ("kernel", "gpu_memset", "gpu_memcpy")
+"""What a trace calls that which a device does."""
 
 
 def tensors(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> Make:
@@ -51,78 +53,85 @@ KERNELS: dict[str, tuple[Callable[..., object], Make]] = {
     "flash 4x16x256x64": (flash, tensors(*[(4, 16, 256, 64)] * 3)),
     "flash 8x16x512x64": (flash, tensors(*[(8, 16, 512, 64)] * 3)),
     "norm 8192x4096": (lambda x: layer_norm(x, (4096,)), tensors((8192, 4096))),
+    "increment 256 MB": (increment, tensors((2**27,))),
+    "product 2048": (torch.mm, tensors((2048, 2048), (2048, 2048))),
     "softmax 2048x4096": (softmax, tensors((2048, 4096))),
     "softmax 8192x4096": (softmax, tensors((8192, 4096))),
+    "flash 8x16x1024x64": (flash, tensors(*[(8, 16, 1024, 64)] * 3)),
     "flash 16x32x512x64": (flash, tensors(*[(16, 32, 512, 64)] * 3)),
     "flash 4x16x4096x128": (flash, tensors(*[(4, 16, 4096, 128)] * 3)),
 }
 
 
-def durations(
-    flush: Callable[[], object],
-    call: Callable[..., object],
-    inputs: Sequence[tuple[Any, ...]],
-    calls: int,
-    rough: float,
-) -> list[float]:
-    """Seconds of the kernel, the mean of as many calls on other inputs as the clock's windows have, after a flush of
-    the L2 as before those.
+def played(rounds: Any, runs: int = 8) -> list[float]:
+    """Seconds a call of the windows that so many runs play."""
+    return [seconds for _ in range(runs) for seconds in rounds.run()]
 
-    As many windows as the clock plays follow each other at once, and then the device rests as long: at its power limit
-    it would be slower, and after a rest it is slower for some hundred microseconds. A call takes `rough` seconds.
-    """
+
+def watched(play: Callable[[], Any]) -> tuple[Any, list[dict[str, Any]]]:
+    """What it returns with CUPTI at work, and what the device did meanwhile, in order."""
     from torch.profiler import ProfilerActivity, profile
 
-    from perfgate.cuda import DUTY
-    from perfgate.windows import PIECE, Pace
-
-    pace = Pace(DUTY)
-    windows = [inputs[i : i + calls] for i in range(0, len(inputs) - calls + 1, calls)]
-    together = max(1, int(PIECE / (calls * rough)))
-    rounds = together * max(1, round(max(50, -(-200 // calls)) / together))
-
-    def play() -> None:
-        for i in range(0, rounds, together):
-            with pace.piece():
-                for j in range(i, i + together):
-                    flush()
-                    # each writes to memory of its own, as in the clock's graph
-                    kept = [call(*args) for args in windows[j % len(windows)]]
-                    del kept
-                torch.cuda.synchronize()
-
-    play()  # as warm as the clock's own
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as profiler:
-        play()
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        result = play()
+        torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
-        events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("cat") == "kernel"]
-    events.sort(key=lambda e: e["ts"])
-    flushing = len(events) // rounds - calls
-    if len(events) != rounds * (flushing + calls):
-        raise RuntimeError(f"{len(events)} kernels in {rounds} rounds of {calls} calls: a call must be one kernel")
-    played = (events[i : i + flushing + calls] for i in range(0, len(events), flushing + calls))
-    return [statistics.fmean(e["dur"] for e in one[flushing:]) / 1e6 for one in played]
+        events = json.loads(trace.read_text())["traceEvents"]
+    return result, sorted((e for e in events if e.get("cat") in DEVICE), key=lambda e: e["ts"])
+
+
+def durations(events: Sequence[dict[str, Any]], flushing: Sequence[str], windows: int, calls: int) -> list[float]:
+    """Seconds of the kernel by CUPTI, the mean of each window's calls.
+
+    Raises:
+        RuntimeError: If there are not so many kernels.
+    """
+    n = len(flushing) + calls
+    by_window = [events[i : i + n] for i in range(0, len(events), n)]
+    if len(events) != n * windows or any([e["name"] for e in one[: len(flushing)]] != flushing for one in by_window):
+        raise RuntimeError(f"{len(events)} kernels in {windows} windows of {calls} calls: a call must be one kernel")
+    return [statistics.fmean(e["dur"] for e in one[len(flushing) :]) / 1e6 for one in by_window]
 
 
 def times() -> dict[str, dict[str, float]]:
-    """Median seconds of each kernel by the clock and by CUPTI."""
+    """Median seconds of each kernel: by the clock, and by clock and CUPTI while both watch the very same windows.
+
+    CUPTI makes windows longer: by its own work around each kernel, which is in no kernel's duration, and because some
+    kernels take longer while it watches, which is. The first is known from a kernel of a megabyte, in windows of as
+    many calls, with CUPTI and without, and is taken off what the clock says while CUPTI watches.
+    """
     from perfgate.clock import Budget
-    from perfgate.cuda import CudaClock
+    from perfgate.cuda import DUTY, CudaClock
     from perfgate.gpu import use_one_stream
+    from perfgate.windows import GraphRounds, Pace, Plan
 
     use_one_stream()
     clock = CudaClock(Budget(max_seconds=0.3))
-    found, inputs = {}, {}
-    for name, (call, make) in KERNELS.items():
-        inputs[name] = functools.cache(make)
-        samples = clock.measure(call, inputs[name])
-        found[name] = {"clock": samples.median, **samples.counters}
-    for name, one in found.items():
-        sets = [inputs[name](i) for i in range(int(one["input_sets"]))]
-        kernel = durations(clock.flush, KERNELS[name][0], sets, int(one["calls_per_window"]), one["clock"])
-        one["CUPTI"] = statistics.median(kernel)
+    small = [tensors((2**19,))(i) for i in range(64)]
+    found: dict[str, dict[str, float]] = {}
+    with contextlib.ExitStack() as stack:
+        prepared, paid_for = {}, {}
+        for name, (call, make) in KERNELS.items():
+            prepared[name] = stack.enter_context(clock.prepare(call, functools.cache(make)))
+            calls = int(prepared[name].plan["calls_per_window"])
+            if calls not in paid_for:
+                windows = tuple(tuple(small[(i + j) % len(small)] for j in range(calls)) for i in range(8))
+                plan = Plan(windows, 1, "cold", clock.flush, 1e-6)
+                paid_for[calls] = GraphRounds(increment, plan, Pace(DUTY))
+        for name, one in prepared.items():  # none has been watched yet
+            samples = one.time()
+            found[name] = {"clock": samples.median, **samples.counters}
+        alone = {calls: statistics.median(played(rounds)) for calls, rounds in paid_for.items()}
+        flushing = [e["name"] for e in watched(clock.flush)[1]]
+        price = {calls: statistics.median(watched(partial(played, rounds))[0]) - alone[calls]
+                 for calls, rounds in paid_for.items()}  # fmt: skip
+        for name, one in prepared.items():
+            calls = int(one.plan["calls_per_window"])
+            seconds, events = watched(partial(played, one._rounds))
+            found[name]["clock watched"] = statistics.median(seconds) - price[calls]
+            found[name]["CUPTI"] = statistics.median(durations(events, flushing, len(seconds), calls))
     return found
 
 

@@ -183,10 +183,18 @@ def test_a_merged_document_keeps_what_pytest_benchmark_and_others_wrote() -> Non
 
 def test_a_merged_document_claims_only_what_holds_for_all_processes() -> None:
     one, two, three = (document([record("a", [c * 1e-15])], ceilings={"copy": c}) for c in (3e12, 5e12, 4e12))
-    two["machine_info"]["perfgate"]["facts"]["uuid"] = "GPU-2"
+    two["machine_info"]["perfgate"]["facts"]["sm_count"] = "114"
     merged = from_document(merge([one, two, three]))
-    assert merged.environment.facts == {"sm_count": "132"}
+    assert merged.environment.facts == {"uuid": "GPU-1"}
     assert merged.ceilings == {"copy": 4e12}
+
+
+def test_a_merged_document_names_all_devices_of_its_processes_or_none() -> None:
+    one, two, three = (document([record("a", [s])]) for s in (1e-3, 2e-3, 3e-3))
+    two["machine_info"]["perfgate"]["facts"]["uuid"] = "GPU-2"
+    assert from_document(merge([one, two, three])).environment.facts["uuid"] == "GPU-1,GPU-2"
+    del three["machine_info"]["perfgate"]["facts"]["uuid"]
+    assert "uuid" not in from_document(merge([one, two, three])).environment.facts
 
 
 HOST = Method(clock="host")

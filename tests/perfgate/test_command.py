@@ -72,6 +72,53 @@ def test_a_baseline_is_measured_in_fresh_processes_and_found_by_compare(
     assert counted.run("--benchmark-compare", "--benchmark-storage=baselines", SLOW="c").ret == Exit.REGRESSED
 
 
+def test_devices_share_the_processes_side_by_side(
+    suite: Suite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conftest = suite.path / "conftest.py"
+    conftest.write_text(conftest.read_text().replace('"UUID"', '"CUDA_VISIBLE_DEVICES"'))
+    # each of a pair waits for the other to begin: one after the other they would never end
+    suite.write(
+        test_speed="""
+        import os, pathlib, time
+
+        def test_speed(gpu_benchmark):
+            device = os.environ["CUDA_VISIBLE_DEVICES"]
+            pathlib.Path(device).touch()
+            while not pathlib.Path("7").exists() or not pathlib.Path("GPU-5").exists():
+                time.sleep(0.01)
+            gpu_benchmark(lambda: 1.0 + time.time_ns() % 1000 * 1e-9, name="first")
+        """
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert main(["baseline", "--processes=3", "--devices=7,GPU-5", "--", "-p", "no:cacheprovider"]) == Exit.OK
+    (path,) = written(suite)
+    found = baseline.read(path)
+    assert (found.processes, found.environment.facts["uuid"]) == (3, "7,GPU-5")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "process 1 to 2 of 3"
+    assert lines[1].startswith("process 3 of 3: ")
+
+
+def test_when_one_of_two_devices_processes_fails_the_other_comes_to_its_end(
+    suite: Suite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite.write(
+        test_speed="""
+        import os, time
+
+        def test_speed(gpu_benchmark):
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+            time.sleep(0.3)
+            gpu_benchmark(lambda: 1.0, name="first")
+        """
+    )
+    assert main(["baseline", "--processes=4", "--devices=0,1", "--keep=kept"]) == pytest.ExitCode.TESTS_FAILED
+    assert "the end of kept/process-1.log:" in capsys.readouterr().err
+    assert [path.name for path in sorted((suite.path / "kept").glob("*.json"))] == ["process-2.json"]
+    assert not written(suite)
+
+
 def test_processes_that_disagree_make_no_baseline_and_are_kept(
     counted: Suite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +215,8 @@ def test_an_interrupt_leaves_nothing_but_the_processes_files(suite: Suite) -> No
     ("arguments", "message"),
     [
         (["baseline", "--processes=0"], "expected a number of processes, 1 or more, got '0'"),
+        (["baseline", "--devices=0,,1"], "expected devices as CUDA_VISIBLE_DEVICES names them, each once, got '0,,1'"),
+        (["baseline", "--devices=0,0"], "expected devices as CUDA_VISIBLE_DEVICES names them, each once, got '0,0'"),
         (["baseline", "--visible=nan", "--from", "p0.json"], "--visible must be a percentage above 0"),
         (["baseline", "--from", "p0.json", "--", "-k", "a"], "--from measures nothing, so it takes no suite, got -k a"),
         (["baseline", "--label=a/b", "--from", "p0.json"], "expected letters, digits, '.', '_' and '-', got 'a/b'"),

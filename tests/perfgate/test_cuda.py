@@ -24,6 +24,8 @@ from tests.perfgate.cupti import KERNELS, softmax, tensors  # noqa: E402
 
 PROCESSES = 3
 """Each asks the clock and CUPTI: where memory came to lie moves both a little."""
+SLOWED = 0.03
+"""Share by which a kernel may be slower while CUPTI watches it; a softmax is by 2 %."""
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +64,20 @@ def times(alone: Callable[..., Found]) -> list[Found]:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_durations_agree_with_cupti(name: str, times: list[Found]) -> None:
-    """Within 1 % for kernels of 20 us and more, within 0.3 us below."""
-    ours, truth = (statistics.median(found[name][timer] for found in times) for timer in ("clock", "CUPTI"))
-    print(f"{name}: {ours * 1e6:.3f} us, CUPTI {truth * 1e6:.3f} us, {ours / truth - 1:+.2%}")
-    allowed = 0.01 * truth if truth >= 20e-6 else 0.3e-6
-    assert abs(ours - truth) <= allowed, f"{ours * 1e6:.3f} us against CUPTI's {truth * 1e6:.3f} us"
+    """Within 1 % for kernels of 20 us and more, in the same windows; within 0.3 us below."""
+    alone, both, truth = (
+        statistics.median(found[name][which] for found in times) for which in ("clock", "clock watched", "CUPTI")
+    )
+    us = [f"{seconds * 1e6:.3f} us" for seconds in (alone, both, truth)]
+    said = (
+        f"clock {us[0]} ({alone / truth - 1:+.2%}), with CUPTI at work {us[1]} ({both / truth - 1:+.2%}), CUPTI {us[2]}"
+    )
+    print(f"{name}: {said}")
+    if truth < 20e-6:
+        assert abs(alone - truth) <= 0.3e-6, said
+    else:
+        assert abs(both - truth) <= 0.01 * truth, said
+        assert -SLOWED * truth <= alone - truth <= 0.01 * truth, said
 
 
 def test_a_kernel_above_the_power_limit_is_timed_at_full_clock(alone: Callable[..., Found]) -> None:

@@ -51,6 +51,15 @@ def test_another_device_of_the_kind_is_said_where_both_are_known() -> None:
     assert one.differences(one) == one.differences(unknown) == unknown.differences(one) == []
 
 
+def test_a_device_is_the_same_as_one_of_several_that_shared_the_processes() -> None:
+    one, both, third = (replace(H200, facts={"uuid": uuid}) for uuid in ("GPU-1", "GPU-2,GPU-1", "GPU-3"))
+    assert one.same_device(both)
+    assert not third.same_device(both)
+    assert not both.same_device(one)
+    assert one.differences(both) == []
+    assert "another NVIDIA H200" in third.differences(both)[0]
+
+
 def test_an_environment_survives_json() -> None:
     assert Environment.from_json(json.loads(json.dumps(H200.to_json()))) == H200
 

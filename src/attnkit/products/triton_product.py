@@ -4,9 +4,9 @@ A program owns a tile [BM, BN] of out and walks along k. int8 weights are loaded
 registers, exactly, so that half of the traffic is saved and the tensor cores see what they know; the scale of an output
 channel is common to its whole sum and is applied once, to the float32 sum.
 
-That half is what int8 weights save. Where rows are so many that the product is compute, widening them costs more: then
-torch's product in 16 bits is faster on a Hopper than every form of this one (`python -m perf.tune_product`). int8
-weights alone are for memory; for a prompt's speed x is rounded, too (triton_dynamic.py).
+That half is what int8 weights save. Where rows are so many that the product is compute, widening them costs more: on a
+Hopper torch's product in 16 bits is faster then, in every form of this one (`python -m perf.tune_product`). int8
+weights are for that memory; for a prompt's speed x is rounded, too (triton_dynamic.py).
 
 For a few rows a program has few columns of out and much of k at a time, because then all that counts is how much of the
 weight is on its way; the matrix-vector kernels in CUDA C++ are nearer to the speed of memory there.
