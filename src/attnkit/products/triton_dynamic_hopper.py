@@ -33,6 +33,8 @@ __all__ = ["descriptor", "integers_kernel", "launch", "registers"]
 
 WIDEST = 128
 """Rows of weight of one instruction: Triton knows none for 256."""
+PART = gl.constexpr(64)
+"""Columns that are finished at a time where more is to be held than sums."""
 SHARED = 227 * 1024
 """Bytes of shared memory that the programs of a processor can have."""
 BESIDE = 8 * 1024
@@ -78,12 +80,50 @@ def load(
 
 
 @gluon.jit
+def write(
+    b_sum, p_unit, p_scale, p_bias, p_residual, p_out, first_m, first_n, m, n, s_residual,
+    BM: gl.constexpr, BN: gl.constexpr, WARPS: gl.constexpr,
+):  # fmt: skip
+    # with a residual, or in float32, registers hold a part of what is added and written beside the sums
+    if BN > PART and (p_residual is not None or p_out.dtype.element_ty == gl.float32):
+        HALF: gl.constexpr = in_sums(BN // 2, WARPS)
+        b_left, b_right = b_sum.reshape([BM, 2, BN // 2]).permute((0, 2, 1)).split()
+        b_left = gl.convert_layout(b_left, HALF, assert_trivial=True)
+        b_right = gl.convert_layout(b_right, HALF, assert_trivial=True)
+        write(
+            b_left, p_unit, p_scale, p_bias, p_residual, p_out, first_m, first_n, m, n, s_residual,
+            BM, BN // 2, WARPS,
+        )  # fmt: skip
+        write(
+            b_right, p_unit, p_scale, p_bias, p_residual, p_out, first_m, first_n + BN // 2, m, n, s_residual,
+            BM, BN // 2, WARPS,
+        )  # fmt: skip
+    else:
+        SUMS: gl.constexpr = in_sums(BN, WARPS)
+        ROWS: gl.constexpr = in_rows(BM, BN, WARPS)
+        o_m = first_m + gl.arange(0, BM, gl.SliceLayout(1, SUMS))
+        o_n = first_n + gl.arange(0, BN, gl.SliceLayout(0, SUMS))
+        b_out = b_sum.to(gl.float32) * gl.load(p_unit + o_m, mask=o_m < m, other=0.0)[:, None]
+        b_out *= gl.load(p_scale + o_n, mask=o_n < n, other=0.0)[None, :]
+        if p_bias is not None:
+            b_out += gl.load(p_bias + o_n, mask=o_n < n, other=0.0).to(gl.float32)[None, :]
+        o_m = first_m + gl.arange(0, BM, gl.SliceLayout(1, ROWS))
+        o_n = first_n + gl.arange(0, BN, gl.SliceLayout(0, ROWS))
+        m_out = (o_m < m)[:, None] & (o_n < n)[None, :]
+        o_m = o_m.to(gl.int64)
+        if p_residual is not None:
+            b_residual = gl.load(p_residual + o_m[:, None] * s_residual + o_n[None, :], mask=m_out, other=0.0)
+            b_out += gl.convert_layout(b_residual, SUMS).to(gl.float32)
+        b_out = gl.convert_layout(b_out.to(p_out.dtype.element_ty), ROWS)
+        gl.store(p_out + o_m[:, None] * n + o_n[None, :], b_out, mask=m_out)
+
+
+@gluon.jit
 def multiply(
     b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k, s_residual,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     SUMS: gl.constexpr = in_sums(BN, WARPS)
-    ROWS: gl.constexpr = in_rows(BM, BN, WARPS)
     i = 0
     for i_tile in range(gl.program_id(0), gl.cdiv(m, BM) * gl.cdiv(n, BN), gl.num_programs(0)):
         i_m, i_n = place(i_tile, m, n, BM, BN)
@@ -107,21 +147,10 @@ def multiply(
         b_sum = warpgroup_mma_wait(0, deps=[b_sum])
         mbarrier.arrive(empty.index(s), count=1)
 
-        o_m = i_m * BM + gl.arange(0, BM, gl.SliceLayout(1, SUMS))
-        o_n = i_n * BN + gl.arange(0, BN, gl.SliceLayout(0, SUMS))
-        b_out = b_sum.to(gl.float32) * gl.load(p_unit + o_m, mask=o_m < m, other=0.0)[:, None]
-        b_out *= gl.load(p_scale + o_n, mask=o_n < n, other=0.0)[None, :]
-        if p_bias is not None:
-            b_out += gl.load(p_bias + o_n, mask=o_n < n, other=0.0).to(gl.float32)[None, :]
-        o_m = i_m * BM + gl.arange(0, BM, gl.SliceLayout(1, ROWS))
-        o_n = i_n * BN + gl.arange(0, BN, gl.SliceLayout(0, ROWS))
-        m_out = (o_m < m)[:, None] & (o_n < n)[None, :]
-        o_m = o_m.to(gl.int64)
-        if p_residual is not None:
-            b_residual = gl.load(p_residual + o_m[:, None] * s_residual + o_n[None, :], mask=m_out, other=0.0)
-            b_out += gl.convert_layout(b_residual, SUMS).to(gl.float32)
-        b_out = gl.convert_layout(b_out.to(p_out.dtype.element_ty), ROWS)
-        gl.store(p_out + o_m[:, None] * n + o_n[None, :], b_out, mask=m_out)
+        write(
+            b_sum, p_unit, p_scale, p_bias, p_residual, p_out, i_m * BM, i_n * BN, m, n, s_residual,
+            BM, BN, WARPS,
+        )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["m"])
