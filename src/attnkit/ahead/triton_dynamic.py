@@ -17,6 +17,11 @@ __all__ = ["binary", "builds", "rounding"]
 
 KS = (4096, 11008)
 """Elements of a row."""
+ASYNC = {
+    "async-two-programs": Tiles(128, 128, 128, 4, 3, "async"),
+    "async-one-program": Tiles(128, 256, 128, 8, 4, "async"),
+}
+"""The forms of Hopper's own kernel that use all of a processor."""
 
 
 def builds(arch: int) -> Iterator[Build]:
@@ -26,12 +31,17 @@ def builds(arch: int) -> Iterator[Build]:
     for k in KS:
         yield Build(f"triton_dynamic/rows/bf16-k{k}", arch, partial(rounding, arch, k))
         yield Build(f"triton_dynamic/rows/bf16-k{k}-norm", arch, partial(rounding, arch, k, norm=True))
+    if arch == 90:
+        for name, form in ASYNC.items():
+            yield Build(f"triton_dynamic/integers/bf16-{name}", arch, partial(binary, arch, form))
     narrow = tiles(arch, "dynamic", 512, NARROW)
     yield Build("triton_dynamic/integers/bf16-residual", arch, partial(binary, arch, narrow, residual=True))
 
 
 def binary(arch: int, form: Tiles, *, residual: bool = False) -> Binary:
     """Compile the product."""
+    if form.loads == "async":
+        return hopper(arch, form, residual=residual)
     from attnkit.products.triton_dynamic_kernel import integers_kernel
 
     constants = {
@@ -49,6 +59,29 @@ def binary(arch: int, form: Tiles, *, residual: bool = False) -> Binary:
         num_warps=form.warps,
         num_stages=form.stages,
         launch_pdl=arch >= 90,
+    )
+
+
+def hopper(arch: int, form: Tiles, *, residual: bool) -> Binary:
+    """Compile Hopper's own."""
+    from attnkit.products.triton_dynamic_hopper import integers_kernel, layout, registers
+
+    constants = {
+        "BM": form.block_m, "BN": form.block_n, "BK": form.block_k, "STAGES": form.stages, "WARPS": form.warps,
+        "p_bias" if residual else "p_residual": None,
+    }  # fmt: skip
+    types = {"p_unit": "*fp32", "p_scale": "*fp32", "p_bias": "*bf16", "p_residual": "*bf16", "p_out": "*bf16"}
+    for name, rows in (("p_x", form.block_m), ("p_weight", form.block_n)):
+        types[name] = f"tensordesc<i8[{rows},{form.block_k}],{layout(rows, form)!r}>"
+    return compile_kernel(
+        integers_kernel,
+        arch,
+        types,
+        constants,
+        aligned=("k", "n"),
+        num_warps=form.warps,
+        maxnreg=registers(form),
+        launch_pdl=True,
     )
 
 

@@ -97,11 +97,17 @@ def multiply_rounded(
         raise ValueError(f"triton_dynamic cannot: {reason}")
     if any(t.dtype != torch.int8 or t.stride(1) != 1 for t in (steps, weight)) or unit.shape != steps.shape[:1]:
         raise ValueError("triton_dynamic cannot: expected rows of int8 and a unit for each of x: see rounded")
-    from attnkit.products.triton_dynamic_kernel import integers_kernel
-
     (m, k), n = steps.shape, weight.shape[0]
     form = fitting(form or tiles(family(steps.device), "dynamic", m, n), steps, weight)
     out = torch.empty(m, n, dtype=dtype, device=steps.device)
+    if form.loads == "async":
+        from attnkit.products.triton_dynamic_hopper import launch
+
+        with current(steps.device):
+            launch(steps, unit, weight, scale, bias, residual, out, form)
+        return out
+    from attnkit.products.triton_dynamic_kernel import integers_kernel
+
     grid = (-(-n // form.block_n) * -(-m // form.block_m),)
     options: dict[str, Any] = {"num_warps": form.warps, "num_stages": form.stages}
     overlap = overlaps(steps.device)

@@ -7,8 +7,9 @@ x and of weight in flight, and of the products of the others one is always under
     multiply:  wait for full[s], begin the product of stage s, wait for the one before, arrive at its empty[s]
 
 A program takes tiles of out until there are no more, and the first loads of the next are in flight while one is
-written. Sums, scales and roundings are those of triton_dynamic_kernel. Rows of x and weight must be what the copy engine
-can load; what is behind their ends it gives as zeros. Letters as in triton_product_kernel. Gluon has no interpreter.
+written. It is launched while the kernel before it runs, and waits on the device. Sums, scales and roundings are those
+of triton_dynamic_kernel. Rows of x and weight must be what the copy engine can load; what is behind their ends it gives
+as zeros. Letters as in triton_product_kernel. Gluon has no interpreter: without a GPU this compiles and no more.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_wait
 
 from attnkit.products.product_tiles import Tiles
 from attnkit.products.triton_product_kernel import tile_of
@@ -66,6 +68,8 @@ def load(
     p_x, p_weight, b_x, b_weight, full, empty, m, n, k,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
+    # both parts read what the kernel before this one writes, which may not have ended
+    gdc_wait()
     i = 0
     for i_tile in range(gl.program_id(0), gl.cdiv(m, BM) * gl.cdiv(n, BN), gl.num_programs(0)):
         i_m, i_n = place(i_tile, m, n, BM, BN)
@@ -81,7 +85,7 @@ def load(
 
 @gluon.jit
 def write(
-    b_sum, p_unit, p_scale, p_bias, p_residual, p_out, first_m, first_n, m, n, s_residual,
+    b_sum, p_unit, p_scale, p_bias, p_residual, p_out, first_m, first_n, m, n,
     BM: gl.constexpr, BN: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     # with a residual, or in float32, registers hold a part of what is added and written beside the sums
@@ -91,11 +95,11 @@ def write(
         b_left = gl.convert_layout(b_left, HALF, assert_trivial=True)
         b_right = gl.convert_layout(b_right, HALF, assert_trivial=True)
         write(
-            b_left, p_unit, p_scale, p_bias, p_residual, p_out, first_m, first_n, m, n, s_residual,
+            b_left, p_unit, p_scale, p_bias, p_residual, p_out, first_m, first_n, m, n,
             BM, BN // 2, WARPS,
         )  # fmt: skip
         write(
-            b_right, p_unit, p_scale, p_bias, p_residual, p_out, first_m, first_n + BN // 2, m, n, s_residual,
+            b_right, p_unit, p_scale, p_bias, p_residual, p_out, first_m, first_n + BN // 2, m, n,
             BM, BN // 2, WARPS,
         )  # fmt: skip
     else:
@@ -110,20 +114,21 @@ def write(
         o_m = first_m + gl.arange(0, BM, gl.SliceLayout(1, ROWS))
         o_n = first_n + gl.arange(0, BN, gl.SliceLayout(0, ROWS))
         m_out = (o_m < m)[:, None] & (o_n < n)[None, :]
-        o_m = o_m.to(gl.int64)
+        o_out = o_m.to(gl.int64)[:, None] * n + o_n[None, :]
         if p_residual is not None:
-            b_residual = gl.load(p_residual + o_m[:, None] * s_residual + o_n[None, :], mask=m_out, other=0.0)
+            b_residual = gl.load(p_residual + o_out, mask=m_out, other=0.0)
             b_out += gl.convert_layout(b_residual, SUMS).to(gl.float32)
         b_out = gl.convert_layout(b_out.to(p_out.dtype.element_ty), ROWS)
-        gl.store(p_out + o_m[:, None] * n + o_n[None, :], b_out, mask=m_out)
+        gl.store(p_out + o_out, b_out, mask=m_out)
 
 
 @gluon.jit
 def multiply(
-    b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k, s_residual,
+    b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     SUMS: gl.constexpr = in_sums(BN, WARPS)
+    gdc_wait()
     i = 0
     for i_tile in range(gl.program_id(0), gl.cdiv(m, BM) * gl.cdiv(n, BN), gl.num_programs(0)):
         i_m, i_n = place(i_tile, m, n, BM, BN)
@@ -148,14 +153,14 @@ def multiply(
         mbarrier.arrive(empty.index(s), count=1)
 
         write(
-            b_sum, p_unit, p_scale, p_bias, p_residual, p_out, i_m * BM, i_n * BN, m, n, s_residual,
+            b_sum, p_unit, p_scale, p_bias, p_residual, p_out, i_m * BM, i_n * BN, m, n,
             BM, BN, WARPS,
         )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["m"])
 def integers_kernel(
-    p_x, p_unit, p_weight, p_scale, p_bias, p_residual, p_out, m, n, k, s_residual,
+    p_x, p_unit, p_weight, p_scale, p_bias, p_residual, p_out, m, n, k,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     b_x = gl.allocate_shared_memory(gl.int8, [STAGES, BM, BK], p_x.layout)
@@ -167,7 +172,7 @@ def integers_kernel(
         mbarrier.init(empty.index(s), count=1)
     fence_async_shared()
     gl.warp_specialize([
-        (multiply, (b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k, s_residual,
+        (multiply, (b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k,
                     BM, BN, BK, STAGES, WARPS)),
         (load, (p_x, p_weight, b_x, b_weight, full, empty, m, n, k, BM, BN, BK, STAGES)),
     ], [1], [24])  # fmt: skip
@@ -189,9 +194,9 @@ def launch(
     programs = min(-(-m // form.block_m) * -(-n // form.block_n), together(form) * processors)
     integers_kernel[(programs,)](
         descriptor(steps, form.block_m, form), unit, descriptor(weight, form.block_n, form), scale, bias, residual, out,
-        m, n, k, 0 if residual is None else residual.stride(0),
+        m, n, k,
         BM=form.block_m, BN=form.block_n, BK=form.block_k, STAGES=form.stages, WARPS=form.warps,
-        num_warps=form.warps, maxnreg=registers(form),
+        num_warps=form.warps, maxnreg=registers(form), launch_pdl=True,
     )  # fmt: skip
 
 
