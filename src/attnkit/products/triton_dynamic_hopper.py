@@ -35,8 +35,8 @@ __all__ = ["descriptor", "integers_kernel", "launch", "registers"]
 
 WIDEST = 128
 """Rows of weight of one instruction: Triton knows none for 256."""
-PART = gl.constexpr(64)
-"""Columns that are finished at a time where more is to be held than sums."""
+PART = gl.constexpr(128 * 64)
+"""Elements of a tile that are finished at a time where more is to be held than sums."""
 SHARED = 227 * 1024
 """Bytes of shared memory that the programs of a processor can have."""
 BESIDE = 8 * 1024
@@ -89,7 +89,7 @@ def write(
     BM: gl.constexpr, BN: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     # with a residual, or in float32, registers hold a part of what is added and written beside the sums
-    if BN > PART and (p_residual is not None or p_out.dtype.element_ty == gl.float32):
+    if BM * BN > PART and (p_residual is not None or p_out.dtype.element_ty == gl.float32):
         HALF: gl.constexpr = in_sums(BN // 2, WARPS)
         b_left, b_right = b_sum.reshape([BM, 2, BN // 2]).permute((0, 2, 1)).split()
         b_left = gl.convert_layout(b_left, HALF, assert_trivial=True)
