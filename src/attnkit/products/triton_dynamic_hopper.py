@@ -33,8 +33,6 @@ from attnkit.products.triton_product_kernel import tile_of
 
 __all__ = ["descriptor", "integers_kernel", "launch", "registers"]
 
-WIDEST = 128
-"""Rows of weight of one instruction: Triton knows none for 256."""
 PART = gl.constexpr(128 * 64)
 """Elements of a tile that are finished at a time where more is to be held than sums."""
 SHARED = 227 * 1024
@@ -49,7 +47,8 @@ copy = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 
 @gluon.constexpr_function
 def in_sums(BN, WARPS):
-    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, min(BN, WIDEST), 32])
+    # Triton knows no instruction for 256 rows of weight; a constant of the module would not be part of its cache's key
+    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, min(BN, 128), 32])
 
 
 @gluon.constexpr_function
