@@ -31,7 +31,7 @@ from triton.language.extra.cuda import gdc_wait
 from attnkit.products.product_tiles import Tiles
 from attnkit.products.triton_product_kernel import tile_of
 
-__all__ = ["descriptor", "integers_kernel", "launch", "registers"]
+__all__ = ["integers_kernel", "launch", "layout", "registers", "together"]
 
 PART = gl.constexpr(128 * 64)
 """Elements of a tile that are finished at a time where more is to be held than sums."""
