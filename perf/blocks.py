@@ -4,7 +4,7 @@
     flash         fused projections, a fused attention kernel
     graph         the same, captured in a CUDA graph
     int8          the same, with int8 weights
-    int8_dynamic  the same, with what they multiply rounded to int8, too
+    int8_dynamic  the same, with what they multiply rounded to int8, too; norm and sum are part of the products' kernels
 
 A rung is made anew for each experiment, all from the same weights.
 """

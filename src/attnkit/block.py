@@ -4,6 +4,7 @@
 
 No MLP, no dropout, no positions: what is left is what the choice of attention and of projections changes. The three
 projections are three products or, fused, a single one whose result is cut in three, with the same weights either way.
+Where they are int8 and round what they multiply, norm and sum are part of their kernels: see attnkit.linear.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import copy
 import torch
 from torch import nn
 
+from attnkit.linear import of_norm, plus_residual
 from attnkit.problem import Mask
 from attnkit.variant import Attention
 
@@ -68,12 +70,11 @@ class Block(nn.Module):
         """
         if x.ndim != 3 or x.shape[2] != self.width:
             raise ValueError(f"expected x [b, s, {self.width}], got {list(x.shape)}")
-        h = self.norm(x)
-        heads = [part(h).unflatten(2, (-1, self.d)) for part in self.projections]  # [b, s, h, d]
+        heads = [part.unflatten(2, (-1, self.d)) for part in of_norm(self.projections, self.norm, x)]  # [b, s, h, d]
         if self.fused:
             heads = list(heads[0].split((self.hq, self.hkv, self.hkv), 2))
         q, k, v = heads
-        return x + self.output(self.attention(q, k, v, mask=self.mask).flatten(2))
+        return plus_residual(self.output, self.attention(q, k, v, mask=self.mask).flatten(2), x)
 
     def with_fused_projections(self) -> Block:
         """A copy whose queries, keys and values are one product, with the same weights.

@@ -10,18 +10,22 @@ Where compute is what takes time, for a prompt, integers can be multiplied by in
 row of x is rounded to 127 steps of its largest element as it comes, if there are more than eight rows. That costs more
 than the weights' rounding does, and most where one feature of x is far larger than the others, so it is never the
 default.
+
+`of_norm` and `plus_residual` are what stands around such layers in a transformer. Any layers will do; those that round
+what they multiply then need no kernel for a norm and none for a sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
-from attnkit.products import Activations, choose
+from attnkit.product import misfit_norm, misfit_residual
+from attnkit.products import Activations, choose, rounding, rounds
 
-__all__ = ["Int8Linear", "dequantize", "quantize", "quantize_"]
+__all__ = ["Int8Linear", "dequantize", "of_norm", "plus_residual", "quantize", "quantize_"]
 
 LARGEST = 127
 
@@ -101,6 +105,11 @@ class Int8Linear(nn.Module):
         bias = None if linear.bias is None else linear.bias.detach().clone()
         return cls(*quantize(linear.weight), bias, activations=activations).train(linear.training)
 
+    @property
+    def operands(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What x is multiplied by: weight, scale and bias."""
+        return self.weight, self.scale, self.bias
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply.
 
@@ -109,9 +118,8 @@ class Int8Linear(nn.Module):
         """
         if x.shape[-1] != self.in_features:
             raise ValueError(f"expected x [..., {self.in_features}], got {list(x.shape)}")
-        rows = x.reshape(x.shape[:-1].numel(), self.in_features)
-        way = choose(rows, self.weight, self.scale, self.bias, activations=self.activations)
-        out = way.multiply(rows, self.weight, self.scale, self.bias)
+        rows = flat(x)
+        out = choose(rows, *self.operands, activations=self.activations).multiply(rows, *self.operands)
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -132,6 +140,62 @@ def checked(activations: Activations) -> None:
     """Raise ValueError unless activations are known."""
     if activations not in (None, "int8"):
         raise ValueError(f"activations must be None or 'int8', got {activations!r}")
+
+
+def of_norm(layers: Iterable[nn.Module], norm: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """``layer(norm(x))`` for each of the layers.
+
+    Where norm is a LayerNorm and the layers round what they multiply, its result is rounded where it is computed, once
+    for all layers: it is never in memory.
+    """
+    layers = list(layers)
+    if (ours := rounding_layers(layers, x)) and type(norm) is nn.LayerNorm and not hooked(norm):
+        rows = flat(x)
+        way = rounding(rows, *(layer.operands for layer in ours))
+        if way is not None and misfit_norm(rows, norm) is None:
+            steps, unit = way.rounded(rows, norm)
+            outs = [way.multiply(steps, unit, *layer.operands, dtype=x.dtype) for layer in ours]
+            return [out.view(*x.shape[:-1], out.shape[1]) for out in outs]
+    h = norm(x)
+    return [layer(h) for layer in layers]
+
+
+def plus_residual(layer: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """``residual + layer(x)``.
+
+    Where the layer rounds what it multiplies, the residual is added to its sums in float32, before they are rounded.
+    """
+    if (ours := rounding_layers([layer], x)) and residual.shape == (*x.shape[:-1], ours[0].out_features):
+        rows, added, operands = flat(x), flat(residual).contiguous(), ours[0].operands
+        way = rounding(rows, operands)
+        if way is not None and misfit_residual(rows, operands[0], added, x.dtype) is None:
+            steps, unit = way.rounded(rows)
+            return way.multiply(steps, unit, *operands, dtype=x.dtype, residual=added).view(residual.shape)
+    return residual + layer(x)
+
+
+def rounding_layers(layers: Iterable[nn.Module], x: torch.Tensor) -> list[Int8Linear]:
+    """The layers, if all of them round x and nothing else happens when they are called; else none."""
+    if torch.is_autocast_enabled(x.device.type):
+        return []
+    many, ours = x.shape[:-1].numel(), []
+    for layer in layers:
+        if type(layer) is not Int8Linear or layer.in_features != x.shape[-1] or hooked(layer):
+            return []
+        if not rounds(layer.activations, many):
+            return []
+        ours.append(layer)
+    return ours
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    """x ``[..., k]`` as rows ``[m, k]``."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something wants to see each call of the module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def quantize_(

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from attnkit.block import Block
 from attnkit.graph import Graphed
 from attnkit.linear import Int8Linear, quantize_
-from attnkit.problem import TRAINED, Mask
+from attnkit.problem import TRAINED, Dtype, Mask
+from attnkit.product import Rounding
+from attnkit.products import torch_dynamic, triton_dynamic
 from attnkit.variants import variant
 from perf import block_latency
 from perf.blocks import RUNGS, Shape, error, graphed, made
@@ -138,6 +140,84 @@ def test_activations_in_int8_are_as_far_off_as_their_steps_explain_and_a_slip_is
     # a tenth more of what attention adds is no rounding
     off, may = error(subject, out + (out - x) / 10, x)
     assert off > may
+
+
+WAYS = [torch_dynamic.ROUNDING, triton_dynamic.ROUNDING]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.product.name)
+@pytest.mark.parametrize("dtype", TRAINED)
+@pytest.mark.parametrize("fused", [False, True])
+def test_where_integers_are_multiplied_the_norm_and_the_sum_are_part_of_it(
+    way: Rounding, dtype: Dtype, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = Shape(2, 20, 96, 4, dtype)
+    subject = made(shape, DEVICE, NAIVE, fused=fused, int8=True, activations="int8")
+    subject.norm.weight.uniform_(0.5, 1.5)
+    subject.norm.bias.normal_()
+    x = shape.x(DEVICE)
+    monkeypatch.setattr("attnkit.linear.rounding", lambda rows, *operands: None)
+    apart = subject(x)
+    monkeypatch.setattr("attnkit.linear.rounding", lambda rows, *operands: way)
+    # neither is called any more
+    for kind in (torch.nn.LayerNorm, Int8Linear):
+        monkeypatch.setattr(kind, "forward", None)
+    rounded = []
+    counted = Rounding(way.product, lambda *given: rounded.append(given) or way.rounded(*given), way.multiply)
+    monkeypatch.setattr("attnkit.linear.rounding", lambda rows, *operands: counted)
+    out = subject(x)
+    assert [len(given) for given in rounded] == [2, 1]  # once for all projections, with a norm
+    off, may = error(subject, out, x)
+    assert off <= may
+    # what is between them is the rounding of the output's product, which is not rounded any more, and of a few numbers
+    # that a norm summed otherwise moved to another step
+    assert (out - apart).float().norm() <= (may + torch.finfo(x.dtype).eps) * x.float().norm()
+    # a tenth more of what attention adds is no rounding
+    off, may = error(subject, out + (out - x) / 10, x)
+    assert off > may
+
+
+def test_a_layer_that_is_watched_or_wants_a_gradient_is_called() -> None:
+    subject = block(2, 2, 16)
+    quantize_(subject, activations="int8")
+    x = torch.randn(1, 12, subject.width, device=DEVICE)
+    wanted = subject(x)
+    seen: list[str] = []
+    modules = {"norm": subject.norm, "projection": subject.projections[1], "output": subject.output}
+    for name, module in modules.items():
+        hook = module.register_forward_hook(lambda *given, name=name: seen.append(name))
+        torch.testing.assert_close(subject(x), wanted, rtol=1e-2, atol=1e-2)
+        hook.remove()
+        before = module.register_forward_pre_hook(lambda *given, name=name: seen.append(name))
+        subject(x)
+        before.remove()
+    assert seen == [name for name in modules for _ in range(2)]
+    subject(x)
+    assert len(seen) == 2 * len(modules)
+    # of the norm's weight, of x, and of both
+    for parameter in subject.norm.parameters():
+        parameter.requires_grad_()
+    subject(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in subject.norm.parameters())
+    subject.norm.requires_grad_(False)
+    x.requires_grad_()
+    subject(x).sum().backward()
+    assert x.grad is not None
+    assert (x.grad - 1).abs().max() > 0  # of the residual alone it would be one
+
+
+def test_autocast_is_not_passed_by() -> None:
+    subject = block(2, 2, 16)
+    quantize_(subject, activations="int8")
+    x = torch.randn(1, 12, subject.width, device=DEVICE)
+    seen: list[torch.dtype] = []
+    forward = subject.norm.forward
+    subject.norm.forward = lambda x: seen.append(x.dtype) or forward(x)  # type: ignore[method-assign]
+    subject(x)
+    assert not seen
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        subject(x)
+    assert seen == [torch.float32]
 
 
 @on_gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from attnkit.agreement import agreement
-from attnkit.product import Product
+from attnkit.product import Product, Rounding
 from attnkit.products import TABLE, choose, product, torch_dynamic, triton_dynamic, triton_product
 from attnkit.products.product_tiles import ANY, copyable, fitting, tiles
 from attnkit.products.product_tiles import TABLE as TILES
@@ -28,6 +29,7 @@ SMALL = [
     Tiles(32, 64, 64, 4, 2, "tma", left=True),
     Tiles(16, 32, 32, 4, 2, "tma"),
 ]
+LARGE = Tiles(128, 128, 32, 4, 2)
 
 
 def operands(data: st.DataObject, most_rows: int = 20) -> tuple[torch.Tensor, ...]:
@@ -73,6 +75,11 @@ EXTREMES = st.sampled_from([0.0, 1e-38, 1e-7, 1e-3, 1.0, 100.0])
 """Of rows: the least two are below the normal numbers of float32 and float16, with the largest no result is beyond."""
 
 
+def laid(data: st.DataObject, x: torch.Tensor) -> torch.Tensor:
+    """x, one row after the other or with a row between two of them."""
+    return torch.stack([x, x.flip(0)], 1)[:, 0] if data.draw(st.booleans(), label="strided") else x
+
+
 @settings(max_examples=40)
 @given(data=st.data())
 def test_integers_are_the_product_of_what_x_was_rounded_to(data: st.DataObject) -> None:
@@ -83,9 +90,7 @@ def test_integers_are_the_product_of_what_x_was_rounded_to(data: st.DataObject) 
     sizes = torch.tensor(data.draw(st.lists(EXTREMES, min_size=m, max_size=m), label="sizes"))
     x = torch.empty(m, k).uniform_(-1, 1)
     x[:, data.draw(st.integers(0, k - 1), label="outlier")] *= data.draw(st.sampled_from([0, 1, 2]), label="times")
-    x = (x * sizes[:, None]).to(dtype).to(DEVICE)
-    if data.draw(st.booleans(), label="strided"):
-        x = torch.stack([x, x.flip(0)], 1)[:, 0]
+    x = laid(data, (x * sizes[:, None]).to(dtype).to(DEVICE))
     weight = torch.randint(-128, 128, (n, k), dtype=torch.int8).to(DEVICE)
     scale, bias = (torch.rand(n) / 64).to(DEVICE), torch.zeros(n, dtype=dtype, device=DEVICE)
     steps, unit = triton_dynamic.rounded(x)
@@ -102,6 +107,137 @@ def test_integers_are_the_product_of_what_x_was_rounded_to(data: st.DataObject) 
     least = 2 * torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     allowed = exact.abs() * (torch.finfo(dtype).eps / 2 + 4 * 2.0**-24) + least
     assert ((out.double() - exact).abs() <= allowed).all()
+
+
+ROUNDING = [torch_dynamic.ROUNDING, triton_dynamic.ROUNDING]
+by_rounding = pytest.mark.parametrize("way", ROUNDING, ids=lambda way: way.product.name)
+
+
+@by_rounding
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_residual_is_added_before_the_result_is_rounded(way: Rounding, data: st.DataObject) -> None:
+    m, n = data.draw(st.integers(1, 70), label="m"), data.draw(st.integers(1, 70), label="n")
+    k = data.draw(st.integers(1, 300), label="k")
+    dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32]), label="dtype")
+    torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
+    x, weight = (
+        torch.randn(m, k, device=DEVICE).to(dtype),
+        torch.randint(-128, 128, (n, k), dtype=torch.int8).to(DEVICE),
+    )
+    scale = (torch.rand(n) / 64).to(DEVICE)
+    bias = torch.randn(n, device=DEVICE).to(dtype) if data.draw(st.booleans(), label="bias") else None
+    residual = torch.randn(m, n, device=DEVICE).to(dtype) * data.draw(st.sampled_from([1, 100]), label="residual")
+    if way.product.rejects(x, weight, scale, bias) is not None:
+        return  # what cuBLAS does not multiply
+    steps, unit = way.rounded(x)
+    options = {"form": data.draw(st.sampled_from([None, *SMALL, LARGE]))} if way is triton_dynamic.ROUNDING else {}
+    out = way.multiply(steps, unit, weight, scale, bias, dtype=dtype, residual=residual, **options)
+    product_ = (steps.double() @ weight.double().T) * unit[:, None].double() * scale.double()
+    added = [residual.double()] if bias is None else [residual.double(), bias.double()]
+    exact = product_ + sum(added)
+    # each of the roundings in float32 is of what was added up so far
+    size = product_.abs() + sum(part.abs() for part in added)
+    least = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    allowed = exact.abs() * torch.finfo(dtype).eps / 2 + size * 6 * 2.0**-24 + least
+    assert out.dtype == dtype
+    assert ((out.double() - exact).abs() <= allowed).all()
+
+
+@by_rounding
+@settings(max_examples=40)
+@given(data=st.data())
+def test_what_is_rounded_is_the_norm(way: Rounding, data: st.DataObject) -> None:
+    m, k = data.draw(st.integers(1, 40), label="m"), data.draw(st.integers(1, 300), label="k")
+    dtype = data.draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float32]), label="dtype")
+    torch.manual_seed(data.draw(st.integers(0, 2**16), label="seed"))
+    affine, biased = data.draw(st.booleans(), label="affine"), data.draw(st.booleans(), label="bias")
+    norm = torch.nn.LayerNorm(k, eps=data.draw(st.sampled_from([1e-5, 1e-2])), elementwise_affine=affine, bias=biased)
+    norm = norm.to(DEVICE, dtype).requires_grad_(False)
+    for parameter in norm.parameters():
+        parameter.normal_()
+    x = torch.randn(m, k) * data.draw(st.sampled_from([0, 1e-3, 1, 30]), label="size")
+    x = laid(data, (x + data.draw(st.sampled_from([0, 1, -20]), label="mean")).to(dtype).to(DEVICE))
+    steps, unit = way.rounded(x, norm)
+    exact = x.double()
+    centred = exact - exact.mean(1, keepdim=True)
+    inverse = (centred.pow(2).mean(1, keepdim=True) + norm.eps).rsqrt()
+    gain = torch.ones(k, device=DEVICE, dtype=dtype) if norm.weight is None else norm.weight
+    shift = torch.zeros_like(gain) if norm.bias is None else norm.bias
+    h = centred * inverse * gain.double() + shift.double()
+    # in float32 a mean is off by so many roundings of the largest, and so is the deviation
+    lost = (k + 8) * 2.0**-24 * exact.abs().amax(1, keepdim=True) * inverse
+    lost = lost * (1 + centred.abs() * inverse) * gain.double().abs() + (k + 8) * 2.0**-24 * (h.abs() + shift.abs())
+    lost = lost + torch.finfo(dtype).eps / 2 * (h.abs() + lost) + torch.finfo(dtype).tiny
+    off = (steps.double() * unit[:, None].double() - h).abs()
+    assert (off <= torch_dynamic.HALF_A_STEP * unit[:, None].double() + lost).all()
+    # a row uses the whole range, of a largest element that is a number of x's dtype
+    largest = unit.double() * 127
+    used = largest > 127 * torch.finfo(torch.float32).tiny
+    assert (steps.int().abs().amax(1)[used] == 127).all()
+    assert ((largest - largest.to(dtype)).abs() <= 2.0**-23 * largest)[used].all()
+
+
+@by_rounding
+@pytest.mark.parametrize("what", [float("inf"), float("-inf"), float("nan")])
+def test_a_row_that_holds_no_number_has_no_norm_and_others_do_not_see_it(way: Rounding, what: float) -> None:
+    x = torch.randn(20, 48, device=DEVICE).half()
+    norm = torch.nn.LayerNorm(48).to(DEVICE).half().requires_grad_(False)
+    weight, scale = torch.randint(-127, 128, (24, 48), dtype=torch.int8).to(DEVICE), torch.rand(24, device=DEVICE)
+    residual = torch.randn(20, 24, device=DEVICE).half()
+
+    def out() -> torch.Tensor:
+        return way.multiply(*way.rounded(x, norm), weight, scale, dtype=x.dtype, residual=residual)
+
+    whole = out()
+    x[7, 11] = what
+    residual[3, 5] = what
+    found = out()
+    assert found[7].isnan().all()
+    torch.testing.assert_close(found[3, 5], residual[3, 5], equal_nan=True)
+    seen = torch.zeros(20, 24, dtype=torch.bool, device=DEVICE)
+    seen[7], seen[3, 5] = True, True
+    assert torch.equal(found[~seen], whole[~seen])
+
+
+@by_rounding
+def test_a_norm_and_a_residual_that_do_not_belong_to_x_are_refused(way: Rounding) -> None:
+    x, weight, scale = torch.randn(20, 48).half(), torch.zeros(24, 48, dtype=torch.int8), torch.ones(24)
+    x, weight, scale = x.to(DEVICE), weight.to(DEVICE), scale.to(DEVICE)
+    for said, norm in {
+        "expected a norm of rows of 48 elements, got [40]": torch.nn.LayerNorm(40),
+        "expected a norm of rows of 48 elements, got [20, 48]": torch.nn.LayerNorm([20, 48]),
+        f"contiguous, in torch.float16 and on {x.device}, got torch.float32": torch.nn.LayerNorm(48).to(DEVICE),
+        f"contiguous, in torch.float16 and on {x.device}, got torch.float16 on meta": torch.nn.LayerNorm(48)
+        .to("meta")
+        .half(),
+        "has no backward": torch.nn.LayerNorm(48).to(DEVICE).half(),
+    }.items():
+        with pytest.raises(ValueError, match=f"{way.product.name} cannot: .*{re.escape(said)}"):
+            way.rounded(x, norm)
+    steps, unit = way.rounded(x)
+    residual = torch.zeros(20, 24, device=DEVICE).half()
+    for said, wrong in {
+        f"expected a residual [20, 24] in torch.float16 on {x.device}, got [24]": residual[0],
+        f"in torch.float16 on {x.device}, got [20, 24] in torch.float32": residual.float(),
+        f"in torch.float16 on {x.device}, got [20, 24] in torch.float16 on meta": residual.to("meta"),
+        "the residual must be contiguous": torch.zeros(24, 20, device=DEVICE).half().T,
+        "has no backward": residual.clone().requires_grad_(),
+    }.items():
+        with pytest.raises(ValueError, match=f"{way.product.name} cannot: .*{re.escape(said)}"):
+            way.multiply(steps, unit, weight, scale, dtype=torch.float16, residual=wrong)
+
+
+def test_what_was_not_rounded_is_not_multiplied() -> None:
+    """A kernel would read past its end, or read other bytes."""
+    steps, unit, weight = torch.zeros(20, 48, dtype=torch.int8), torch.ones(20), torch.zeros(24, 48, dtype=torch.int8)
+    scale = torch.ones(24)
+    many = torch.zeros(48, 24, dtype=torch.int8).T
+    for operands_ in ((steps, unit[:19], weight), (steps.half(), unit, weight), (steps, unit, many)):
+        with pytest.raises(ValueError, match="expected rows of int8 and a unit for each of x"):
+            triton_dynamic.multiply_rounded(*operands_, scale, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"expected x \[m, k\] and weight \[n, k\]"):
+        triton_dynamic.multiply_rounded(steps, unit, weight[:, :32], scale, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("name", ["torch_dynamic", "triton_dynamic"])
@@ -202,7 +338,7 @@ GUARDED = """
 import ctypes, mmap
 import torch
 from tests.attnkit import interpreter
-from attnkit.products.triton_dynamic import multiply as multiply_integers
+from attnkit.products.triton_dynamic import multiply as multiply_integers, multiply_rounded, rounded
 from attnkit.products.triton_product import Tiles, multiply
 
 interpreter.install()
@@ -227,6 +363,18 @@ for way, form in (
 ):
     out = way(*map(at_the_end, (x, weight, scale, bias)), form=form)
     torch.testing.assert_close(out, way(x, weight, scale, bias))
+
+norm = torch.nn.LayerNorm(45).half().requires_grad_(False)
+guarded = torch.nn.LayerNorm(45).half().requires_grad_(False)
+guarded.weight.data, guarded.bias.data = at_the_end(norm.weight), at_the_end(norm.bias)
+row, residual = x[:1, :45], torch.randn(1, 21).half()
+steps, unit = rounded(at_the_end(row), guarded)
+for found, wanted in zip((steps, unit), rounded(row, norm), strict=True):
+    assert torch.equal(found, wanted)
+form, narrow = Tiles(16, 16, 32, 4, 2), weight[:, :45].contiguous()
+given = dict(dtype=torch.float16, form=form)
+out = multiply_rounded(steps, unit, narrow, scale, **given, residual=at_the_end(residual))
+torch.testing.assert_close(out, multiply_rounded(steps, unit, narrow, scale, **given, residual=residual))
 """
 
 

@@ -107,7 +107,7 @@ def test_the_whole_search_with_a_clock_that_knows_the_answer(
     out = capsys.readouterr().out
     assert "ValueError: too many resources requested for launch" in out
     assert "RuntimeError: sizes that it does not take" in out
-    assert '(256, 12288, Tiles(128, 256, 128, 8, 4, "tma")),  # qkv: 2.0 us, 4.00 x torch in 16 bits' in out
+    assert '(256, 12288, Tiles(128, 256, 128, 8, 4, "async")),  # qkv: 2.0 us, 4.00 x torch in 16 bits' in out
 
 
 def test_a_search_that_runs_out_of_time_has_its_best(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from attnkit.products import product
+from attnkit.products import product, triton_dynamic
 from attnkit.products.matvec_tiles import Config
 from attnkit.variants import variant
 from tests.attnkit import (
@@ -77,6 +77,10 @@ LAWS: dict[str, Callable[..., Law]] = {
     "product": lambda name: bound(test_products.test_it_is_the_product, product(name)),
     "tiles": lambda: test_products.test_tiles_do_not_matter,
     "integers": lambda: test_products.test_integers_are_the_product_of_what_x_was_rounded_to,
+    "norm": lambda: bound(test_products.test_what_is_rounded_is_the_norm, triton_dynamic.ROUNDING),
+    "residual": lambda: bound(
+        test_products.test_a_residual_is_added_before_the_result_is_rounded, triton_dynamic.ROUNDING
+    ),
     "no-number": lambda: functools.partial(
         test_products.test_a_row_that_holds_no_number_gives_none_and_others_do_not_see_it,
         "triton_dynamic",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from tests.mutants.mutant import planter
 
-__all__ = ["DYNAMIC", "INT8", "MATVEC", "MUTANTS", "PRODUCT"]
+__all__ = ["AROUND", "DYNAMIC", "INT8", "MATVEC", "MUTANTS", "PRODUCT"]
 
 PRODUCT = ("product triton_product", "tiles")
 DYNAMIC = ("product triton_dynamic", "integers", "no-number")
+AROUND = ("norm", "residual")
 INT8 = ("half-a-scale", "whole-range")
 MATVEC = ("matvec registers", "matvec registers-int8", "matvec bulk", "matvec bulk-int8")
 
 product = planter("product", "products/triton_product_kernel.py", *PRODUCT)
 dynamic = planter("dynamic", "products/triton_dynamic_kernel.py", *DYNAMIC)
+around = planter("dynamic", "products/triton_dynamic_kernel.py", *AROUND)
 linear = planter("int8", "linear.py", *INT8)
 shared = planter("matvec", "cuda/matvec.cuh", *MATVEC[:2])
 int8 = planter("matvec", "cuda/matvec.cuh", MATVEC[1], MATVEC[3])
@@ -60,6 +62,14 @@ MUTANTS = (
     dynamic("tail-of-k-not-masked", "tail not masked", "(i_k + o_k < k)[None, :]", "(i_k + o_k < k + BK)[None, :]"),
     dynamic("sum-not-added-to", "stale accumulator", "tl.trans(b_weight), b_sum, out", "tl.trans(b_weight), out"),
     dynamic("bias-times-scale", "wrong scale", "if p_bias is not None:", "if p_bias is not None and p_scale is None:"),
+    around("norm-keeps-the-mean", "lost term", "b_x - tl.sum(b_x, 0) / k, 0.0)", "b_x, 0.0)"),
+    around("mean-of-padding", "padding takes part", "b_x - tl.sum(b_x, 0) / k", "b_x - tl.sum(b_x, 0) / DP"),
+    around("deviation-of-padding", "padding takes part", "tl.sum(b_x * b_x, 0) / k", "tl.sum(b_x * b_x, 0) / DP"),
+    around("padding-loses-the-mean", "tail not masked", "tl.where(o_k < k, b_x - tl", "tl.where(o_k < DP, b_x - tl"),
+    around("epsilon-left-out", "wrong constant", " / k + epsilon)", " / k + 1e-5)"),
+    around("norm-not-in-its-dtype", "lost precision", "b_x.to(p_x.dtype.element_ty).to(tl.float32)", "b_x"),
+    around("residual-of-first-row", "wrong index", "tl.load(p_residual + o_out", "tl.load(p_residual + o_out % n"),
+    around("left-half-twice", "output not written", "p_out, m, n, o_m, o_n + BN // 2)", "p_out, m, n, o_m, o_n)"),
     linear("truncated", "lost precision", "(exact / scale[:, None]).round()", "(exact / scale[:, None]).trunc()"),
     linear("one-scale-for-all", "wrong scale", "exact.abs().amax(1) if", "exact.abs().amax().expand(len(exact)) if"),
     linear("largest-without-sign", "wrong scale", "exact.abs().amax(1) if", "exact.amax(1) if"),

@@ -26,7 +26,7 @@ def compile_kernel(
     """Compile a kernel for an architecture.
 
     Args:
-        kernel: Made by ``triton.jit``.
+        kernel: Made by ``triton.jit``, or by ``gluon.jit``.
         arch: The architecture's number, such as 90.
         types: Of the arguments that are no constants, in Triton's words, such as ``*bf16`` or
             ``tensordesc<bf16[1,1,64,128]>``. What is not here is a 32-bit integer, and a float32 if it is a scale.
@@ -42,6 +42,7 @@ def compile_kernel(
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("compiling needs a process without Triton's interpreter, got TRITON_INTERPRET=1: unset it")
@@ -52,7 +53,7 @@ def compile_kernel(
     }
     multiples = {n for n in names if signature[n].startswith("*") or n.startswith("s_") or n == "rows"}
     multiples = (multiples | set(aligned)) - set(unaligned)
-    source = ASTSource(
+    source = (GluonASTSource if kernel.is_gluon() else ASTSource)(
         kernel,
         signature,
         {(names.index(name),): value for name, value in constants.items() if name in names},

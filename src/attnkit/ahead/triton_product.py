@@ -10,7 +10,7 @@ from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
 from attnkit.products.product_tiles import Kind, Tiles, tiles
 
-__all__ = ["WEIGHTS", "binary", "builds", "forms", "loaded"]
+__all__ = ["NARROW", "WEIGHTS", "binary", "builds", "forms", "loaded"]
 
 ROWS = (1, 64, 2048, 128, 256, 512)
 """Rows of x."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from attnkit.product import Product
+from attnkit.product import Product, Rounding
 from attnkit.products import (
     bitsandbytes_product,
     cuda_matvec,
@@ -21,7 +21,7 @@ from attnkit.products import (
 )
 from attnkit.products.matvec_tiles import MAX_ROWS
 
-__all__ = ["TABLE", "Activations", "choose", "product", "rounds"]
+__all__ = ["TABLE", "Activations", "choose", "product", "rounding", "rounds"]
 
 Activations = Literal["int8"] | None
 """What becomes of x before it meets int8 weights: it is rounded to int8, or left as it is."""
@@ -55,6 +55,17 @@ def rounds(activations: Activations, rows: int) -> bool:
     return activations == "int8" and rows > MAX_ROWS
 
 
+def rounding(
+    x: torch.Tensor, *weights: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]
+) -> Rounding | None:
+    """The fastest product that rounds x and takes each of these weights, with its scale and bias; None if none does."""
+    ways = (triton_dynamic.ROUNDING, torch_dynamic.ROUNDING) if x.device.type == "cuda" else (torch_dynamic.ROUNDING,)
+    for way in ways:
+        if all(way.product.rejects(x, *operands) is None for operands in weights):
+            return way
+    return None
+
+
 def choose(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -67,10 +78,8 @@ def choose(
 
     With ``activations`` the rows of x may be rounded to int8 first, where they are many and no gradient is wanted.
     """
-    if rounds(activations, len(x)):
-        for way in (triton_dynamic, torch_dynamic) if x.device.type == "cuda" else (torch_dynamic,):
-            if way.rejects(x, weight, scale, bias) is None:
-                return way.PRODUCT
+    if rounds(activations, len(x)) and (way := rounding(x, (weight, scale, bias))):
+        return way.product
     if x.device.type == "cuda":
         if cuda_matvec.rejects(x, weight, scale, bias) is None:
             return cuda_matvec.PRODUCT

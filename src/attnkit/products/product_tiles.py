@@ -37,7 +37,9 @@ class Tiles:
         block_k: Elements of either at a time.
         warps: Warps a program.
         stages: Tiles in flight.
-        loads: Whether threads load tiles, or the copy engine, which must be able to: see `copyable`.
+        loads: Whether threads load tiles, or the copy engine, which must be able to: see `copyable`. For products of
+            integers on a Hopper "async" is the copy engine and no wait at the end of a tile of k: see
+            triton_dynamic_hopper.py, where warps are those that multiply, and stages those of the ring.
         left: Whether int8 weights that are to become 16 bits are the left operand: see triton_product_kernel.py.
     """
 
@@ -46,7 +48,7 @@ class Tiles:
     block_k: int
     warps: int
     stages: int
-    loads: Literal["pointer", "tma"] = "pointer"
+    loads: Literal["pointer", "tma", "async"] = "pointer"
     left: bool = False
 
 
@@ -97,9 +99,12 @@ TABLE: dict[int, dict[Kind, tuple[Row, ...]]] = {
 
 def family(device: torch.device) -> int:
     """The device's part of the table; Hopper's for the CPU, where only the interpreter runs."""
-    if device.type != "cuda":
-        return 90
-    return 90 if torch.cuda.get_device_capability(device)[0] == 9 else 80
+    return 90 if device.type != "cuda" or hopper(device) else 80
+
+
+def hopper(device: torch.device) -> bool:
+    """Whether it is a GPU of that architecture."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def tiles(arch: int, kind: Kind, m: int, n: int) -> Tiles:
@@ -124,5 +129,9 @@ def source(t: torch.Tensor, rows: int, form: Tiles) -> Any:
 
 
 def fitting(form: Tiles, *matrices: torch.Tensor) -> Tiles:
-    """The form itself, or with loads by threads where the copy engine cannot load all of the matrices."""
-    return form if all(map(copyable, matrices)) else replace(form, loads="pointer")
+    """The form itself, or with loads by threads where the copy engine cannot load all of the matrices.
+
+    Or where "async" meets what is no Hopper, nor has Gluon an interpreter.
+    """
+    able = all(map(copyable, matrices)) and (form.loads != "async" or all(hopper(t.device) for t in matrices))
+    return form if able else replace(form, loads="pointer")

@@ -7,10 +7,11 @@ limited; on the CPU, where torch's is wrong for rows of one element, it is made 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
-from attnkit.product import Product, wants_gradient
+from attnkit.product import Product, Rounding, misfit_norm, misfit_residual, wants_gradient
 
-__all__ = ["LARGEST", "PRODUCT", "explains", "multiply", "rejects", "rounded", "unfit"]
+__all__ = ["LARGEST", "PRODUCT", "ROUNDING", "explains", "multiply", "multiply_rounded", "rejects", "rounded", "unfit"]
 
 LARGEST = 127
 LEAST = torch.finfo(torch.float32).tiny
@@ -21,8 +22,18 @@ HALF_A_STEP = 0.5 * (1 + 2.0**-12)
 itself off by a few units of float32, falls on the wrong side of the middle."""
 
 
-def rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x ``[m, k]`` in int8, and the unit of each row ``[m]`` in float32; nan for a row with inf or nan, all zeros."""
+def rounded(x: torch.Tensor, norm: torch.nn.LayerNorm | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """x ``[m, k]`` in int8, and the unit of each row ``[m]`` in float32; nan for a row with inf or nan, all zeros.
+
+    With a norm it is the norm of x that is rounded, to x's dtype and then to int8.
+
+    Raises:
+        ValueError: If the norm is not for x.
+    """
+    if norm is not None:
+        if reason := misfit_norm(x, norm):
+            raise ValueError(f"torch_dynamic cannot: {reason}")
+        x = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     exact = x.float()
     largest = exact.abs().amax(1)
     unit = (largest / LARGEST).clamp(min=LEAST)
@@ -46,15 +57,36 @@ def multiply(
     """
     if (reason := rejects(x, weight, scale, bias)) or scale is None:
         raise ValueError(f"torch_dynamic cannot: {reason}")
-    steps, unit = rounded(x)
-    if x.device.type == "cuda":
+    return multiply_rounded(*rounded(x), weight, scale, bias, dtype=x.dtype)
+
+
+def multiply_rounded(
+    steps: torch.Tensor,
+    unit: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    dtype: torch.dtype,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiply what `rounded` gave, steps ``[m, k]`` and unit ``[m]``, and add residual ``[m, n]``, to out in dtype.
+
+    Raises:
+        ValueError: If the residual is not for the result.
+    """
+    if reason := misfit_residual(steps, weight, residual, dtype):
+        raise ValueError(f"torch_dynamic cannot: {reason}")
+    if steps.device.type == "cuda":
         sums = torch._int_mm(steps, weight.T)
     else:
         sums = steps.double() @ weight.T.double()
     out = sums.float() * unit[:, None] * scale
     if bias is not None:
         out = out + bias.float()
-    return out.to(x.dtype)
+    if residual is not None:
+        out = out + residual.float()
+    return out.to(dtype)
 
 
 def unfit(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None) -> str | None:
@@ -106,3 +138,5 @@ PRODUCT = Product(
     rejects,
     explains,
 )
+
+ROUNDING = Rounding(PRODUCT, rounded, multiply_rounded)
