@@ -77,8 +77,8 @@ class Rule:
         session: Relative sd between sessions; zero if both sides were measured in one. The default stands for 1 % that
             all cases share (large kernels drift by as much with power and clocks) and 0.75 % of a case's own.
         device: Absolute sd between devices of one kind, in seconds, which shows in short calls; zero if both sides were
-            measured on the same device. The default is assumed from a few H200 at equal clocks, until a
-            pool of them is measured; what large kernels differ by, `session` stands for.
+            measured on the same device. The default is assumed from short kernels of a few H200 at equal clocks, until
+            a pool of them is measured; what large kernels differ by, `session` stands for.
 
     Raises:
         ValueError: For a number that is not finite, negative, or no confidence: it would switch the gate off.
@@ -88,7 +88,7 @@ class Rule:
     floor_seconds: float = 0.2e-6
     confidence: float = 0.99
     session: float = 0.0125
-    device: float = 0.3e-6
+    device: float = 0.1e-6
 
     def __post_init__(self) -> None:
         for name in ("floor", "floor_seconds", "session", "device"):
