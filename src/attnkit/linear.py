@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from attnkit.product import misfit_norm, misfit_residual
 from attnkit.products import Activations, choose, rounding, rounds
@@ -176,7 +177,9 @@ def plus_residual(layer: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> 
 
 def rounding_layers(layers: Iterable[nn.Module], x: torch.Tensor) -> list[Int8Linear]:
     """The layers, if all of them round x and nothing else happens when they are called; else none."""
-    if torch.is_autocast_enabled(x.device.type):
+    kind = x.device.type
+    # of meta and of others without it torch does not even answer
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return []
     many, ours = x.shape[:-1].numel(), []
     for layer in layers:
@@ -194,8 +197,9 @@ def flat(x: torch.Tensor) -> torch.Tensor:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether something wants to see each call of the module."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether something wants to see each call of the module, or of every module, or has put its own in its place."""
+    watching = (module._forward_hooks, module._forward_pre_hooks, _global_forward_hooks, _global_forward_pre_hooks)
+    return any(watching) or "forward" in vars(module)
 
 
 def quantize_(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from attnkit.block import Block
 from attnkit.graph import Graphed
@@ -192,8 +194,23 @@ def test_a_layer_that_is_watched_or_wants_a_gradient_is_called() -> None:
         subject(x)
         before.remove()
     assert seen == [name for name in modules for _ in range(2)]
+    # of every module, and by one that has taken its place
+    names = {module: name for name, module in modules.items()}
+    for watch in (register_module_forward_hook, register_module_forward_pre_hook):
+        seen.clear()
+        hook = watch(lambda module, *given: seen.append(names[module]) if module in names else None)
+        subject(x)
+        hook.remove()
+        assert seen == list(modules)
+    seen.clear()
+    for name, module in modules.items():
+        forward = module.forward
+        module.forward = lambda x, name=name, forward=forward: seen.append(name) or forward(x)
+        subject(x)
+        del module.forward
+    assert seen == list(modules)
     subject(x)
-    assert len(seen) == 2 * len(modules)
+    assert seen == list(modules)
     # of the norm's weight, of x, and of both
     for parameter in subject.norm.parameters():
         parameter.requires_grad_()
@@ -206,18 +223,27 @@ def test_a_layer_that_is_watched_or_wants_a_gradient_is_called() -> None:
     assert (x.grad - 1).abs().max() > 0  # of the residual alone it would be one
 
 
-def test_autocast_is_not_passed_by() -> None:
+def test_autocast_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = block(2, 2, 16)
     quantize_(subject, activations="int8")
     x = torch.randn(1, 12, subject.width, device=DEVICE)
     seen: list[torch.dtype] = []
-    forward = subject.norm.forward
-    subject.norm.forward = lambda x: seen.append(x.dtype) or forward(x)  # type: ignore[method-assign]
+    forward = torch.nn.LayerNorm.forward
+    monkeypatch.setattr(torch.nn.LayerNorm, "forward", lambda self, x: seen.append(x.dtype) or forward(self, x))
     subject(x)
     assert not seen
     with torch.autocast(DEVICE.type, torch.bfloat16):
         subject(x)
     assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("activations", ["int8", None])
+def test_shapes_are_found_without_memory(activations: Literal["int8"] | None) -> None:
+    """Of meta, torch cannot be asked whether autocast is on."""
+    subject = block(2, 2, 16)
+    quantize_(subject, activations=activations)
+    x = torch.empty(1, 12, subject.width, device="meta")
+    assert subject.to("meta")(x).shape == x.shape
 
 
 @on_gpu
