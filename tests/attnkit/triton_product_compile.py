@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from itertools import groupby
 
 from attnkit.ahead import Binary, triton_dynamic, triton_product
 from attnkit.products.product_tiles import FEW, Tiles
@@ -59,7 +60,9 @@ def unlike_hopper(form: Tiles, found: Compiled, binary: Binary) -> Iterator[str]
     arrivals = re.findall(r"(.*)\n.*mbarrier\.arrive\.shared::cta", ptx)
     if len(arrivals) != 2 or not all(f"bar.sync \t0, {32 * form.warps};" in line for line in arrivals):
         yield "frees a stage that others may still read"
-    if ptx.count("griddepcontrol.wait") != 2:
+    # of the part that multiplies, and of the one that loads
+    reads = re.findall(r"griddepcontrol\.wait|\bld\.global|\bcp\.async", ptx.partition(".entry")[2])
+    if [word for word, _ in groupby(reads)] != ["griddepcontrol.wait", "ld.global", "griddepcontrol.wait", "cp.async"]:
         yield "loads or adds before it has waited for the kernel that writes what it reads"
     if (found.shared + RESERVED) * together(form) > PROCESSOR:
         yield f"asks for {found.shared} bytes of shared memory: fewer than {together(form)} fit a processor"
