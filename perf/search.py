@@ -1,4 +1,4 @@
-"""What a search for the fastest form of a kernel has in common with any other: screening apart, and losing nothing.
+"""What a search for the fastest form of a kernel has in common with any other: options, screening, losing nothing.
 
 A form that crashes takes the device from its process, so each is compiled and checked in a process of its own, which
 leaves what it compiled in the compiler's cache. What was timed by then is written whatever ends the search.
@@ -6,7 +6,9 @@ leaves what it compiled in the compiler's cache. What was timed by then is writt
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -16,12 +18,38 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["apart", "recorded", "screened"]
+__all__ = ["add_options", "apart", "recorded", "run", "screened"]
 
 SCREEN_SECONDS = 150
 """For one form."""
 
 T = TypeVar("T")
+
+
+def add_options(parse: argparse.ArgumentParser, *, seconds: float) -> None:
+    """Declare the options that every search has; how many seconds it takes if none are given."""
+    parse.add_argument("--seconds", type=float, default=seconds, help="time limit of what comes after the screen")
+    jobs = max(1, (os.cpu_count() or 2) - 2)
+    parse.add_argument("--jobs", type=int, default=jobs, help="candidates screened at a time")
+    parse.add_argument("--out", type=Path, help="write every result there, as JSON")
+    parse.add_argument("--screen", help=argparse.SUPPRESS)
+
+
+def run(
+    module: str,
+    arguments: argparse.Namespace,
+    screen: Callable[[str], str | None],
+    search: Callable[[list[dict[str, Any]]], object],
+) -> int:
+    """Run the command: the search, or in one of its processes the screen of one form; the exit code."""
+    if not torch.cuda.is_available():
+        print(f"{module} needs a CUDA device and found none", file=sys.stderr)
+        return 2
+    if arguments.screen is not None:
+        print(json.dumps({"out": screen(arguments.screen)}))
+    else:
+        recorded(search, arguments.out)
+    return 0
 
 
 def apart(module: str, *options: str) -> str | None:

@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +26,7 @@ from attnkit.agreement import agreement
 from attnkit.products.cuda_matvec import explains, matvec, rejects
 from attnkit.products.matvec_tiles import Config, Weights
 from attnkit.tune import names
-from perf.search import apart, recorded, screened
+from perf.search import add_options, apart, run, screened
 from perfgate.clock import Budget, Clock
 from perfgate.cuda import CudaClock
 from perfgate.gpu import ceilings, use_one_stream
@@ -268,25 +266,14 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--weights", type=names(["half", "int8"]), default=["half", "int8"], help="half,int8")
     parse.add_argument("--shapes", type=names(list(SHAPES)), default=list(SHAPES), help=",".join(SHAPES))
     parse.add_argument("--rows", type=int, default=1, help="rows of x, 1 to 8")
-    parse.add_argument("--seconds", type=float, default=110.0, help="time limit of what comes after the screen")
-    jobs = max(1, (os.cpu_count() or 2) - 2)
-    parse.add_argument("--jobs", type=int, default=jobs, help="candidates screened at a time")
-    parse.add_argument("--out", type=Path, help="write every result there, as JSON")
-    parse.add_argument("--screen", help=argparse.SUPPRESS)
+    add_options(parse, seconds=110.0)
     return parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     arguments = parser().parse_args(argv)
-    if not torch.cuda.is_available():
-        print("perf.tune_matvec needs a CUDA device and found none", file=sys.stderr)
-        return 2
-    if arguments.screen is not None:
-        print(json.dumps({"out": screen(Trial.loads(arguments.screen))}))
-        return 0
-    recorded(lambda record: tune(arguments, record), arguments.out)
-    return 0
+    return run("perf.tune_matvec", arguments, lambda text: screen(Trial.loads(text)), partial(tune, arguments))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +25,7 @@ from attnkit.agreement import agreement
 from attnkit.products import torch_dynamic, triton_dynamic, triton_product
 from attnkit.products.product_tiles import Kind, Tiles
 from attnkit.tune import names
-from perf.search import apart, recorded, screened
+from perf.search import add_options, apart, run, screened
 from perf.tune_matvec import SHAPES, operands
 from perfgate.clock import Budget, Clock
 from perfgate.cuda import CudaClock
@@ -289,25 +286,14 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--kinds", type=names(list(CANDIDATES)), default=list(CANDIDATES), help=",".join(CANDIDATES))
     parse.add_argument("--shapes", type=names(PROMPT), default=list(PROMPT), help=",".join(PROMPT))
     parse.add_argument("--rows", type=counts, default=list(ROWS), help="rows of x, such as 128,512")
-    parse.add_argument("--seconds", type=float, default=90.0, help="time limit of what comes after the screen")
-    jobs = max(1, (os.cpu_count() or 2) - 2)
-    parse.add_argument("--jobs", type=int, default=jobs, help="candidates screened at a time")
-    parse.add_argument("--out", type=Path, help="write every result there, as JSON")
-    parse.add_argument("--screen", help=argparse.SUPPRESS)
+    add_options(parse, seconds=90.0)
     return parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
     arguments = parser().parse_args(argv)
-    if not torch.cuda.is_available():
-        print("perf.tune_product needs a CUDA device and found none", file=sys.stderr)
-        return 2
-    if arguments.screen is not None:
-        print(json.dumps({"out": screen(Trial.loads(arguments.screen))}))
-        return 0
-    recorded(lambda record: tune(arguments, record), arguments.out)
-    return 0
+    return run("perf.tune_product", arguments, lambda text: screen(Trial.loads(text)), partial(tune, arguments))
 
 
 if __name__ == "__main__":

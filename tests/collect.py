@@ -55,7 +55,7 @@ def timers(occasion: str, ask: Ask = ask, *, say: Callable[[str], object] = prin
     both = [ask("tests.perfgate.cupti", "times") for _ in range(PROCESSES)]
     found = {
         timer: [{kernel: {"seconds": seconds[key]} for kernel, seconds in one.items()} for one in both]
-        for timer, key in (("perfgate", "clock"), ("CUPTI", "CUPTI"))
+        for timer, key in (("perfgate", "clock"), ("perfgate with CUPTI", "clock watched"), ("CUPTI", "CUPTI"))
     }
     if absent := ask("tests.perfgate.nvbench", "absent"):
         say(f"without NVBench: {absent}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,22 @@ def test_what_was_found_is_kept_whatever_ends_the_search(tmp_path: Path, monkeyp
         search.recorded(found, tmp_path / "out.json")
     kept = json.loads((tmp_path / "out.json").read_text())
     assert kept == {"gpu": "a GPU", "torch": torch.__version__, "record": [{"seconds": 1e-6}]}
+
+
+def test_a_search_screens_a_form_where_it_is_asked_to_and_searches_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    parser = argparse.ArgumentParser()
+    search.add_options(parser, seconds=7.0)
+    out = str(tmp_path / "out.json")
+    for options, said, found in ((["--screen", "form"], '{"out": "form is wrong"}\n', False), ([], "", True)):
+        arguments = parser.parse_args(["--out", out, *options])
+        assert arguments.seconds == 7.0
+        code = search.run("perf.x", arguments, lambda form: f"{form} is wrong", lambda record: record.append({"a": 1}))
+        assert (code, capsys.readouterr().out, Path(out).exists()) == (0, said, found)
+    assert json.loads(Path(out).read_text())["record"] == [{"a": 1}]
 
 
 def test_what_a_caller_keeps_is_there_when_its_case_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,18 +131,18 @@ class Graphed:
         tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
         self._check(tensors)
         key = self._key(named)
-        # a graph is used inside inference mode and out of it: its tensors must be writable in both
-        with torch.inference_mode(False), torch.no_grad():
-            found = self._captured.get(key)
-            if found is None:
+        found = self._captured.get(key)
+        if found is None:
+            # a graph is used inside inference mode and out of it: its tensors must be writable in both
+            with torch.inference_mode(False), torch.no_grad():
                 found = self._capture(args, kwargs)
-                while len(self._captured) >= self._most:
-                    self._captured.popitem(last=False)
-                self._captured[key] = found
-            self._captured.move_to_end(key)
-            for place, value in zip(found.inputs, tensors.values(), strict=True):
-                place.copy_(value)  # torch._foreach_copy_ has a block of threads for 65536 elements: too few
-            found.replay()
+            while len(self._captured) >= self._most:
+                self._captured.popitem(last=False)
+            self._captured[key] = found
+        self._captured.move_to_end(key)
+        for place, value in zip(found.inputs, tensors.values(), strict=True):
+            place.copy_(value)  # torch._foreach_copy_ has a block of threads for 65536 elements: too few
+        found.replay()
         return found.result
 
     @property

@@ -28,6 +28,7 @@ class Recorder:
             if isinstance(place, torch.Tensor):
                 place.fill_(torch.nan)
 
+        @torch.no_grad()  # a graph knows nothing of autograd
         def replay() -> None:
             self.replays += 1
             again = call()

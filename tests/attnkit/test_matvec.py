@@ -290,6 +290,12 @@ def test_two_kernels_that_overlap_fit_on_a_multiprocessor() -> None:
         assert choose(weights, MAX_ROWS, 4096, 4096, H200, overlap=True).overlap
 
 
+def test_of_kernels_that_overlap_one_with_long_loads_is_for_weights_that_have_many() -> None:
+    spans = {name: choose("half", 1, n, k, H200, overlap=True).span for name, (n, k) in SHAPES.items()}
+    assert spans == {"qkv": 32, "o": 16, "gate_up": 32, "down": 32, "head": 32}
+    assert launch_shape(choose("half", 1, 4096, 4096, H200), "half", 1, 4096, 4096, 132).loads == 2 * 4
+
+
 def test_what_the_kernel_would_read_as_something_else_is_refused() -> None:
     x, weight = torch.zeros(1, 64).bfloat16(), torch.zeros(24, 64, dtype=torch.int8)
     scale, bias = torch.zeros(48), torch.zeros(48).bfloat16()

@@ -29,6 +29,8 @@ RESERVED = 1024
 """Bytes of an SM's shared memory that each block on it takes for itself."""
 SUMS_BYTES = 32 * 1024
 """Shared memory for sums of tiles; more tiles than fit are added up in phases."""
+MANY_LOADS = 16
+"""With fewer a block, the last ones are a large part of all."""
 MAX_SHARED = 227 * 1024
 """Bytes of shared memory a block can have on a Hopper."""
 
@@ -115,12 +117,14 @@ class LaunchShape:
 
     Attributes:
         grid: Blocks.
+        loads: Of a block, each of a tile's rows and the form's span.
         phase: Tiles of a block after which its warps add up.
         slots: Tiles whose sums there is room for.
         shared: Bytes of shared memory a block.
     """
 
     grid: int
+    loads: int
     phase: int
     slots: int
     shared: int
@@ -144,7 +148,7 @@ def launch_shape(config: Config, weights: Weights, m: int, n: int, k: int, sms: 
     else:
         # a warp may be past the end of a phase by what it has in flight
         slots = min(tiles, phase + _ceil(config.depth * config.warps, pieces) + 1)
-    return LaunchShape(grid, phase, slots, shared + slots * slot_bytes)
+    return LaunchShape(grid, tiles * pieces, phase, slots, shared + slots * slot_bytes)
 
 
 def _ceil(a: int, b: int) -> int:
@@ -166,9 +170,12 @@ TABLE: dict[Weights, tuple[Config, ...]] = {
     ),
 }
 
-# for callers who know that the kernel before does not write the weights
+# for callers who know that the kernel before does not write the weights; the fastest at those shapes, too
 OVERLAPPING: dict[Weights, tuple[Config, ...]] = {
-    "half": (Config("bulk", warps=8, span=16, depth=5, overlap=True),),
+    "half": (
+        Config("bulk", warps=8, span=32, depth=2, overlap=True),
+        Config("bulk", warps=8, span=16, depth=5, overlap=True),
+    ),
     "int8": (
         Config("bulk", warps=8, span=16, depth=5, overlap=True, fixed=True),
         Config("bulk", warps=8, span=16, depth=5, overlap=True),
@@ -180,12 +187,14 @@ OVERLAPPING: dict[Weights, tuple[Config, ...]] = {
 def choose(weights: Weights, m: int, n: int, k: int, device: Limits, *, overlap: bool = False) -> Config:
     """The first form in the table that a device can run for x ``[m, k]`` and weight ``[n, k]``; else the last.
 
-    Of forms that overlap the first of which an SM has room for two: the next kernel's block begins beside the last's.
+    Of forms that overlap the first of which an SM has room for two, since the next kernel's block begins beside the
+    last's, and of these the first whose loads are not too long for so small a weight.
     """
     table = (OVERLAPPING if overlap else TABLE)[weights]
     able = [c for c in table if c.why_not(weights, m, n, k, device) is None] or [table[-1]]
     if not overlap:
         return able[0]
     room = device.shared + RESERVED  # an SM has what a block can have, and what it takes for itself
-    beside = (c for c in able if 2 * (launch_shape(c, weights, m, n, k, device.sms).shared + RESERVED) <= room)
-    return next(beside, able[0])
+    shapes = {c: launch_shape(c, weights, m, n, k, device.sms) for c in able}
+    beside = [c for c in able if 2 * (shapes[c].shared + RESERVED) <= room]
+    return next((c for c in beside if shapes[c].loads >= MANY_LOADS), (beside or able)[0])

@@ -275,20 +275,24 @@ def _timers(timings: Sequence[Timing]) -> str:
         for kernel, seconds in timing.seconds.items():
             for timer, value in seconds.items():
                 found.setdefault(kernel, {}).setdefault(timer, []).append(value)
-    others = sorted({timer for kernel in found.values() for timer in kernel} - {"perfgate"})
+    timers = {timer for kernel in found.values() for timer in kernel} - {"perfgate"}
+    # what the clock says while another timer watches the same windows is what that one is held against
+    beside = {timer: f"perfgate with {timer}" for timer in timers if f"perfgate with {timer}" in timers}
+    others = sorted(timers - set(beside.values()))
     rows = []
     for kernel, by_timer in sorted(found.items(), key=lambda item: stats.quantile(item[1]["perfgate"], 0.5)):
-        ours = stats.quantile(by_timer["perfgate"], 0.5)
-        row = [kernel, f"{ours * 1e6:.2f}"]
+        medians = {timer: stats.quantile(seconds, 0.5) for timer, seconds in by_timer.items()}
+        row = [kernel, f"{medians['perfgate'] * 1e6:.2f}"]
         for timer in others:
-            if timer in by_timer:
-                theirs = stats.quantile(by_timer[timer], 0.5)
-                row += [f"{theirs * 1e6:.2f}", f"{ours / theirs - 1:+.2%}"]
-            else:
-                row += ["", ""]
+            ours, theirs = medians.get(beside.get(timer, "perfgate")), medians.get(timer)
+            if timer in beside:
+                row.append("" if ours is None else f"{ours * 1e6:.2f}")
+            row.append("" if theirs is None else f"{theirs * 1e6:.2f}")
+            row.append("" if ours is None or theirs is None else f"{ours / theirs - 1:+.2%}")
         rows.append(row)
     titles = ["kernel", "perfgate, us"]
     for timer in others:
+        titles += [f"{beside[timer]} at work, us"] if timer in beside else []
         titles += [f"{timer}, us", f"perfgate against {timer}"]
     return f"Medians of {len(timings)} runs.\n\n" + _table(titles, rows, left=1)
 
