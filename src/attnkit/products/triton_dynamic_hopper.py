@@ -33,8 +33,9 @@ from attnkit.products.triton_product_kernel import tile_of
 
 __all__ = ["integers_kernel", "launch", "layout", "registers", "together"]
 
-PART = gl.constexpr(128 * 64)
-"""Elements of a tile that are finished at a time where more is to be held than sums."""
+PART, NARROWEST = gl.constexpr(128 * 32), gl.constexpr(32)
+"""Elements of a tile that are finished at a time where more is to be held than sums, and columns at least: `in_rows`
+puts so many beside each other."""
 SHARED = 227 * 1024
 """Bytes of shared memory that the programs of a processor can have."""
 BESIDE = 8 * 1024
@@ -88,7 +89,8 @@ def write(
     BM: gl.constexpr, BN: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     # with a residual, or in float32, registers hold a part of what is added and written beside the sums
-    if BM * BN > PART and (p_residual is not None or p_out.dtype.element_ty == gl.float32):
+    MORE: gl.constexpr = p_residual is not None or p_out.dtype.element_ty == gl.float32
+    if MORE and BM * BN > PART and BN > NARROWEST:
         HALF: gl.constexpr = in_sums(BN // 2, WARPS)
         b_left, b_right = b_sum.reshape([BM, 2, BN // 2]).permute((0, 2, 1)).split()
         b_left = gl.convert_layout(b_left, HALF, assert_trivial=True)
