@@ -5,9 +5,9 @@
 Every form that their table gives, for sizes that tiles do not divide. The exit code is 1 where one spills, asks for
 more shared memory than a block can have, does not use the tensor cores it should, has no loads in flight, or where what
 is int8 goes to shared memory again once it has 16 bits; or where one that may begin before the one ahead of it has
-ended reads before it has waited for that. Hopper's own products of integers, which are those that perf.tune_product
-times, must leave one under way when they wait, and as many must fit a processor as are meant to. TRITON_INTERPRET must
-not be set.
+ended reads before it has waited for that, or the one ahead, which rounds rows, does not let it begin at once. Hopper's
+own products of integers, which are those that perf.tune_product times, must leave one under way when they wait, and as
+many must fit a processor as are meant to. TRITON_INTERPRET must not be set.
 """
 
 from __future__ import annotations
@@ -77,6 +77,12 @@ def reads_early(ptx: str) -> bool:
     return not entry or first is None or first[0] != "griddepcontrol.wait"
 
 
+def lets_begin_late(ptx: str) -> bool:
+    """Whether a kernel reads before it lets the one behind it be launched, or never lets it."""
+    first = re.search(r"griddepcontrol\.launch_dependents|\bld\.global", ptx.partition(".entry")[2])
+    return first is None or not first[0].startswith("griddepcontrol")
+
+
 def main(words: list[str]) -> int:
     """Compile for the architectures that the words are; a line each."""
     failed = False
@@ -104,6 +110,10 @@ def main(words: list[str]) -> int:
                 wrong += unlike_hopper(form, found, binary)
             failed |= bool(wrong)
             print(f"sm_{arch} {name}: {found} {'; '.join(wrong)}")
+        for norm in (False, True) if arch >= 90 else ():
+            late = lets_begin_late(triton_dynamic.rounding(arch, 4096, norm=norm).ptx)
+            failed |= late
+            print(f"sm_{arch} rows{' norm' * norm}: {'lets the product begin only when it has read' if late else ''}")
     return int(failed)
 
 
