@@ -71,6 +71,8 @@ def _remaining(elapsed: float, done: int, processes: int, together: int) -> str:
 
 def _run(arguments: Sequence[str], paths: Sequence[Path], devices: Sequence[str]) -> None:
     """A process for each path, at the same time; all have ended when this returns or raises."""
+    # a device that is not there is an error, and not a reason to time the CPU
+    arguments = [*(["--perf-device=cuda"] if devices else []), *arguments]
     commands = [_command(arguments, path) for path in paths]
     with contextlib.ExitStack() as stack:
         children = []

@@ -100,6 +100,16 @@ def test_devices_share_the_processes_side_by_side(
     assert lines[1].startswith("process 3 of 3: ")
 
 
+def test_a_device_that_is_not_there_is_said_before_anything_is_timed(
+    suite: Suite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (suite.path / "conftest.py").unlink()
+    suite.write(test_speed="def test_speed(gpu_benchmark):\n    gpu_benchmark(lambda: 1.0, name='first')")
+    assert main(["baseline", "--processes=1", "--devices=99", "--keep=kept"]) == Exit.USAGE
+    assert "--perf-device cuda: " in capsys.readouterr().err
+    assert not (suite.path / "kept" / "process-1.json").exists()
+
+
 def test_when_one_of_two_devices_processes_fails_the_other_comes_to_its_end(
     suite: Suite, capsys: pytest.CaptureFixture[str]
 ) -> None:
