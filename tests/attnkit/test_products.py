@@ -318,7 +318,7 @@ def test_nothing_is_multiplied_by_what_needs_something() -> None:
 def test_the_copy_engine_is_asked_for_what_it_can_load_alone() -> None:
     form = Tiles(16, 32, 32, 4, 2, "tma")
     whole = torch.zeros(4, 64, dtype=torch.int8)
-    assert fitting(form, whole) == form
+    assert fitting(form, whole, whole) == form
     assert fitting(form, whole, whole[:, 1:]).loads == "pointer"
     assert [copyable(t) for t in (whole[:, 16:], whole[:, 8:], whole[:1].expand(4, 64), torch.zeros(4, 40).T)] == [
         True, False, False, False,

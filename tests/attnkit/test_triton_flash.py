@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -34,6 +35,7 @@ from attnkit.variants.triton_flash_tiles import (
     Kernel,
     choose,
     copyable,
+    form_here,
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -328,6 +330,15 @@ def test_the_table_serves_every_call(arch: int, monkeypatch: pytest.MonkeyPatch)
     for kernel, dtype, d, form, can_copy in choices:
         config = choose(kernel, DEVICE, dtype, d, form, can_copy)
         assert can_copy or config.loads == "pointer"
+
+
+def test_few_queries_are_few_for_this_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132))
+    assert [form_here("full", queries, gpu) for queries in (1, 128 * 132, 128 * 132 + 1)] == ["few", "few", "full"]
+    assert [form_here("causal", queries, gpu) for queries in (256 * 132, 256 * 132 + 1)] == ["few", "causal"]
+    assert [form_here(form, 1, gpu) for form in ("boolean", "other")] == ["boolean", "other"]
+    assert form_here("full", 1, torch.device("cpu")) == "full"
 
 
 @pytest.mark.parametrize(

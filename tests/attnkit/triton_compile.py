@@ -72,8 +72,9 @@ class Compiled:
 def forms(archs: list[int], dtypes: list[str], ds: list[int]) -> Iterator[Form]:
     """Every configuration the table can give to a call."""
     for arch, kernel, dtype, d, mask, loads in itertools.product(archs, KERNELS, dtypes, ds, MASKS, get_args(Loads)):
-        config = triton_flash.tiles(arch, kernel, dtype, d, mask, loads)
-        if config and triton_flash.has(arch, kernel, dtype):
+        if not triton_flash.has(arch, kernel, dtype):
+            continue
+        for config in triton_flash.configs(arch, kernel, dtype, d, mask, loads).values():
             for want in triton_flash.wants(config):
                 yield Form(arch, kernel, dtype, d, mask, config, want)
 

@@ -17,11 +17,6 @@ __all__ = ["binary", "builds", "rounding"]
 
 KS = (4096, 11008)
 """Elements of a row."""
-ASYNC = {
-    "async-two-programs": Tiles(128, 128, 128, 4, 3, "async"),
-    "async-one-program": Tiles(128, 256, 128, 8, 4, "async"),
-}
-"""The forms of Hopper's own kernel that use all of a processor."""
 
 
 def builds(arch: int) -> Iterator[Build]:
@@ -31,9 +26,6 @@ def builds(arch: int) -> Iterator[Build]:
     for k in KS:
         yield Build(f"triton_dynamic/rows/bf16-k{k}", arch, partial(rounding, arch, k))
         yield Build(f"triton_dynamic/rows/bf16-k{k}-norm", arch, partial(rounding, arch, k, norm=True))
-    if arch == 90:
-        for name, form in ASYNC.items():
-            yield Build(f"triton_dynamic/integers/bf16-{name}", arch, partial(binary, arch, form))
     narrow = tiles(arch, "dynamic", 512, NARROW)
     yield Build("triton_dynamic/integers/bf16-residual", arch, partial(binary, arch, narrow, residual=True))
 

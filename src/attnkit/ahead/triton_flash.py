@@ -21,7 +21,7 @@ from attnkit.ahead.triton_compiler import compile_kernel
 from attnkit.problem import FP8, TRAINED
 from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, offset, padded, precision, row, width
 
-__all__ = ["ABSENT", "MASKS", "MODIFIERS", "Modifier", "Want", "binary", "builds", "tiles", "wants"]
+__all__ = ["ABSENT", "MASKS", "MODIFIERS", "Modifier", "Want", "binary", "builds", "configs", "tiles", "wants"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": FP8}
 TRITON_TYPE = {"bf16": "bf16", "fp32": "fp32", "fp8": "fp8e4nv"}
@@ -77,9 +77,9 @@ def builds(arch: int) -> Iterator[Build]:
         if not has(arch, kernel, dtype):
             continue
         mask, even = FORMS[form]
-        if config := tiles(arch, kernel, dtype, d, mask, loads):
+        for queries, config in configs(arch, kernel, dtype, d, mask, loads).items():
             for want in wants(config):
-                name = f"triton_flash/{want or kernel}/{dtype}-d{d}-{form}-{loads}"
+                name = f"triton_flash/{want or kernel}/{dtype}-d{d}-{form}{queries}-{loads}"
                 yield Build(name, arch, partial(binary, arch, kernel, dtype, d, mask, even, config, want))
     for dtype, d in itertools.product(filter(TRAINED.__contains__, DTYPES), DS):
         yield Build(f"triton_flash/statistics/{dtype}-d{d}", arch, partial(statistics, arch, dtype, d))
@@ -103,6 +103,16 @@ def others(arch: int) -> Iterator[Build]:
 def has(arch: int, kernel: Kernel, dtype: str) -> bool:
     """Say whether there is such a kernel: in fp8 forward alone, and not on Ampere."""
     return dtype in TRAINED or (kernel == "forward" and arch != 80)
+
+
+def configs(
+    arch: int, kernel: Kernel, dtype: str, d: int, mask: Literal["full", "causal"], loads: Loads
+) -> dict[str, Config]:
+    """What a call of this kind can get: the usual configuration, and that of few queries under "-few" if it differs."""
+    usual = tiles(arch, kernel, dtype, d, mask, loads)
+    few = tiles(arch, kernel, dtype, d, "few", loads) if kernel == "forward" else None
+    found = {"": usual, "-few": few if few != usual else None}
+    return {name: config for name, config in found.items() if config}
 
 
 def tiles(arch: int, kernel: Kernel, dtype: str, d: int, form: Form, loads: Loads) -> Config | None:

@@ -27,14 +27,16 @@ def builds(arch: int) -> Iterator[Build]:
 
 
 def forms(arch: int, kind: Kind) -> dict[str, Tiles]:
-    """Every form of the table under the name of the first sizes that get it, and one where the copy engine cannot."""
+    """Every form of the table under the name of the first sizes that get it, and those where the copy engine cannot."""
     found: dict[str, Tiles] = {}
     for n, rows in ((n, rows) for n in (WIDE, NARROW) for rows in ROWS):
         form = tiles(arch, kind, rows, n)
         if form not in found.values():
             found[f"m{rows}" if n == WIDE else f"m{rows}-n{n}"] = form
-    if found["m2048"].loads != "pointer":
+    if found["m2048"].loads == "tma":
         found["m2048-pointer"] = replace(found["m2048"], loads="pointer")
+    if found["m2048"].loads == "async":
+        found |= {f"m{rows}-pointer": tiles(80, kind, rows, WIDE) for rows in (64, 2048)}
     return found
 
 

@@ -21,8 +21,6 @@ FEW = 16
 ANY = 2**31
 NARROW = 8192
 """Rows of weight: with fewer, tiles must be small for every processor to have one."""
-MIDDLE = 16384
-"""With more, large tiles leave few processors without work at the end."""
 COPY_ALIGNMENT = 16
 """Bytes: the unit of the copy engine's addresses and strides."""
 
@@ -82,16 +80,12 @@ TABLE: dict[int, dict[Kind, tuple[Row, ...]]] = {
             (128, ANY, Tiles(128, 128, 64, 8, 4, "tma", left=True)),
             (ANY, ANY, Tiles(256, 64, 64, 4, 3, "tma", left=True)),
         ),
-        # a product in integers is waited for at the end of each of its tiles of k, since Triton lets none overlap the
-        # next: programs of four warps, two or more of a processor, fill each other's gaps
         "dynamic": (
-            (128, NARROW, Tiles(64, 32, 256, 4, 4, "tma")),
-            (256, NARROW, Tiles(64, 64, 256, 4, 3, "tma")),
-            (64, ANY, Tiles(64, 64, 128, 4, 4, "tma")),
-            (128, MIDDLE, Tiles(64, 128, 128, 4, 4, "tma")),
-            (256, ANY, Tiles(128, 128, 128, 4, 3, "tma")),
-            (512, MIDDLE, Tiles(64, 128, 128, 4, 4, "tma")),
-            (ANY, ANY, Tiles(128, 128, 128, 4, 3, "tma")),
+            (128, NARROW, Tiles(64, 32, 128, 4, 8, "async")),
+            (256, NARROW, Tiles(64, 64, 128, 4, 6, "async")),
+            (64, ANY, Tiles(64, 64, 128, 4, 6, "async")),
+            (512, ANY, Tiles(128, 128, 128, 4, 6, "async")),
+            (ANY, ANY, Tiles(256, 128, 128, 8, 4, "async")),
         ),
     },
 }
@@ -128,10 +122,12 @@ def source(t: torch.Tensor, rows: int, form: Tiles) -> Any:
     return TensorDescriptor(t, list(t.shape), [t.stride(0), 1], [rows, form.block_k])
 
 
-def fitting(form: Tiles, *matrices: torch.Tensor) -> Tiles:
-    """The form itself, or with loads by threads where the copy engine cannot load all of the matrices.
+def fitting(form: Tiles, x: torch.Tensor, weight: torch.Tensor) -> Tiles:
+    """The form itself, or one with loads by threads where the copy engine cannot load both matrices.
 
-    Or where "async" meets what is no Hopper, nor has Gluon an interpreter.
+    "async" is for a Hopper alone, nor has Gluon an interpreter: elsewhere it is the form of any other GPU.
     """
-    able = all(map(copyable, matrices)) and (form.loads != "async" or all(hopper(t.device) for t in matrices))
-    return form if able else replace(form, loads="pointer")
+    able = copyable(x) and copyable(weight)
+    if form.loads != "async":
+        return form if able else replace(form, loads="pointer")
+    return form if able and hopper(x.device) else tiles(80, "dynamic", x.shape[0], weight.shape[0])

@@ -30,7 +30,7 @@ from attnkit import triton_device
 from attnkit.mask import check
 from attnkit.problem import TORCH_DTYPE, TRAINED, Mask, Pass, Problem, Varlen
 from attnkit.variant import Feature, Variant
-from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_of, loadable
+from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_here, form_of, loadable
 
 __all__ = ["VARIANT", "Config", "attention", "attention_with_lse"]
 
@@ -63,6 +63,8 @@ class Call:
         q, _, v = loaded[:3]
         widest = max(q.shape[3], v.shape[3])
         form = form_of(self.mask, any(x is not None for x in (self.softcap, self.alibi, self.varlen)))
+        if kernel == "forward":
+            form = form_here(form, q.shape[:3].numel(), q.device)
         # a tile that the copy engine loads would hold rows of the next sequence
         copied = self.varlen is None and all(map(copyable, loaded))
         return choose(kernel, q.device, q.dtype, widest, form, copied)

@@ -19,8 +19,13 @@ from attnkit.problem import FP8
 
 Kernel = Literal["forward", "dkdv", "dq"]
 Loads = Literal["pointer", "tma"]
-Form = Literal["full", "causal", "boolean", "other"]
-"""What is computed: one of two masks and no more, a mask in memory, or any other mask, score or packed sequences."""
+Form = Literal["full", "causal", "few", "boolean", "other"]
+"""What is computed: one of two masks and no more, or with few queries, a mask in memory, or any other mask, score or
+packed sequences."""
+
+FEW = {"full": 128, "causal": 256}
+"""Queries of all heads, for each processor of the GPU: up to so many are few, and want tiles small enough for every
+processor to have some. Programs of a causal mask do unlike work, so that there must be more of them."""
 
 MAX_D = 256
 """Largest head dim: a program holds whole rows of Q and of the output."""
@@ -96,6 +101,9 @@ TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
         ("forward", "half", "tma", 64): Config(64, 128, 4, 2, "tma"),
         ("forward", "half", "tma", 128): Config(128, 64, 4, 2, "tma"),
         ("forward", "half", "tma", 256): Config(128, 64, 8, 2, "tma"),
+        ("forward", "half", "tma", 64, "few"): Config(64, 128, 4, 3, "tma"),
+        ("forward", "half", "tma", 128, "few"): Config(64, 64, 4, 3, "tma"),
+        ("forward", "half", "tma", 256, "few"): Config(64, 32, 4, 3, "tma"),
         ("forward", "half", "tma", 64, "boolean"): Config(64, 64, 8, 2, "tma"),
         ("forward", "half", "tma", 128, "boolean"): Config(64, 64, 8, 2, "tma"),
         ("forward", "half", "tma", 256, "boolean"): Config(64, 64, 8, 2, "tma"),
@@ -174,6 +182,14 @@ def form_of(mask: Mask, modified: bool) -> Form:
     return mask
 
 
+def form_here(form: Form, queries: int, device: torch.device) -> Form:
+    """The form of a forward pass over ``queries`` of all heads together: they may be few for the device."""
+    if device.type != "cuda" or form not in FEW:
+        return form
+    few = queries <= FEW[form] * torch.cuda.get_device_properties(device).multi_processor_count
+    return "few" if few else form
+
+
 def choose(kernel: Kernel, device: torch.device, dtype: torch.dtype, d: int, form: Form, copyable: bool) -> Config:
     """The configuration for a call.
 
@@ -182,7 +198,7 @@ def choose(kernel: Kernel, device: torch.device, dtype: torch.dtype, d: int, for
         device: Where it runs.
         dtype: Of its inputs.
         d: The larger head dim.
-        form: What it computes.
+        form: What it computes; "few" is for the forward pass.
         copyable: Whether the copy engine can load all inputs.
     """
     arch = family(device)
