@@ -42,6 +42,9 @@ LEAST_PROGRAMS = 48
 # best guesses first: under a time limit the end of the list is not reached
 CANDIDATES: dict[Kind, list[Tiles]] = {
     "dynamic": [
+        Tiles(128, 128, 128, 4, 6, "async", teams=2),
+        Tiles(128, 64, 128, 4, 8, "async", teams=2),
+        Tiles(64, 128, 128, 4, 8, "async", teams=2),
         Tiles(128, 128, 128, 4, 3, "async"),
         Tiles(128, 256, 128, 8, 4, "async"),
         Tiles(128, 128, 128, 8, 6, "async"),
