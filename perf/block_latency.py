@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--width", type=int, default=4096)
     parse.add_argument("--heads", type=int, default=32)
     parse.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16")
-    parse.add_argument("--attention", default="sdpa_flash", help="the variant above standard")
+    parse.add_argument("--attention", help="the variant above standard: sdpa_cudnn on a GPU, sdpa_flash elsewhere")
     parse.add_argument("--requests", type=int, default=500, help="a rung, for each of the two ways of asking")
     parse.add_argument("--load", type=float, default=0.7, help="share of its time that standard is busy")
     parse.add_argument("--out", type=Path, help="write every result there, as JSON, after each shape")
@@ -121,22 +121,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(here if arguments.device == "auto" else arguments.device)
     dtype: Dtype = arguments.dtype
+    attention = arguments.attention or ("sdpa_cudnn" if device.type == "cuda" else "sdpa_flash")
     # a graph is CUDA's, and the rungs above stand on it
     rungs = [rung for rung in RUNGS if device.type == "cuda" or rung in ("standard", "flash")]
     record: list[dict[str, Any]] = []
     for b in arguments.batches:
         for s in arguments.lengths:
             shape = Shape(b, s, arguments.width, arguments.heads, dtype)
-            if reason := variant(arguments.attention).why_not(shape.problem, device, "fwd"):
-                print(f"{shape.name}: {arguments.attention} cannot: {reason}", file=sys.stderr)
+            if reason := variant(attention).why_not(shape.problem, device, "fwd"):
+                print(f"{shape.name}: {attention} cannot: {reason}", file=sys.stderr)
                 return 2
             with torch.inference_mode():
-                record += climb(
-                    shape, rungs, arguments.attention, arguments.requests, arguments.load, device, HostTime()
-                )
+                record += climb(shape, rungs, attention, arguments.requests, arguments.load, device, HostTime())
             if arguments.out is not None:  # whatever ends the run later, this shape is there
                 beside = arguments.out.with_name(arguments.out.name + ".new")
-                beside.write_text(json.dumps({"origin": origin(device), "record": record}, indent=1))
+                beside.write_text(
+                    json.dumps({"origin": origin(device), "attention": attention, "record": record}, indent=1)
+                )
                 beside.replace(arguments.out)
     return 0
 

@@ -327,7 +327,7 @@ def _block(results: Results) -> str:
 def _latency(entry: Mapping[str, Any]) -> str:
     from perf.inference import Origin
 
-    parts = [_measured(Origin.from_json(entry["origin"]))]
+    parts = [_measured(Origin.from_json(entry["origin"])), f"Attention above *standard* is `{entry['attention']}`."]
     kinds = {"isolated": "One request at a time", "open loop": "Requests that come at a rate, answered or not"}
     for kind, title in kinds.items():
         rows = [row for row in entry["record"] if row["kind"] == kind]

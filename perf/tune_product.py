@@ -104,7 +104,7 @@ class Trial:
     def __str__(self) -> str:
         f = self.form
         text = f"{self.kind:7} {f.block_m:3} x {f.block_n:3} x {f.block_k:3}, {f.warps} warps, {f.stages} stages"
-        return f"{text}, {f.loads}{', left' if f.left else ''}"
+        return f"{text}, {f.loads}{', left' if f.left else ''}{f', {f.teams} teams' if f.teams > 1 else ''}"
 
     def dumps(self) -> str:
         """As JSON, to hand to another process."""
@@ -275,7 +275,8 @@ def line_of(form: Tiles) -> str:
     """A form as it is written in the table."""
     sizes = f"{form.block_m}, {form.block_n}, {form.block_k}, {form.warps}, {form.stages}"
     loads = f', "{form.loads}"' if form.loads != "pointer" else ""
-    return f"Tiles({sizes}{loads}{', left=True' if form.left else ''})"
+    teams = f", teams={form.teams}" if form.teams > 1 else ""
+    return f"Tiles({sizes}{loads}{', left=True' if form.left else ''}{teams})"
 
 
 def counts(text: str) -> list[int]:

@@ -22,6 +22,8 @@ from perfgate.record import Record
 from tests.perfgate.reported import CEILINGS, H200, record
 
 ORIGIN = Origin(environment=H200, commit="0123456789abcdef", date="2026-01-02")
+LATENCY = {"origin": ORIGIN.to_json(), "attention": "sdpa_cudnn"}
+"""What a latency run says beside its record."""
 RUNGS = [rung.name for rung in LADDER]
 READ = CEILINGS["read_bytes_per_second"]
 
@@ -154,9 +156,10 @@ def test_latencies_have_reductions_against_standard() -> None:
         "shape": "b1-s128", "rung": "int8", "kind": "isolated", "requests": 500, "requests_per_second": 1.0,
         "median": 5e-5, "p95": 6e-5, "p99": 1e-4, "reduction": {"median": 0.5, "p95": 0.7, "p99": -0.1},
     }  # fmt: skip
-    page = render(collected(llama("matmul", 50), latencies=({"origin": ORIGIN.to_json(), "record": [row]},)))
+    page = render(collected(llama("matmul", 50), latencies=({**LATENCY, "record": [row]},)))
     assert cells(page, "`b1-s128`")[1:] == ["int8", "50.0 (-50.0 %)", "60.0 (-70.0 %)", "100.0 (+10.0 %)", "500"]
     assert "at a rate" not in page, "nothing was asked under load"
+    assert "Attention above *standard* is `sdpa_cudnn`." in page
 
 
 def test_where_it_was_measured_is_said_in_each_section() -> None:
@@ -186,7 +189,7 @@ def test_files_become_the_page_and_the_page_comes_again_from_what_is_kept(
     pytest.importorskip("matplotlib")
     forward = record("forward/naive/b4-s128", 1e-3)
     (tmp_path / "run.json").write_text(json.dumps(document(llama("matmul", 50), forward)))
-    latency = {"origin": ORIGIN.to_json(), "record": []}
+    latency = {**LATENCY, "record": []}
     (tmp_path / "latency.json").write_text(json.dumps(latency))
     docs = tmp_path / "docs"
     docs.mkdir()

@@ -8,9 +8,10 @@ x and of weight in flight, and of the products of the others one is always under
 
 A program takes tiles of out until there are no more, and the first loads of the next are in flight while one is
 written. Of two teams each takes every other tile: what is loaded for one begins where the other's ends, so that one
-multiplies while the other writes. It is launched while the kernel before it runs, and waits on the device. Sums, scales and roundings are those
-of triton_dynamic_kernel. Rows of x and weight must be what the copy engine can load; what is behind their ends it gives
-as zeros. Letters as in triton_product_kernel. Gluon has no interpreter: without a GPU this compiles and no more.
+multiplies while the other writes. A program is launched while the kernel before it runs, and waits on the device. Sums,
+scales and roundings are those of triton_dynamic_kernel. Rows of x and weight must be what the copy engine can load;
+what is behind their ends it gives as zeros. Letters as in triton_product_kernel. Gluon has no interpreter: without a
+GPU this compiles and no more.
 """
 
 from __future__ import annotations
