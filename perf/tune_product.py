@@ -42,9 +42,6 @@ LEAST_PROGRAMS = 48
 # best guesses first: under a time limit the end of the list is not reached
 CANDIDATES: dict[Kind, list[Tiles]] = {
     "dynamic": [
-        Tiles(128, 128, 128, 4, 6, "async", teams=2),
-        Tiles(128, 64, 128, 4, 8, "async", teams=2),
-        Tiles(64, 128, 128, 4, 8, "async", teams=2),
         Tiles(128, 128, 128, 4, 3, "async"),
         Tiles(128, 256, 128, 8, 4, "async"),
         Tiles(128, 128, 128, 8, 6, "async"),
@@ -104,7 +101,7 @@ class Trial:
     def __str__(self) -> str:
         f = self.form
         text = f"{self.kind:7} {f.block_m:3} x {f.block_n:3} x {f.block_k:3}, {f.warps} warps, {f.stages} stages"
-        return f"{text}, {f.loads}{', left' if f.left else ''}{f', {f.teams} teams' if f.teams > 1 else ''}"
+        return f"{text}, {f.loads}{', left' if f.left else ''}"
 
     def dumps(self) -> str:
         """As JSON, to hand to another process."""
@@ -275,8 +272,7 @@ def line_of(form: Tiles) -> str:
     """A form as it is written in the table."""
     sizes = f"{form.block_m}, {form.block_n}, {form.block_k}, {form.warps}, {form.stages}"
     loads = f', "{form.loads}"' if form.loads != "pointer" else ""
-    teams = f", teams={form.teams}" if form.teams > 1 else ""
-    return f"Tiles({sizes}{loads}{', left=True' if form.left else ''}{teams})"
+    return f"Tiles({sizes}{loads}{', left=True' if form.left else ''})"
 
 
 def counts(text: str) -> list[int]:

@@ -24,8 +24,10 @@ SIZES = [
     (1, 1, 1, True, True), (1, 40, 16, False, True), (70, 33, 127, True, False), (64, 128, 128, False, False),
     (65, 129, 129, True, True), (129, 1003, 1040, True, False), (256, 256, 384, True, True),
     (300, 520, 4096, False, False), (1000, 9000, 256, True, True), (3000, 4112, 640, False, False),
+    (520, 12288, 4096, True, True),
 ]  # fmt: skip
-"""m, n, k, bias, residual. The last two have more tiles than a GPU has programs at a time."""
+"""m, n, k, bias, residual. The last three have more tiles than a GPU has programs at a time, and the last one more tiles
+of k than any ring has stages."""
 GUARD = 64
 """Elements before and behind a result, which must stay as they were."""
 

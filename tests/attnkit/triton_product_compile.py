@@ -49,22 +49,20 @@ def unlike_hopper(form: Tiles, found: Compiled, binary: Binary) -> Iterator[str]
     ptx = re.sub(r"^\s*(//.*|\.loc .*)?\n", "", binary.ptx, flags=re.MULTILINE)
     wide = min(form.block_n, 128)
     # a tile of k once before the loop and once in it
-    of_k = form.teams * form.block_m // (16 * form.warps) * (form.block_n // wide) * (form.block_k // 32)
+    of_k = form.block_m // (16 * form.warps) * (form.block_n // wide) * (form.block_k // 32)
     if ptx.count(f"wgmma.mma_async.sync.aligned.m64n{wide}k32.s32.s8.s8") != 2 * of_k:
         yield "is not made of the largest instructions"
-    if re.findall(r"wgmma\.wait_group\.sync\.aligned (\d)", ptx) != form.teams * ["0", "1", "1"]:
+    if re.findall(r"wgmma\.wait_group\.sync\.aligned (\d)", ptx) != ["0", "1", "1"]:
         yield "does not leave a product under way"
-    if found.instructions["WARPGROUP.DEPBAR"] != 3 * form.teams or found.instructions["IGMMA"] != 2 * of_k:
+    if found.instructions["WARPGROUP.DEPBAR"] != 3 or found.instructions["IGMMA"] != 2 * of_k:
         yield "waits more often than it was written: ptxas serialises it"
-    # a stage is free when all warps of the team have read it: one arrives for them
+    # a stage is free when all warps have read it: one arrives for them
     arrivals = re.findall(r"(.*)\n.*mbarrier\.arrive\.shared::cta", ptx)
-    together_first = re.compile(rf"bar\.sync\s+\d+, {32 * form.warps};")
-    if len(arrivals) != 2 * form.teams or not all(map(together_first.search, arrivals)):
+    if len(arrivals) != 2 or not all(f"bar.sync \t0, {32 * form.warps};" in line for line in arrivals):
         yield "frees a stage that others may still read"
-    # of the parts that multiply, and of the one that loads
+    # of the part that multiplies, and of the one that loads
     reads = re.findall(r"griddepcontrol\.wait|\bld\.global|\bcp\.async", ptx.partition(".entry")[2])
-    waited = [*form.teams * ["griddepcontrol.wait", "ld.global"], "griddepcontrol.wait", "cp.async"]
-    if [word for word, _ in groupby(reads)] != waited:
+    if [word for word, _ in groupby(reads)] != ["griddepcontrol.wait", "ld.global", "griddepcontrol.wait", "cp.async"]:
         yield "loads or adds before it has waited for the kernel that writes what it reads"
     if (found.shared + RESERVED) * together(form) > PROCESSOR:
         yield f"asks for {found.shared} bytes of shared memory: fewer than {together(form)} fit a processor"

@@ -60,7 +60,6 @@ def hopper(arch: int, form: Tiles, *, residual: bool) -> Binary:
 
     constants = {
         "BM": form.block_m, "BN": form.block_n, "BK": form.block_k, "STAGES": form.stages, "WARPS": form.warps,
-        "TEAMS": form.teams,
         "p_bias" if residual else "p_residual": None,
     }  # fmt: skip
     types = {"p_unit": "*fp32", "p_scale": "*fp32", "p_bias": "*bf16", "p_residual": "*bf16", "p_out": "*bf16"}

@@ -39,7 +39,6 @@ class Tiles:
             integers on a Hopper "async" is the copy engine and no wait at the end of a tile of k: see
             triton_dynamic_hopper.py, where warps are those that multiply, and stages those of the ring.
         left: Whether int8 weights that are to become 16 bits are the left operand: see triton_product_kernel.py.
-        teams: One or two, "async" alone: groups of that many warps that take tiles of the result in turn.
     """
 
     block_m: int
@@ -49,7 +48,6 @@ class Tiles:
     stages: int
     loads: Literal["pointer", "tma", "async"] = "pointer"
     left: bool = False
-    teams: int = 1
 
 
 Row = tuple[int, int, Tiles]

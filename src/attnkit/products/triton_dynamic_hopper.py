@@ -7,11 +7,9 @@ x and of weight in flight, and of the products of the others one is always under
     multiply:  wait for full[s], begin the product of stage s, wait for the one before, arrive at its empty[s]
 
 A program takes tiles of out until there are no more, and the first loads of the next are in flight while one is
-written. Of two teams each takes every other tile: what is loaded for one begins where the other's ends, so that one
-multiplies while the other writes. A program is launched while the kernel before it runs, and waits on the device. Sums,
-scales and roundings are those of triton_dynamic_kernel. Rows of x and weight must be what the copy engine can load;
-what is behind their ends it gives as zeros. Letters as in triton_product_kernel. Gluon has no interpreter: without a
-GPU this compiles and no more.
+written. It is launched while the kernel before it runs, and waits on the device. Sums, scales and roundings are those
+of triton_dynamic_kernel. Rows of x and weight must be what the copy engine can load; what is behind their ends it gives
+as zeros. Letters as in triton_product_kernel. Gluon has no interpreter: without a GPU this compiles and no more.
 """
 
 from __future__ import annotations
@@ -129,14 +127,11 @@ def write(
 def multiply(
     b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
-    TEAMS: gl.constexpr, TEAM: gl.constexpr,
 ):  # fmt: skip
     SUMS: gl.constexpr = in_sums(BN, WARPS)
     gdc_wait()
-    # tiles of k before this team's first tile, and between two of its tiles
-    i, others = TEAM * gl.cdiv(k, BK), (TEAMS - 1) * gl.cdiv(k, BK)
-    first, step = gl.program_id(0) + TEAM * gl.num_programs(0), TEAMS * gl.num_programs(0)
-    for i_tile in range(first, gl.cdiv(m, BM) * gl.cdiv(n, BN), step):
+    i = 0
+    for i_tile in range(gl.program_id(0), gl.cdiv(m, BM) * gl.cdiv(n, BN), gl.num_programs(0)):
         i_m, i_n = place(i_tile, m, n, BM, BN)
         s = i % STAGES
         mbarrier.wait(full.index(s), (i // STAGES) & 1)
@@ -157,7 +152,6 @@ def multiply(
             i += 1
         b_sum = warpgroup_mma_wait(0, deps=[b_sum])
         mbarrier.arrive(empty.index(s), count=1)
-        i += others
 
         write(
             b_sum, p_unit, p_scale, p_bias, p_residual, p_out, i_m * BM, i_n * BN, m, n,
@@ -169,7 +163,6 @@ def multiply(
 def integers_kernel(
     p_x, p_unit, p_weight, p_scale, p_bias, p_residual, p_out, m, n, k,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
-    TEAMS: gl.constexpr,
 ):  # fmt: skip
     b_x = gl.allocate_shared_memory(gl.int8, [STAGES, BM, BK], p_x.layout)
     b_weight = gl.allocate_shared_memory(gl.int8, [STAGES, BN, BK], p_weight.layout)
@@ -179,21 +172,11 @@ def integers_kernel(
         mbarrier.init(full.index(s), count=1)
         mbarrier.init(empty.index(s), count=1)
     fence_async_shared()
-    loads = (p_x, p_weight, b_x, b_weight, full, empty, m, n, k, BM, BN, BK, STAGES)
-    if TEAMS == 1:
-        gl.warp_specialize([
-            (multiply, (b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k,
-                        BM, BN, BK, STAGES, WARPS, TEAMS, 0)),
-            (load, loads),
-        ], [1], [24])  # fmt: skip
-    else:
-        gl.warp_specialize([
-            (multiply, (b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k,
-                        BM, BN, BK, STAGES, WARPS, TEAMS, 0)),
-            (multiply, (b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k,
-                        BM, BN, BK, STAGES, WARPS, TEAMS, 1)),
-            (load, loads),
-        ], [WARPS, 1], [240, 24])  # fmt: skip
+    gl.warp_specialize([
+        (multiply, (b_x, b_weight, full, empty, p_unit, p_scale, p_bias, p_residual, p_out, m, n, k,
+                    BM, BN, BK, STAGES, WARPS)),
+        (load, (p_x, p_weight, b_x, b_weight, full, empty, m, n, k, BM, BN, BK, STAGES)),
+    ], [1], [24])  # fmt: skip
 
 
 def launch(
@@ -213,7 +196,7 @@ def launch(
     integers_kernel[(programs,)](
         descriptor(steps, form.block_m, form), unit, descriptor(weight, form.block_n, form), scale, bias, residual, out,
         m, n, k,
-        BM=form.block_m, BN=form.block_n, BK=form.block_k, STAGES=form.stages, WARPS=form.warps, TEAMS=form.teams,
+        BM=form.block_m, BN=form.block_n, BK=form.block_k, STAGES=form.stages, WARPS=form.warps,
         num_warps=form.warps, maxnreg=registers(form), launch_pdl=True,
     )  # fmt: skip
 
@@ -231,12 +214,11 @@ def layout(rows: int, form: Tiles) -> Any:
 
 
 def together(form: Tiles) -> int:
-    """Programs of a processor: two of one team of four warps, which is what its registers are for, if both fit."""
+    """Programs of a processor: two of four warps that multiply, which is what its registers are for, if both fit."""
     stages = form.stages * (form.block_m + form.block_n) * form.block_k
-    return 2 if form.teams * form.warps == 4 and 2 * (stages + BESIDE) <= SHARED else 1
+    return 2 if form.warps == 4 and 2 * (stages + BESIDE) <= SHARED else 1
 
 
 def registers(form: Tiles) -> int:
     """Of a thread when a program begins; those of the loading warps, which come in fours, go to the others then."""
-    warps = form.teams * form.warps + 4
-    return 65536 // (2 * warps * 32) if warps == 8 else 65536 // (warps * 32) // 8 * 8
+    return 65536 // (2 * (4 + 4) * 32) if form.warps == 4 else 65536 // ((8 + 4) * 32) // 8 * 8
