@@ -53,9 +53,9 @@ def test_the_kernels_compile() -> None:
     for arch, d in (("90", "64"), ("90", "128"), ("80", "128"), ("100", "128")):
         wanted = [f"sm_{arch}", "dq", "bf16", f"d{d}"]
         assert any(words[:4] == wanted for words in said[f"flash sm_{arch}"])
-    assert [words[:3] for words in said["flash fp8"]] == [["sm_90", "forward", "fp8"]] * 2 + [
-        ["sm_100", "forward", "fp8"]
-    ]
+    # loaded by the copy engine, for many queries and for few, and by threads
+    wanted = [["sm_90", "forward", "fp8"]] * 3 + [["sm_100", "forward", "fp8"]]
+    assert [words[:3] for words in said["flash fp8"]] == wanted
     # float32 with wide heads spills: a check that calls it clean would call everything clean
     assert said["flash fp32"]
     assert all(" 0 stack" not in " ".join(words) for words in said["flash fp32"])

@@ -26,8 +26,8 @@ SIZES = [
     (300, 520, 4096, False, False), (1000, 9000, 256, True, True), (3000, 4112, 640, False, False),
     (520, 12288, 4096, True, True),
 ]  # fmt: skip
-"""m, n, k, bias, residual. The last three have more tiles than a GPU has programs at a time, and the last one more tiles
-of k than any ring has stages."""
+"""m, n, k, bias, residual. The last three have more tiles than a GPU has programs at a time, and the last one has more
+tiles of k than any ring has stages, too."""
 GUARD = 64
 """Elements before and behind a result, which must stay as they were."""
 
