@@ -58,6 +58,26 @@ def test_a_case_whose_test_does_not_pass_is_kept_nowhere(suite: Suite, what: str
     assert suite.document()["perfgate"]["complete"] is ("skip" in what)
 
 
+@pytest.mark.parametrize("what", ["raise RuntimeError('no kernel')", "raise MeasureError('no kernel')"])
+def test_a_call_that_raises_is_one_failure_and_no_warning(suite: Suite, what: str) -> None:
+    (suite.path / "test_speed.py").unlink()
+    suite.write(
+        test_more=f"""
+        from perfgate import MeasureError
+
+        def test_first(gpu_benchmark):
+            def call():
+                {what}
+
+            gpu_benchmark(call)
+        """
+    )
+    result = suite.spawn("-Werror")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["FAILED *no kernel"])
+
+
 def test_a_case_whose_teardown_fails_is_taken_back(suite: Suite) -> None:
     (suite.path / "test_speed.py").unlink()
     suite.write(
@@ -269,7 +289,11 @@ def test_xdist_is_refused_with_one_clear_line(suite: Suite) -> None:
     assert result.ret == Exit.USAGE
     line = "perf needs the device to itself: run without -n (got -n 2), or with --benchmark-disable"
     assert line in result.outlines
+    assert "not used" not in result.stdout.str()
     assert not suite.journals
+    result = suite.spawn("-n2", "--benchmark-only")
+    assert result.ret == Exit.USAGE
+    assert f"ERROR: {line}" in result.errlines
     assert suite.spawn("-n2", "--benchmark-disable").ret == Exit.OK
     assert suite.spawn("-n0").ret == Exit.OK
 

@@ -139,6 +139,19 @@ def test_a_chosen_number_is_compared_with(suite: Suite, document: dict[str, Any]
     assert suite.run("--benchmark-compare=0002").ret == Exit.REFUSED
 
 
+@pytest.mark.parametrize("asked", ["0007", "nowhere.json", "a/b/c.json", "{path}/c.json"])
+def test_a_baseline_that_is_named_and_not_there_is_refused(suite: Suite, filed: Path, asked: str) -> None:
+    asked = asked.format(path=suite.path)
+    line = refused(suite, f"--benchmark-compare={asked}")
+    assert line.startswith(f"--benchmark-compare: there is no file {asked}, and none in ")
+
+
+def test_what_pytest_benchmark_times_needs_no_baseline(suite: Suite) -> None:
+    (suite.path / "test_speed.py").unlink()
+    suite.write(test_stock="def test_stock(benchmark):\n    benchmark(sum, [1])")
+    assert suite.run("--benchmark-compare=0007", "--benchmark-max-time=0.001").ret == Exit.OK
+
+
 def test_of_several_the_last_is_judged_against_and_that_is_said(suite: Suite, document: dict[str, Any]) -> None:
     suite.file(document, "one")
     suite.file({**document, "datetime": "2026-01-01T00:00:00"}, "two")

@@ -32,7 +32,7 @@ from perfgate.plugin.fixture import GpuBenchmark, WithoutBenchmark
 from perfgate.plugin.options import pytest_addoption
 from perfgate.plugin.receipt import Receipt
 from perfgate.plugin.session import Session
-from perfgate.plugin.state import run_of
+from perfgate.plugin.state import ALONE, processes, run_of
 from perfgate.plugin.storage import Storage
 from perfgate.plugin.worker import Worker
 
@@ -89,6 +89,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is switched off")
         config.pluginmanager.register(WithoutBenchmark(), "perfgate-without-benchmark")
         return
+    if config.getoption("benchmark_only") and (asked := processes(config)):  # pytest-benchmark names options of its own
+        raise pytest.UsageError(ALONE.format(asked))
     storage = Storage(config)
     config.pluginmanager.register(storage, "perfgate-storage")
     config.pluginmanager.register(Session(config, storage), "perfgate-session")

@@ -24,7 +24,7 @@ from perfgate.journal import JournalError
 from perfgate.plugin.again import time_again
 from perfgate.plugin.fixture import Asked, GpuBenchmark, errors_of, untimed
 from perfgate.plugin.memory import first_line, out_of_memory
-from perfgate.plugin.state import disabled, environment_of, idle, processes, run_of
+from perfgate.plugin.state import ALONE, disabled, environment_of, idle, processes, run_of
 from perfgate.plugin.storage import Storage
 from perfgate.record import Record
 from perfgate.replay import ReplayClock, hand_over
@@ -40,7 +40,6 @@ Wrapper = Generator[None, T, T]
 TIMER = pytest.StashKey[ReplayClock]()
 """A test's timer, which its ``benchmark`` marker gives to pytest-benchmark."""
 PARALLEL = "perfgate_parallel"
-ALONE = "perf needs the device to itself: run without -n (got -n {}), or with --benchmark-disable"
 TIMES = 3
 """How often a case is timed that looks slower than its baseline; all of it counts."""
 SUMMARISED = {0, 1, 2, 4, 5}
@@ -98,10 +97,10 @@ class Session:
     @pytest.fixture
     def gpu_benchmark(self, request: pytest.FixtureRequest, benchmark: Any) -> GpuBenchmark:
         """Time one case on the device; see `perfgate.plugin.GpuBenchmark`."""
+        self._benchmarks[request.node.nodeid] = benchmark
         if benchmark.disabled and not disabled(self.config):
             self._refused_parallel = True
             pytest.fail(ALONE.format(processes(self.config)), pytrace=False)
-        self._benchmarks[request.node.nodeid] = benchmark
         if benchmark.disabled:
             return GpuBenchmark(request.node.nodeid, lambda asked: benchmark.pedantic(lambda: untimed(asked)))
         timer = request.node.stash[TIMER]
@@ -213,6 +212,7 @@ class Session:
         """Keep a case out of pytest-benchmark's table, JSON and comparisons."""
         if (benchmark := self._benchmarks.get(node)) is not None:
             benchmark.has_error = True
+            benchmark.skipped = True  # or it warns of a fixture that was not used: an error where warnings are
             if benchmark.stats is not None:
                 benchmark.stats.stats.data.clear()
 

@@ -10,9 +10,10 @@ import pytest
 from perfgate.environment import Environment
 from perfgate.run import Run
 
-__all__ = ["disabled", "environment_of", "idle", "processes", "run_of"]
+__all__ = ["ALONE", "disabled", "environment_of", "idle", "processes", "run_of"]
 
 RUN = pytest.StashKey[Run]()
+ALONE = "perf needs the device to itself: run without -n (got -n {}), or with --benchmark-disable"
 
 
 def run_of(config: pytest.Config) -> Run:

@@ -51,6 +51,7 @@ class Storage:
     def __init__(self, config: pytest.Config) -> None:
         self.config, self.run = config, run_of(config)
         self._foreign: Path | None = None
+        self._unfound: str | None = None
         self._judged: set[str] = set()
 
     @property
@@ -77,8 +78,16 @@ class Storage:
         key = environment_of(self.config).key
         option.benchmark_storage = f"{option.benchmark_storage.rstrip('/')}/{key}"
         if option.benchmark_compare:
-            paths = preflight.compared(self._path, preflight.machine_id(), option.benchmark_compare)
-            if not paths:
+            asked = option.benchmark_compare
+            paths = preflight.compared(self._path, preflight.machine_id(), asked)
+            if not paths and isinstance(asked, str):
+                self._unfound = (
+                    f"--benchmark-compare: there is no file {asked}, and none in {self._path} whose name begins so: "
+                    "give one that is there, or none for the newest"
+                )
+                if preflight.unknown(asked):
+                    pytest.exit(self._unfound, Exit.REFUSED)
+            elif not paths:
                 self.run.notes.append(f"no baseline of {key} in {self._path}: `perfgate baseline` measures one")
             for path in paths:
                 try:
@@ -150,6 +159,8 @@ class Storage:
         """Before the first case is timed: is there a baseline of ours, and room for results?"""
         if not self.run.selected or idle(self.config):
             return
+        if self._unfound is not None:  # pytest-benchmark warns, which is enough for what it times
+            pytest.exit(self._unfound, Exit.REFUSED)
         if self._foreign is not None and self.run.baseline is None:
             pytest.exit(f"{self._foreign} was not saved with perfgate: measure the baseline anew", Exit.REFUSED)
         option = self.config.option
