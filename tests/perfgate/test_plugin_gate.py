@@ -90,6 +90,18 @@ def test_the_section_stands_below_the_table(suite: Suite, filed: Path) -> None:
     assert sum("= perfgate =" in line for line in lines) == 1
 
 
+@pytest.mark.parametrize(("columns", "whole"), [(None, True), ("80", False)])
+def test_a_log_has_room_for_the_whole_table(
+    suite: Suite, filed: Path, monkeypatch: pytest.MonkeyPatch, columns: str | None, whole: bool
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    lines = suite.spawn("--benchmark-compare").outlines
+    assert any("P95" in line and "peak mem" in line for line in lines) is whole
+    assert any(line.startswith("no room in 80 columns for: ") for line in lines) is not whole
+
+
 def test_the_section_stands_also_where_pytest_benchmark_fails_the_run(suite: Suite, filed: Path) -> None:
     result = suite.spawn("--benchmark-compare", "--benchmark-compare-fail=median:5%", SLOW="b")
     assert result.ret == Exit.REGRESSED

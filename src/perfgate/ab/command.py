@@ -261,7 +261,7 @@ def _report(evidence: Evidence, path: Path, judge: Judge, options: argparse.Name
         )
         colourful = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         paint = _paint if colourful else None
-        for line in terminal.render(results, width=shutil.get_terminal_size().columns, paint=paint):
+        for line in terminal.render(results, width=terminal.room(), paint=paint):
             print(line)
     if options.json:
         options.json.write_text(json.dumps(_document(evidence, outcome, code, path), indent=2) + "\n", encoding="utf-8")

@@ -310,7 +310,7 @@ class Session:
             return writer.markup(text, **dict.fromkeys(markup, True))
 
         reporter.section("perfgate")
-        for line in terminal.render(results, width=writer.fullwidth, paint=paint):
+        for line in terminal.render(results, width=terminal.room(), paint=paint):
             reporter.write_line(line)
 
 

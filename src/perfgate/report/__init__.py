@@ -19,7 +19,7 @@ Format = Callable[[Results, Axis | None], str]
 
 def _text(results: Results, axis: Axis | None = None) -> str:
     """The terminal's section, wide enough for every column; it lays nothing out over an axis."""
-    return "\n".join(terminal.render(results, width=240)) + "\n"
+    return "\n".join(terminal.render(results, width=terminal.WIDE)) + "\n"
 
 
 FORMATS: Mapping[str, Format] = {

@@ -7,6 +7,7 @@ sentences are left whole, so that they can be searched for.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
@@ -16,7 +17,7 @@ from perfgate.report.rows import Results, Row
 from perfgate.report.units import natural
 from perfgate.verdict import State, Verdict
 
-__all__ = ["Paint", "render"]
+__all__ = ["WIDE", "Paint", "render", "room"]
 
 Paint = Callable[..., str]
 """``paint(text, *markup) -> str``: the text with these names of pytest's markup applied."""
@@ -50,6 +51,14 @@ NAME = 24
 """Characters of a name that stay at the cost of columns."""
 
 GAP = 2
+
+WIDE = 240
+"""Columns that are enough for the whole table."""
+
+
+def room() -> int:
+    """Columns of the terminal, or what COLUMNS says; in a file or a CI's log there is room for the whole table."""
+    return shutil.get_terminal_size(fallback=(WIDE, 24)).columns
 
 
 def render(results: Results, *, width: int = 80, paint: Paint | None = None) -> list[str]:
