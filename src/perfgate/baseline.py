@@ -298,9 +298,10 @@ def spread(records: Iterable[Record], *, allowed: float = ALLOWED, rule: Rule | 
         least = visible(record, rule, noise)
         if n > 1 and least > allowed:
             medians = [s.median for s in record.processes]
+            unseen = f"slowdowns below {least:.1%} would not" if least < 10 else "hardly any slowdown would"
             said.append(
-                f"{name}: the medians of {n} processes lie {max(medians) / min(medians) - 1:.1%} apart, so slowdowns "
-                f"below {least:.1%} would not be seen ({allowed:.0%} is allowed)"
+                f"{name}: the medians of {n} processes lie {max(medians) / min(medians) - 1:.1%} apart, so {unseen} "
+                f"be seen ({allowed:.0%} is allowed)"
             )
         hot = [i for i, s in enumerate(record.processes, 1) if nvml.hot(s.counters)]
         if hot:

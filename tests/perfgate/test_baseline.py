@@ -281,6 +281,13 @@ def test_processes_that_disagree_are_named_with_what_would_not_be_seen() -> None
     assert spread([*Suite(1).run(5).values(), torn], allowed=math.inf) == []
 
 
+def test_two_processes_far_apart_are_refused_without_a_number_that_says_nothing() -> None:
+    (said,) = spread([record("torn", [1e-3, 1.7e-3])], allowed=0.6)
+    assert said.endswith(
+        "the medians of 2 processes lie 70.0% apart, so hardly any slowdown would be seen (60% is allowed)"
+    )
+
+
 def test_a_stricter_limit_refuses_more() -> None:
     records = list(Suite(1, typical=0.01).run(5).values())
     assert len(spread(records, allowed=0.05)) > len(spread(records, allowed=0.10)) > len(spread(records)) == 0
