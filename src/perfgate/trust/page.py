@@ -229,9 +229,8 @@ def _rivals(runs: Sequence[Contest], plan: Plan) -> str:
     source = recorded(runs, plan.rule)
     if source is None:
         blocks = plan.rule.screen_blocks + plan.rule.confirm_blocks
-        return (
-            f"This is drawn from {blocks} screening blocks of unchanged code, and no start of a machine has them yet."
-        )
+        needed = f"{blocks} screening blocks of unchanged code"
+        return f"This is drawn from {needed}, and no GPU at one start of a machine has them yet."
     drawn = "Recorded runs of unchanged code, drawn again: whole blocks of processes, their sides exchanged by chance."
     return f"{drawn} {comparison(compare(source, plan, SEED), plan.rule)}"
 
