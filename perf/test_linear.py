@@ -47,14 +47,15 @@ class Case:
         return Work(flops=2 * self.m * self.n * self.k, bytes=moved, tokens=self.m, dtype=self.dtype)
 
     def operands(self, device: torch.device, seed: int) -> Operands:
-        """Inputs such that results are about one."""
+        """Inputs such that results are about one. No two rows have one scale: another's is seen."""
         make = torch.Generator(device).manual_seed(seed)
         x = torch.randn(self.m, self.k, generator=make, device=device).to(DTYPES[self.dtype])
         if not self.int8:
             weight = torch.randn(self.n, self.k, generator=make, device=device) * self.k**-0.5
             return x, weight.to(x.dtype), None
         weight = torch.randint(-127, 128, (self.n, self.k), generator=make, device=device, dtype=torch.int8)
-        return x, weight, torch.full((self.n,), self.k**-0.5 / 73, device=device)
+        scale = torch.rand(self.n, generator=make, device=device) + 0.5
+        return x, weight, scale * (self.k**-0.5 / 73)
 
 
 def cases(device: str, suite: str) -> Iterator[Case]:

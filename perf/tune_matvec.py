@@ -97,12 +97,16 @@ Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 def operands(weights: Weights, m: int, n: int, k: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Operands:
-    """x ``[m, k]``, weight ``[n, k]`` and its scale, such that results are about one."""
+    """x ``[m, k]``, weight ``[n, k]`` and its scale, such that results are about one.
+
+    No two rows have one scale: another's is seen.
+    """
     make = torch.Generator("cuda").manual_seed(seed)
     x = torch.randn(m, k, generator=make, device="cuda").to(dtype)
     if weights == "int8":
         weight = torch.randint(-127, 128, (n, k), generator=make, device="cuda", dtype=torch.int8)
-        return x, weight, torch.full((n,), k**-0.5 / 73, device="cuda")
+        scale = torch.rand(n, generator=make, device="cuda") + 0.5
+        return x, weight, scale * (k**-0.5 / 73)
     return x, torch.randn(n, k, generator=make, device="cuda", dtype=dtype) * k**-0.5, None
 
 

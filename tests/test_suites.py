@@ -59,5 +59,6 @@ def test_a_product_that_rounds_its_input_is_not_let_off_for_more() -> None:
     for wrong in (
         lambda x, weight, scale: 1.05 * way.multiply(x, weight, scale),
         lambda x, weight, scale: way.multiply(x[:, :-32], weight[:, :-32], scale),
+        lambda x, weight, scale: way.multiply(x, weight, scale.roll(1)),
     ):
         assert compared(dataclasses.replace(way, multiply=wrong), given).wrong > 0

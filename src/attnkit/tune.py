@@ -55,7 +55,7 @@ CANDIDATES: dict[tuple[Kernel, int], list[Config]] = {
         *configs("pointer", (128, 64, 4, 2)),
     ],
     ("forward", 256): [
-        *configs("tma", (128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2)),
+        *configs("tma", (128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 4, 3)),
         *configs("pointer", (128, 32, 8, 2), (64, 32, 4, 3)),
     ],
     ("dkdv", 64): [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -265,8 +266,19 @@ def test_the_command_times_each_rung_in_both_ways(tmp_path: object, capsys: pyte
     assert block_latency.main([*options.split(), out]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["standard", "standard", "flash", "flash"] * 2
+    assert json.loads(Path(out).read_text())["attention"] == "sdpa_flash"
     assert block_latency.main(["--load", "1.5"]) == 2
     assert "expected a load between 0 and 1" in capsys.readouterr().err
+
+
+def test_above_standard_is_cudnns_attention_on_a_gpu_if_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+    anything = SimpleNamespace(why_not=lambda *_: None)
+    monkeypatch.setattr(block_latency, "variant", lambda name: anything)
+    monkeypatch.setattr(block_latency, "climb", lambda shape, rungs, fast, *_: timed.append(fast) or [])
+    for options in ("--device cuda", "--device cpu", "--device cuda --attention triton_flash"):
+        assert block_latency.main(["--batches", "1", "--lengths", "16", *options.split()]) == 0
+    assert timed == ["sdpa_cudnn", "sdpa_flash", "triton_flash"]
 
 
 def test_what_was_timed_is_kept_when_a_later_shape_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from attnkit.product import Product
 from attnkit.products import torch_dynamic, triton_dynamic
-from attnkit.products.product_tiles import Tiles, fitting, hopper
+from attnkit.products.product_tiles import Tiles, fitting, hopper, tiles
 from perf.tune_product import CANDIDATES
 
 FORMS = [form for form in CANDIDATES["dynamic"] if form.loads == "async"]
@@ -102,11 +102,18 @@ def test_it_is_for_hopper_alone_and_for_what_the_copy_engine_can_load(monkeypatc
     assert not hopper(torch.device("cpu"))
     monkeypatch.setattr("attnkit.products.product_tiles.hopper", lambda device: True)
     whole = torch.zeros(4, 64, dtype=torch.int8)
+    few, many = (tiles(80, "dynamic", m, 4) for m in (4, 65))
+    assert {few.loads, many.loads} == {"pointer"}
+    assert few != many
+    more = torch.zeros(65, 64, dtype=torch.int8)
     for form in FORMS:
         assert fitting(form, whole, whole) == form
-        assert fitting(form, whole, whole[:, 1:]).loads == "pointer"
+        assert fitting(form, whole, more[:, 1:]) == few
+        assert fitting(form, more[:, 1:], whole) == many
     monkeypatch.setattr("attnkit.products.product_tiles.hopper", lambda device: False)
-    assert {fitting(form, whole, whole).loads for form in FORMS} == {"pointer"}
+    for form in FORMS:
+        assert fitting(form, whole, more) == few
+        assert fitting(form, more, whole) == many
 
 
 @pytest.mark.skipif(HERE.type == "cuda", reason="of the interpreter")

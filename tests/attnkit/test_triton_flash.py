@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 from attnkit import oracle
 from attnkit.mask import Boolean, Documents, Prefix, Window
 from attnkit.parity import parity
-from attnkit.problem import Problem, Varlen
+from attnkit.problem import Dtype, Problem, Varlen
 from attnkit.variants import naive, triton_flash, triton_flash_tiles
 from attnkit.variants.triton_flash import attention, attention_with_lse
 from attnkit.variants.triton_flash_tiles import (
@@ -41,6 +41,8 @@ from attnkit.variants.triton_flash_tiles import (
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KERNELS = ("forward", "dkdv", "dq")
 LOADS = ("pointer", "tma")
+BY_QUERIES = [key for key in TABLE[90] if key[:3] == ("forward", "half", "tma") and key[4:] in ((), ("few",))]
+"""Rows of the table of which the number of queries takes one."""
 
 PROBLEMS = [
     Problem(b=2, hq=2, sq=64, d=32, dtype="fp32"),
@@ -339,6 +341,34 @@ def test_few_queries_are_few_for_this_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert [form_here("causal", queries, gpu) for queries in (256 * 132, 256 * 132 + 1)] == ["few", "causal"]
     assert [form_here(form, 1, gpu) for form in ("boolean", "other")] == ["boolean", "other"]
     assert form_here("full", 1, torch.device("cpu")) == "full"
+
+
+def test_the_queries_of_all_heads_are_counted_for_the_forward_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def usual(form: Form, queries: int, device: torch.device) -> Form:
+        asked.append((form, queries))
+        return form
+
+    monkeypatch.setattr(triton_flash, "form_here", usual)
+    q, k, v, dout = Problem(b=2, hq=4, hkv=1, sq=5, skv=9, d=16).inputs(DEVICE, requires_grad=True)
+    torch.autograd.grad(attention(q, k, v, mask="causal"), (q, k, v), dout)
+    assert asked == [("causal", 2 * 4 * 5)]
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda" and triton_flash_tiles.family(DEVICE) != 90, reason="needs a Hopper")
+@pytest.mark.parametrize("mask", ["full", "causal"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp8"])
+@pytest.mark.parametrize("key", BY_QUERIES, ids=str)
+def test_tiles_for_few_queries_and_for_many_are_right(
+    key: tuple[str | int, ...], dtype: Dtype, mask: Literal["full", "causal"]
+) -> None:
+    """A problem of a test has few, so what many queries get has to be asked for."""
+    way = dataclasses.replace(
+        triton_flash.VARIANT, attention=functools.partial(attention, configs={"forward": TABLE[90][key]})
+    )
+    problem = Problem(b=1, hq=2, hkv=1, sq=150, skv=170, d=int(key[3]), dtype=dtype, mask=mask)
+    assert parity(way, problem, DEVICE, "fwd").failures == []
 
 
 @pytest.mark.parametrize(

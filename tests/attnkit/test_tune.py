@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("triton")
 from attnkit import tune
 from attnkit.problem import Problem
 from attnkit.tune import CANDIDATES, Search, Trial, parser, screen, screened
-from attnkit.variants.triton_flash_tiles import ROW_PADDING, Config
+from attnkit.variants.triton_flash_tiles import ROW_PADDING, TABLE, Config
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = Trial("dkdv", 64, Config(32, 64, 4, 2))
@@ -33,6 +34,16 @@ def test_a_candidate_is_a_form_that_its_kernel_has(trial: Trial) -> None:
     assert trial.kernel == "forward" or ROW_PADDING % trial.config.block_m == 0
     assert trial.kernel == "dkdv" or not trial.config.split
     assert Trial.loads(trial.dumps()) == trial
+
+
+def test_tiles_of_a_hopper_for_the_masks_that_are_searched_are_candidates() -> None:
+    searched = {
+        key: config for key, config in TABLE[90].items() if key[1] == "half" and key[4:] in ((), ("causal",), ("few",))
+    }
+    assert searched
+    # how wide a block is at least is no choice: what is narrower is wrong
+    found = {key: dataclasses.replace(config, least=16) for key, config in searched.items()}
+    assert [key for key, config in found.items() if config not in CANDIDATES[key[0], key[3]]] == []  # type: ignore[index]
 
 
 def test_a_right_candidate_passes_the_screen() -> None:

@@ -40,7 +40,7 @@ def test_a_wrong_candidate_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None
     def given(weights: str, m: int, n: int, k: int, *, dtype: torch.dtype) -> Any:
         torch.manual_seed(m)
         weight = torch.randint(-127, 128, (min(n, 40), min(k, 64)), dtype=torch.int8)
-        return torch.randn(m, min(k, 64)).to(dtype), weight, torch.full((len(weight),), 0.01)
+        return torch.randn(m, min(k, 64)).to(dtype), weight, 0.01 * (torch.rand(len(weight)) + 0.5)
 
     monkeypatch.setattr(tune_product, "operands", given)
     if torch.cuda.is_available():

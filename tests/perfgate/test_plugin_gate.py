@@ -162,6 +162,7 @@ def test_a_case_whose_test_was_removed_is_missing(suite: Suite, filed: Path, arg
         ["-k", "a or b"],
         ["-m", "not slow", "-k", "b"],
         ["--deselect", NODES["c"]],
+        ["--ignore", "test_speed.py", NODES["b"]],
         ["test_other.py", NODES["b"]],
     ],
 )
@@ -171,6 +172,27 @@ def test_what_was_deselected_is_not_missing(suite: Suite, filed: Path, arguments
     result = suite.run(*arguments, "--benchmark-compare", "--perf-strict")
     assert result.ret == Exit.OK
     result.stdout.fnmatch_lines(["*0 new, 0 missing"])
+
+
+DESELECTING = """
+    def pytest_collection_modifyitems(config, items):
+        left = [item for item in items if "[b]" in item.nodeid]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
+"""
+
+
+def test_what_a_suite_deselects_by_itself_hides_nothing_else_that_is_gone(suite: Suite, filed: Path) -> None:
+    suite.pytester.syspathinsert()
+    suite.write(deselecting=DESELECTING)
+    result = suite.run("-p", "deselecting", "--benchmark-compare", "--perf-strict")
+    assert result.ret == Exit.OK
+    result.stdout.fnmatch_lines(["*0 new, 0 missing"])
+    source = (suite.path / "test_speed.py").read_text()
+    (suite.path / "test_speed.py").write_text(source.replace('"a", "b", "c"', '"a", "b"'))
+    result = suite.run("-p", "deselecting", "--benchmark-compare", "--perf-strict")
+    assert result.ret == Exit.INCOMPLETE
+    result.stdout.fnmatch_lines(["speed/c missing: *", "*0 new, 1 missing"])
 
 
 def test_a_gate_that_measured_nothing_is_not_green(suite: Suite, filed: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from perfgate.__main__ import main
 from perfgate.contest import Block, ContestRule, Side, Visit
 from perfgate.trust import data, page, resample
-from perfgate.trust.data import Planted, Timing
+from perfgate.trust.data import Contest, Planted, Timing
 from perfgate.trust.resample import OURS, SIZES, Plan, Row, compare, recorded, synthetic
 from perfgate.trust.rivals import Call, Rival
 from perfgate.trust.suites import Alarms
@@ -39,7 +39,30 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_the_committed_page_is_what_the_committed_data_give() -> None:
-    assert (ROOT / "docs/trust.md").read_text() == page.render(data.read(ROOT / "docs/trust.jsonl"))
+    """But for what is drawn, which takes minutes: for that the page says which data and rules it is of."""
+    committed, made = (
+        (ROOT / "docs/trust.md").read_text(),
+        page.render(data.read(ROOT / "docs/trust.jsonl"), draw=False),
+    )
+    for title in page.DRAWN:
+        assert section(committed, title)
+        committed = committed.replace(section(committed, title), "")
+    assert committed == made
+
+
+def test_a_page_says_which_data_and_rules_it_is_drawn_from() -> None:
+    runs = [collected(1), collected(2)]
+    pages = [
+        page.render(some, plan, draw=False) for some in (runs, runs[:1]) for plan in (FEW, replace(FEW, made_up=5))
+    ]
+    assert (
+        len({rows_of[-1] for rows_of in (section(text, "Where the data come from").splitlines() for text in pages)})
+        == 4
+    )
+    whole = page.render(runs, FEW)
+    for title in page.DRAWN:
+        whole = whole.replace(section(whole, title), "")
+    assert whole == pages[0]
 
 
 def test_without_data_each_section_says_so_in_one_sentence() -> None:
@@ -201,7 +224,13 @@ def test_the_same_seed_gives_the_same_table() -> None:
     assert compare(made, FEW, 1) != compare(made, FEW, 2)
 
 
-def test_a_source_wants_enough_blocks_of_one_start_of_a_machine() -> None:
+def on(device: str, run: Contest) -> Contest:
+    """The run as if it had been on that device."""
+    environment = replace(run.origin.environment, facts={"uuid": device})
+    return replace(run, origin=replace(run.origin, environment=environment))
+
+
+def test_a_source_wants_enough_blocks_of_one_gpu_at_one_start_of_a_machine() -> None:
     needed = RULE.screen_blocks + RULE.confirm_blocks
     runs = [collected(i) for i in range(1, needed // 2 + 1)]
     assert recorded(runs[:-1], RULE) is None
@@ -211,6 +240,8 @@ def test_a_source_wants_enough_blocks_of_one_start_of_a_machine() -> None:
     assert recorded([replace(run, what="drift", disturbance="the clock falls") for run in runs], RULE) is None
     apart = [collected(i, occasion=str(i)) for i in range(1, 9)]
     assert recorded(apart, RULE) is None
+    assert recorded([on(f"GPU {i % 2}", run) for i, run in enumerate(runs)], RULE) is None
+    assert recorded([on("GPU 0", run) for run in runs], RULE) is not None
     drawn = source(random.Random(1), needed)
     assert len({id(block) for block in drawn}) == needed
     assert {block.stage for block in drawn} == {1}

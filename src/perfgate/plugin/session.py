@@ -42,6 +42,8 @@ TIMER = pytest.StashKey[ReplayClock]()
 PARALLEL = "perfgate_parallel"
 TIMES = 3
 """How often a case is timed that looks slower than its baseline; all of it counts."""
+SELECTING = ("keyword", "markexpr", "deselect", "lf", "ignore", "ignore_glob", "pyargs")
+"""Options of pytest by which tests are not collected, or not where their paths say."""
 SUMMARISED = {0, 1, 2, 4, 5}
 """Exit codes with which pytest prints its summary."""
 
@@ -58,7 +60,7 @@ class Session:
         self.config, self.run, self._storage = config, run_of(config), storage
         self._clock: Clock | None = None
         self._benchmarks: dict[str, Any] = {}
-        self._deselected = False
+        self._deselected: set[str] = set()
         self._refused_parallel = False
         self._outcome: Outcome | None = None
         self._shown = False
@@ -75,8 +77,8 @@ class Session:
             item.add_marker(pytest.mark.benchmark(**settings), append=False)
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        """Remember that something was left out, so that nothing is called missing for it."""
-        self._deselected |= bool(items)
+        """Remember what was left out, so that it is not called missing."""
+        self._deselected.update(item.nodeid for item in items)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -275,12 +277,13 @@ class Session:
     def _gone(self, node: str) -> bool:
         """Whether the test would have been collected here, and was not: it was removed or renamed.
 
-        Only what lies below the command's paths can be said to be gone, and nothing where tests were deselected.
+        Only what lies below the command's paths can be said to be gone, and nothing where an option leaves out tests or
+        files: nobody knows what it would have made of a test that is not there.
         """
         option = self.config.option
-        if self._deselected or option.keyword or option.markexpr or getattr(option, "pyargs", False):
+        if any(getattr(option, name, None) for name in SELECTING):
             return False
-        if node in self.run.selected:
+        if node in self.run.selected or node in self._deselected:
             return False
         root, here = self.config.rootpath, self.config.invocation_params.dir
         for argument in self.config.args:

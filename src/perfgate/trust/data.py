@@ -33,7 +33,7 @@ from perfgate.environment import Environment
 from perfgate.record import pack, unpack
 from perfgate.verdict import State, Verdict
 
-__all__ = ["Contest", "Entry", "Origin", "Planted", "Timing", "TrustError", "append", "check", "read"]
+__all__ = ["Contest", "Entry", "Origin", "Planted", "Timing", "TrustError", "append", "check", "line", "read"]
 
 SCHEMA = 1
 What = Literal["aa", "planted", "drift"]
@@ -200,7 +200,7 @@ def append(path: Path, entry: Entry) -> None:
         _new(entry, before)
     except ValueError as error:
         raise TrustError(f"{path}: {error}") from error
-    text = json.dumps(_to_json(entry), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    text = line(entry)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
@@ -215,6 +215,15 @@ def append(path: Path, entry: Entry) -> None:
                 raise
     except OSError as error:
         raise TrustError(f"{path} cannot be written: {error.strerror}; nothing was added to it") from error
+
+
+def line(entry: Entry) -> bytes:
+    """A run as it is written.
+
+    Raises:
+        TrustError: If a case of it was timed by two methods.
+    """
+    return json.dumps(_to_json(entry), separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def check(entries: Sequence[Entry]) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 
 from perfgate import stats
 from perfgate.contest import ContestRule
+from perfgate.trust import data
 from perfgate.trust.chance import binomial_interval
 from perfgate.trust.data import Contest, Entry, Timing
 from perfgate.trust.resample import SIZES, Plan, Row, compare, recorded
 from perfgate.trust.suites import false_alarms, measured
 from perfgate.verdict import State, Verdict
 
-__all__ = ["comparison", "render"]
+__all__ = ["DRAWN", "comparison", "render"]
 
 SEED = 20260101
 STEADY = 0.006
 """Relative sd between processes up to which the slowdowns found are promised."""
+DRAWN = ("Unchanged code that is made up", "The same samples through others' rules")
+"""Sections that are of random numbers."""
 NOISIEST = 5
 """Cases named for their spread between processes."""
 
@@ -28,12 +32,13 @@ its samples. A share is given with the interval of shares that its count does no
 1934)."""
 
 
-def render(entries: Sequence[Entry], plan: Plan | None = None) -> str:
+def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = True) -> str:
     """The page.
 
     Args:
         entries: All that was collected.
         plan: How often the recorded samples are drawn again for the comparison with others' rules.
+        draw: Whether to draw at all, which takes minutes: else sections of `DRAWN` have their titles and no text.
     """
     plan = plan or Plan()
     contests = [entry for entry in entries if isinstance(entry, Contest)]
@@ -42,19 +47,19 @@ def render(entries: Sequence[Entry], plan: Plan | None = None) -> str:
     unchanged, planted, disturbed = ([c for c in contests if c.what == what] for what in ("aa", "planted", "drift"))
     sections = [
         HEAD,
-        "## Where the data come from\n\n" + _origins(entries),
+        "## Where the data come from\n\n" + _origins(entries, plan),
         "## Unchanged code against itself\n\n" + _unchanged(unchanged),
-        "## Unchanged code that is made up\n\n" + _made_up(unchanged, plan),
+        f"## {DRAWN[0]}\n\n" + (_made_up(unchanged, plan) if draw else ""),
         "## How far processes differ\n\n" + _processes(spreads),
         "## Planted slowdowns\n\n" + _planted(planted, spreads),
-        "## The same samples through others' rules\n\n" + _rivals(unchanged, plan),
+        f"## {DRAWN[1]}\n\n" + (_rivals(unchanged, plan) if draw else ""),
         "## A machine that is disturbed\n\n" + _disturbed(disturbed),
         "## The clock against other timers\n\n" + _timers(timings),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _origins(entries: Sequence[Entry]) -> str:
+def _origins(entries: Sequence[Entry], plan: Plan) -> str:
     if not entries:
         return "Nothing was collected yet."
     found: dict[tuple[str, str, str, str], list[Entry]] = {}
@@ -85,7 +90,9 @@ def _origins(entries: Sequence[Entry]) -> str:
         "disturbed",
         "timers",
     ]
-    return _table(titles, rows, left=5)
+    digest = hashlib.sha256(b"".join(map(data.line, entries)) + repr(plan).encode()).hexdigest()
+    drawn = f"What is drawn from them further down is told by the hash of data and rules, `{digest[:12]}`."
+    return f"{_table(titles, rows, left=5)}\n\n{drawn}"
 
 
 def _unchanged(runs: Sequence[Contest]) -> str:
@@ -229,9 +236,8 @@ def _rivals(runs: Sequence[Contest], plan: Plan) -> str:
     source = recorded(runs, plan.rule)
     if source is None:
         blocks = plan.rule.screen_blocks + plan.rule.confirm_blocks
-        return (
-            f"This is drawn from {blocks} screening blocks of unchanged code, and no start of a machine has them yet."
-        )
+        needed = f"{blocks} screening blocks of unchanged code"
+        return f"This is drawn from {needed}, and no GPU at one start of a machine has them yet."
     drawn = "Recorded runs of unchanged code, drawn again: whole blocks of processes, their sides exchanged by chance."
     return f"{drawn} {comparison(compare(source, plan, SEED), plan.rule)}"
 

@@ -76,14 +76,16 @@ class Row:
 
 
 def recorded(runs: Sequence[Contest], rule: ContestRule) -> Source | None:
-    """A source of the screening blocks of unchanged code; None if no start of a machine has enough of them.
+    """A source of the screening blocks of unchanged code; None if no GPU at one start of a machine has enough of them.
 
-    Blocks of one start of a machine stay among themselves: they share what a start draws.
+    Blocks of one GPU at one start stay among themselves: they share what a start draws, and no rule is made for samples
+    of several GPUs.
     """
-    pools: dict[tuple[str, str], list[Block]] = {}
+    pools: dict[tuple[str, str, str], list[Block]] = {}
     for run in runs:
         if run.what == "aa" and run.unfit is None:
-            pool = pools.setdefault((run.suite, run.origin.occasion), [])
+            device = run.origin.environment.facts.get("uuid", "")
+            pool = pools.setdefault((run.suite, run.origin.occasion, device), [])
             pool += [block for block in run.blocks if block.stage == 1]
     needed = rule.screen_blocks + rule.confirm_blocks
     enough = [alike for _, pool in sorted(pools.items()) if pool and len(alike := _alike(pool)) >= needed]
