@@ -6,11 +6,11 @@ page (0: the cache is contiguous).
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
+
+from attnkit.triton_device import current
 
 __all__ = ["append_kernel", "launch"]
 
@@ -64,7 +64,7 @@ def launch(
     dv, page = v.shape[3], k_cache.shape[1]
     if b * s == 0:
         return
-    with torch.cuda.device(k.device) if k.is_cuda else contextlib.nullcontext():
+    with current(k.device):
         append_kernel[(b * s,)](
             k, v, k_cache, v_cache, lengths, lengths if table is None else table,
             *k.stride(), *v.stride(), *k_cache.stride(), *v_cache.stride(), 0 if table is None else table.stride(0),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 
 import torch
 
-__all__ = ["absent", "rejects"]
+__all__ = ["absent", "current", "rejects"]
 
 
 def absent() -> str | None:
@@ -31,3 +32,16 @@ def rejects(device: torch.device, least: tuple[int, int] = (8, 0)) -> str | None
     if not triton.knobs.runtime.interpret:
         return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
     return None
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make it the device where Triton launches.
+
+    Raises:
+        ValueError: If it is no CUDA device, and there is no interpreter for it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.device(device)
+    if reason := rejects(device):
+        raise ValueError(f"a Triton kernel {reason}")
+    return contextlib.nullcontext()

@@ -27,7 +27,7 @@ import torch
 from attnkit.problem import TRAINED, Dtype, Mask, Pass, Problem
 from attnkit.variants import TABLE, variant
 from attnkit.variants.triton_flash import attention
-from attnkit.variants.triton_flash_tiles import Config, Kernel, Loads, family, padded
+from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, family, form_here, padded
 
 KERNELS: dict[str, tuple[Kernel, ...]] = {"fwd": ("forward",), "bwd": ("dkdv", "dq")}
 SCREEN_SECONDS = 90
@@ -255,13 +255,19 @@ class Search:
                 continue
             best = max(of_kind, key=lambda trial: statistics.median(scores[trial]))
             self.note(best=dataclasses.asdict(best), loads=loads, rounds=scores[best])
-            mask = ("causal",) if self.problems[0].mask == "causal" else ()
-            key = (best.kernel, "half", loads, max(64, padded(best.d)), *mask)
+            key = (best.kernel, "half", loads, max(64, padded(best.d)), *self.form(best.kernel))
             rows.append(f"{key!r}: {best.config!r},  # {statistics.median(scores[best]):.0f} TFLOP/s".replace("'", '"'))
         if ranked:
             winner = max(ranked[:FINALISTS], key=lambda trial: statistics.median(scores[trial]))
             self.chosen[winner.kernel] = winner.config
         return rows
+
+    def form(self, kernel: Kernel) -> tuple[str, ...]:
+        """What a row's key has behind the head dim: the form, if that is another than the usual one."""
+        mask: Form = "causal" if self.problems[0].mask == "causal" else "full"
+        forms = {form_here(mask, p.b * p.hq * p.sq, torch.device("cuda")) for p in self.problems}
+        form = "few" if kernel == "forward" and forms == {"few"} else mask
+        return () if form == "full" else (form,)
 
     def note(self, **result: object) -> None:
         """Keep a result."""

@@ -19,6 +19,11 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = Trial("dkdv", 64, Config(32, 64, 4, 2))
 
 
+@pytest.fixture(autouse=True)
+def _many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "form_here", lambda form, queries, device: form)
+
+
 def search(seconds: float = 60.0) -> Search:
     return Search("fwd", [Problem(b=1, hq=1, sq=64, d=64)], time.monotonic() + seconds, [])
 
@@ -82,6 +87,18 @@ def test_the_fastest_wins_and_its_row_can_be_pasted(monkeypatch: pytest.MonkeyPa
     assert found.chosen == {"forward": Config(64, 64, 8, 2)}
     table = eval("{" + rows[0].partition("#")[0] + "}", {"Config": Config})
     assert table == {("forward", "half", "pointer", 64): Config(64, 64, 8, 2)}
+
+
+def test_a_row_is_for_the_queries_that_were_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "form_here", lambda form, queries, device: "few" if queries <= 256 else form)
+    short, long = (Problem(b=1, hq=2, sq=s, d=64, mask="causal") for s in (128, 256))
+    forms = {
+        (kernel, len(problems)): Search("fwd", problems, 0.0, []).form(kernel)
+        for kernel in ("forward", "dq")
+        for problems in ([short], [short, long])
+    }
+    assert forms.pop(("forward", 1)) == ("few",)
+    assert set(forms.values()) == {("causal",)}
 
 
 def test_when_time_is_up_nothing_more_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

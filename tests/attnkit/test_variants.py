@@ -251,3 +251,31 @@ print(variant({name!r}).rejects(Problem(b=1, hq=1, sq=8, d=16), torch.device("cp
         TRITON_INTERPRET="0",
     )
     assert said.startswith("runs on a CUDA device, got cpu: set TRITON_INTERPRET=1")
+
+
+CALLED = """
+import torch
+from attnkit import variant
+from attnkit.products import product
+
+q, x = torch.ones(1, 1, 2, 16), torch.ones(32, 64).half()
+weight, scale = torch.ones(64, 64).to(torch.int8), torch.ones(64)
+for call in (
+    *(lambda name=name: variant(name).attention(q, q, q, mask="full") for name in NAMES),
+    lambda: product("triton_product").multiply(x, weight, scale),
+    lambda: product("triton_dynamic").multiply(x, weight, scale),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels are compiled")
+def test_a_kernel_that_is_called_where_none_runs_says_so() -> None:
+    pytest.importorskip("triton")
+    names = ["triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv"]
+    said = python(CALLED.replace("NAMES", repr(names)), TRITON_INTERPRET="0").splitlines()
+    assert len(said) == len(names) + 2
+    assert [line for line in said if "runs on a CUDA device, got cpu: set TRITON_INTERPRET=1" not in line] == []

@@ -6,11 +6,11 @@ program's registers: up to 32k elements.
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
+
+from attnkit.triton_device import current
 
 LOG2E = 1.4426950408889634
 LONGEST = 32768
@@ -40,6 +40,6 @@ def softmax(x: torch.Tensor, scale: float) -> torch.Tensor:
         raise ValueError(f"x must be contiguous with rows of at most {LONGEST}, got rows of {n}")
     out = torch.empty_like(x)
     block = max(16, triton.next_power_of_2(n))
-    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+    with current(x.device):
         softmax_kernel[(x.numel() // n,)](x, out, n, scale * LOG2E, BLOCK=block, num_warps=4 if block <= 2048 else 8)
     return out

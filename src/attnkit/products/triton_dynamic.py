@@ -13,7 +13,6 @@ in registers when it is rounded, and a residual is added to the finished sums be
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def rounded(x: torch.Tensor, norm: torch.nn.LayerNorm | None = None) -> tuple[to
     steps = torch.empty(m, -(-k // COPY_ALIGNMENT) * COPY_ALIGNMENT, dtype=torch.int8, device=x.device)[:, :k]
     unit = torch.empty(m, dtype=torch.float32, device=x.device)
     padded, warps = rows_form(k)
-    with current(x.device):
+    with triton_device.current(x.device):
         rows_kernel[(m,)](
             x, norm and norm.weight, norm and norm.bias, steps, unit, k, x.stride(0), steps.stride(0),
             norm.eps if norm else 0.0, DP=padded, NORM=norm is not None, OVERLAP=overlaps(x.device), num_warps=warps,
@@ -103,7 +102,7 @@ def multiply_rounded(
     if form.loads == "async":
         from attnkit.products.triton_dynamic_hopper import launch
 
-        with current(steps.device):
+        with triton_device.current(steps.device):
             launch(steps, unit, weight, scale, bias, residual, out, form)
         return out
     from attnkit.products.triton_dynamic_kernel import integers_kernel
@@ -111,7 +110,7 @@ def multiply_rounded(
     grid = (-(-n // form.block_n) * -(-m // form.block_m),)
     options: dict[str, Any] = {"num_warps": form.warps, "num_stages": form.stages}
     overlap = overlaps(steps.device)
-    with current(steps.device):
+    with triton_device.current(steps.device):
         integers_kernel[grid](
             source(steps, form.block_m, form), unit, source(weight, form.block_n, form), scale, bias, residual, out,
             m, n, k, steps.stride(0), weight.stride(0),
@@ -125,11 +124,6 @@ def multiply_rounded(
 def overlaps(device: torch.device) -> bool:
     """Whether a kernel may begin before the one ahead of it has ended, and wait on the device; no interpreter can."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Where Triton launches."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def rejects(

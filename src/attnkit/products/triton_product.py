@@ -14,7 +14,6 @@ weight is on its way; the matrix-vector kernels in CUDA C++ are nearer to the sp
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ def multiply(
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     grid = (-(-n // form.block_n) * -(-m // form.block_m),)
     options: dict[str, Any] = {"num_warps": form.warps, "num_stages": form.stages}
-    with torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext():
+    with triton_device.current(x.device):
         product_kernel[grid](
             source(x, form.block_m, form), source(weight, form.block_n, form), scale, bias, out,
             m, n, k, x.stride(0), weight.stride(0),

@@ -14,13 +14,12 @@ Letters: BM queries and BN keys a tile, D and DV the head dims, DP and DVP the s
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 
 from attnkit.mask import Mask
+from attnkit.triton_device import current
 from attnkit.triton_scores import (
     LOG2E,
     base_2,
@@ -165,7 +164,7 @@ def forward(
     block_m, block_n = tiles(q.dtype, max(d, dv), longest, str(arguments["MASK"]))
     arguments |= score_arguments(scale, softcap, alibi)
     del arguments["SCALED"]  # here scores are, always
-    with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
+    with current(q.device):
         forward_kernel[(n * hq,)](
             q, k, v, out, o, m, l, scale * LOG2E,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], hq, hq // hkv, sq, skv,

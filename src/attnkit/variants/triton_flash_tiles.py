@@ -7,7 +7,6 @@ wants another configuration passes it.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import torch
 
 from attnkit.mask import Boolean, Mask
 from attnkit.problem import FP8
+from attnkit.triton_device import current
 
 Kernel = Literal["forward", "dkdv", "dq"]
 Loads = Literal["pointer", "tma"]
@@ -274,5 +274,5 @@ def source(t: torch.Tensor, rows: int, config: Config) -> Any:
 
 def launch(call: Callable[[], object], device: torch.device) -> None:
     """Run ``call`` with ``device`` as the current one, which is where Triton launches."""
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with current(device):
         call()

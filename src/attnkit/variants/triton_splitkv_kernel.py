@@ -12,7 +12,6 @@ keys of a page (0: the cache is contiguous), SB splits of which records are read
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from attnkit.mask import Mask, Prefix, Window
+from attnkit.triton_device import current
 from attnkit.triton_scores import LOG2E, base_2, is_live, keys_seen, mask_arguments, score_arguments
 from attnkit.variants.triton_splitkv_tiles import Form
 
@@ -245,7 +245,7 @@ def attend(
     apart = form.apart and splits > 1
     # programmatic dependent launch; the interpreter has neither the launch nor its instructions
     overlap = apart and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (9, 0)
-    with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
+    with current(q.device):
         splitkv_kernel[(splits, b * hkv)](
             q, k, v, out, lengths if lengths is not None else q, table if table is not None else q, partial, arrived,
             scale * LOG2E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],

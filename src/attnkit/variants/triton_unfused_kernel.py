@@ -10,13 +10,12 @@ Letters: BM queries and BN keys a tile, D the head dim, DP the same rounded up t
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 
 from attnkit.mask import Mask
+from attnkit.triton_device import current
 from attnkit.triton_scores import (
     LOG2E,
     base_2,
@@ -185,7 +184,7 @@ def probabilities(
     block_m, block_n, warps = tiles(q.dtype, d)
     arguments = mask_arguments(mask, sq, skv, q.device) | score_arguments(scale, softcap, alibi)
     del arguments["SCALED"]  # here scores are, always
-    with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
+    with current(q.device):
         probabilities_kernel[(triton.cdiv(sq, block_m) * b * hq,)](
             q, k, p, bend, weight, scale * LOG2E, *q.stride()[:3], *k.stride()[:3], hq, hq // hkv, sq, skv,
             D=d, DP=max(16, triton.next_power_of_2(d)), BM=block_m, BN=block_n, p_sink=sink, **arguments,
