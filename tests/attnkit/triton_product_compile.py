@@ -33,10 +33,12 @@ def compiled(arch: int) -> Iterator[tuple[str, Tiles, bool, Binary]]:
     for weight, kind in triton_product.WEIGHTS.items():
         for name, form in triton_product.forms(arch, kind).items():
             yield f"{weight} {name}", form, False, triton_product.binary(arch, form, weight)
-    for name, form in triton_product.forms(arch, "dynamic").items():
+    dynamic = triton_product.forms(arch, "dynamic")
+    for name, form in dynamic.items():
         yield f"dynamic {name}", form, True, triton_dynamic.binary(arch, form)
         yield f"dynamic {name} residual", form, True, triton_dynamic.binary(arch, form, residual=True)
-    for form in (form for form in CANDIDATES["dynamic"] if form.loads == "async" and arch == 90):
+    asynchronous = [form for form in CANDIDATES["dynamic"] if form.loads == "async" and arch == 90]
+    for form in (form for form in asynchronous if form not in dynamic.values()):
         name = f"dynamic async {form.block_m}x{form.block_n} {form.warps} warps {form.stages} stages"
         yield name, form, True, triton_dynamic.binary(arch, form)
         yield f"{name} residual", form, True, triton_dynamic.binary(arch, form, residual=True)

@@ -39,26 +39,20 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_the_committed_page_is_what_the_committed_data_give() -> None:
-    """But for what is drawn, which takes minutes: for that the page says which data and rules it is of."""
-    committed, made = (
-        (ROOT / "docs/trust.md").read_text(),
-        page.render(data.read(ROOT / "docs/trust.jsonl"), draw=False),
-    )
+    """But for what is drawn, which takes long: for that the page has a hash of the data and the rules' parameters."""
+    committed = (ROOT / "docs/trust.md").read_text()
+    made = page.render(data.read(ROOT / "docs/trust.jsonl"), draw=False)
     for title in page.DRAWN:
         assert section(committed, title)
         committed = committed.replace(section(committed, title), "")
     assert committed == made
 
 
-def test_a_page_says_which_data_and_rules_it_is_drawn_from() -> None:
+def test_a_page_tells_the_data_and_parameters_it_is_drawn_from() -> None:
     runs = [collected(1), collected(2)]
-    pages = [
-        page.render(some, plan, draw=False) for some in (runs, runs[:1]) for plan in (FEW, replace(FEW, made_up=5))
-    ]
-    assert (
-        len({rows_of[-1] for rows_of in (section(text, "Where the data come from").splitlines() for text in pages)})
-        == 4
-    )
+    plans = (FEW, replace(FEW, made_up=5))
+    pages = [page.render(some, plan, draw=False) for some in (runs, runs[:1]) for plan in plans]
+    assert len({section(text, "Where the data come from").splitlines()[-1] for text in pages}) == 4
     whole = page.render(runs, FEW)
     for title in page.DRAWN:
         whole = whole.replace(section(whole, title), "")

@@ -1,8 +1,9 @@
 """Which tiles triton_flash uses on which GPU, and how tiles get to the kernel.
 
 A configuration is looked up, never searched for at run time: ``TABLE`` is what ``python -m attnkit.tune triton_flash``
-measured on an H200, and for architectures that nobody has measured what compiles for them without spilling. A call that
-wants another configuration passes it.
+measured on an H200, and for architectures that nobody has measured what compiles for them without spilling. Rows for
+few queries are the best of four or five forms at one request of 128 to 1024 tokens, and were not searched for yet. A
+call that wants another configuration passes it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = T
     Args:
         entries: All that was collected.
         plan: How often the recorded samples are drawn again for the comparison with others' rules.
-        draw: Whether to draw at all, which takes minutes: else sections of `DRAWN` have their titles and no text.
+        draw: Whether to draw at all, which takes long: else sections of `DRAWN` have their titles and no text.
     """
     plan = plan or Plan()
     contests = [entry for entry in entries if isinstance(entry, Contest)]
@@ -91,7 +91,7 @@ def _origins(entries: Sequence[Entry], plan: Plan) -> str:
         "timers",
     ]
     digest = hashlib.sha256(b"".join(map(data.line, entries)) + repr(plan).encode()).hexdigest()
-    drawn = f"What is drawn from them further down is told by the hash of data and rules, `{digest[:12]}`."
+    drawn = f"What is drawn further down is drawn from these data, for rules with the same parameters: `{digest[:12]}`."
     return f"{_table(titles, rows, left=5)}\n\n{drawn}"
 
 
