@@ -162,7 +162,6 @@ def test_a_case_whose_test_was_removed_is_missing(suite: Suite, filed: Path, arg
         ["-k", "a or b"],
         ["-m", "not slow", "-k", "b"],
         ["--deselect", NODES["c"]],
-        ["--ignore", "test_speed.py", NODES["b"]],
         ["test_other.py", NODES["b"]],
     ],
 )
@@ -172,6 +171,12 @@ def test_what_was_deselected_is_not_missing(suite: Suite, filed: Path, arguments
     result = suite.run(*arguments, "--benchmark-compare", "--perf-strict")
     assert result.ret == Exit.OK
     result.stdout.fnmatch_lines(["*0 new, 0 missing"])
+
+
+@pytest.mark.parametrize("option", ["--ignore=test_speed.py", "--ignore-glob=*_speed.py"])
+def test_what_lies_in_an_ignored_file_is_not_missing(suite: Suite, filed: Path, option: str) -> None:
+    suite.write(test_more="def test_more(gpu_benchmark):\n    gpu_benchmark(lambda: 1.0, name='speed/d')")
+    suite.run(option, "--benchmark-compare").stdout.fnmatch_lines(["*1 new, 0 missing"])
 
 
 DESELECTING = """
