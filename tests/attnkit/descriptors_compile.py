@@ -1,4 +1,4 @@
-r"""Compile the dkdv kernel by pointer for Hopper, for head dims of which one is wide, and read its descriptors.
+r"""Compile kernels by pointer for Hopper whose tiles share a place, for two head dims, and read their descriptors.
 
     or.b64   %rd136, %rd68, -4611685949707911168      where a tile begins, and above it how its rows are swizzled
     add.s64  %rd104, %rd68, 4611686293305294850       the same place, and another way
@@ -15,16 +15,21 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from attnkit.ahead import triton_flash
 from attnkit.ahead.triton_flash import Modifier
+from attnkit.variants.triton_flash_tiles import Kernel
 
 DESCRIPTOR = re.compile(r"(?:or\.b64|add\.s64)\s+(%rd\d+), (%rd\d+), (-?\d+);")
-FORMS: tuple[tuple[int, int, str, tuple[Modifier, ...]], ...] = (
-    (256, 16, "full", ("varlen",)),
-    (256, 32, "causal", ()),
-    (16, 256, "full", ("varlen",)),
+FORMS: tuple[tuple[Kernel, int, int, str, tuple[Modifier, ...]], ...] = (
+    ("dkdv", 256, 16, "full", ("varlen",)),
+    ("dkdv", 256, 32, "causal", ()),
+    ("dkdv", 16, 256, "full", ("varlen",)),
+    ("forward", 128, 16, "full", ("varlen",)),
+    ("forward", 64, 32, "causal", ("softcap", "varlen")),
 )
+"""Those of forward with strides that asynchronous loads do not take."""
 
 
 def ways(ptx: str) -> dict[str, set[int]]:
@@ -40,13 +45,14 @@ def ways(ptx: str) -> dict[str, set[int]]:
 
 def main(words: Sequence[str]) -> int:
     """Compile and print. None is a fault here: it is for the test to say which widths are wanted."""
-    for d, dv, mask, modifiers in FORMS:
-        config = triton_flash.tiles(90, "dkdv", "bf16", max(d, dv), "other", "pointer")
+    for kernel, d, dv, mask, modifiers in FORMS:
+        config = triton_flash.tiles(90, kernel, "bf16", max(d, dv), "other", "pointer")
         if config is None:
             raise LookupError(f"no tiles for {d} and {dv}")
         if words:
             config = dataclasses.replace(config, least=int(words[0]))
-        binary = triton_flash.binary(90, "dkdv", "bf16", d, mask, False, config, "dv", dv=dv, modifiers=modifiers)
+        options: dict[str, Any] = {"dv": dv, "modifiers": modifiers, "aligned": kernel == "dkdv"}
+        binary = triton_flash.binary(90, kernel, "bf16", d, mask, False, config, "dv", **options)
         print(d, dv, max(map(len, ways(binary.ptx).values()), default=0))
     return 0
 

@@ -25,6 +25,8 @@ __all__ = ["Verdict", "verdicts"]
 
 LIMIT = 240.0
 """Seconds of one trial: an order of magnitude more than the longest control takes."""
+ON_A_GPU = 4
+"""Trials that share a GPU: what they compile takes them longer than what they run."""
 
 Result = Literal["caught", "survived", "passed", "broken", "unfinished", "skipped"]
 
@@ -62,7 +64,7 @@ class Verdict:
 
 
 def verdicts(mutants: Sequence[Mutant], processes: int) -> Iterator[Verdict]:
-    """Try the mutants, those of a GPU one at a time after the others, and yield what came of each in their order."""
+    """Try the mutants, those of a GPU after the others, and yield what came of each in their order."""
     gpu = torch.cuda.is_available()
     for device in ("cpu", "cuda"):
         chosen = [mutant for mutant in mutants if mutant.device == device]
@@ -73,7 +75,8 @@ def verdicts(mutants: Sequence[Mutant], processes: int) -> Iterator[Verdict]:
         context = multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload(["tests.mutants.warm"])
-        with interpreted(device == "cpu"), ThreadPoolExecutor(1 if device == "cuda" else processes) as pool:
+        at_once = min(processes, ON_A_GPU) if device == "cuda" else processes
+        with interpreted(device == "cpu"), ThreadPoolExecutor(at_once) as pool:
             yield from pool.map(lambda mutant, context=context: verdict(mutant, context), chosen)
 
 

@@ -49,6 +49,7 @@ def test_a_profile_never_differs_from_itself() -> None:
         ({"loop": {**GOOD.loop, "WARPGROUP.DEPBAR": 24}}, "the main loop waits more often: 24 waits for 24 products"),
         ({"shared": 131072}, "shared memory 98304 to 131072"),
         ({"shared": 240000}, "asks for 240000 bytes of shared memory, a block can have 232448"),
+        ({"unset": "UR18 UR19"}, "reads UR18 UR19, which nothing has written: the compiler is wrong"),
     ],
 )
 def test_each_rule_fails_what_it_is_for(changes: dict[str, Any], says: str) -> None:
@@ -109,6 +110,13 @@ def test_new_missing_broken_and_foreign_builds_are_said() -> None:
     assert "c 2, the baseline by c 1" in verdicts[1].why[0]
 
 
+def test_a_wrong_compiler_is_not_forgiven_for_it_was_before() -> None:
+    wrong = replace(GOOD, unset="UR18")
+    assert judge("k", 90, wrong, wrong).state is State.REGRESSED
+    assert judge("k", 90, None, wrong).state is State.REGRESSED
+    assert judge("k", 90, wrong, GOOD).state is not State.REGRESSED
+
+
 def test_a_new_build_must_fit() -> None:
     assert judge("k", 90, None, GOOD).state is State.NEW
     assert judge("k", 90, None, replace(GOOD, shared=240000)).state is State.REGRESSED
@@ -129,7 +137,7 @@ def test_the_worst_decides_the_exit_code() -> None:
 
 
 def test_every_rule_is_applied() -> None:
-    named = {rules.lost, rules.spills, rules.exposed, rules.serialised, rules.crowded}
+    named = {rules.unset, rules.lost, rules.spills, rules.exposed, rules.serialised, rules.crowded}
     assert set(rules.RULES) == named
 
 

@@ -125,6 +125,34 @@ def test_a_loop_of_exponentials_alone_is_a_main_loop() -> None:
     assert sass.order(only(listing).main_loop()) == "MUFU.EX2*1"
 
 
+def unset(*lines: str) -> tuple[str, ...]:
+    steps = [step(*line.partition(" ")[::2]) for line in lines]
+    return sass.Function(8, 0, 0, tuple(steps)).unset()
+
+
+def test_a_register_that_nothing_has_written_is_told() -> None:
+    # what ptxas 12.8 made of a place that is read in two ways
+    assert unset("UIADD3 UR18, UP0, UR18, 0x20, URZ", "UIADD3.X UR19, UR19, -0x3ffffff0, URZ, UP0, !UPT") == (
+        "UR18", "UR19",
+    )  # fmt: skip
+    assert unset("UMOV UR18, 0x400", "UIADD3 UR18, UP0, UR18, 0x20, URZ") == ()
+    assert unset("IADD3 R1, R2, UR4, RZ", "R2UR UR4, R1") == ("UR4",)
+
+
+def test_wide_registers_are_more_than_one() -> None:
+    assert unset("ULDC.64 UR4, c[0x0][0x208]", "LDG.E R2, desc[UR4][R2.64]", "UIADD3.64 UR6, UR4, 0x2, URZ") == ()
+    assert unset("UMOV UR4, 0x1", "LDG.E R2, desc[UR4][R2.64]") == ("UR5",)
+    assert unset("UMOV UR4, 0x1", "UIADD3.64 UR6, UR4, 0x2, URZ") == ("UR5",)
+    assert unset("UIMAD.WIDE.U32 UR4, UR8, 0x2, URZ", "UMOV UR6, UR5") == ("UR8",)
+    assert unset("LDCU.128 UR4, c[0x0][0x10]", "UMOV UR8, UR7") == ()
+
+
+def test_a_result_may_stand_behind_a_predicate_and_half_a_descriptor_be_unused() -> None:
+    assert unset("R2UR.OR P1, UR4, R5", "UMOV UR5, UR4") == ()
+    assert unset("HGMMA.64x16x16.F32.BF16 R56, R64, gdesc[UR4].tnspB, R56") == ()
+    assert unset("UISETP.GT.AND UP0, UPT, UR9, 0x2, UPT") == ("UR9",)
+
+
 @pytest.mark.parametrize("listing", ["", "Function : k\n", "cuobjdump fatal: no such file"])
 def test_what_is_no_listing_is_refused(listing: str) -> None:
     with pytest.raises(ValueError, match="expected what `cuobjdump -sass -res-usage` prints"):

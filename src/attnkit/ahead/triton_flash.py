@@ -19,7 +19,7 @@ import torch
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
 from attnkit.problem import FP8, TRAINED
-from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, offset, padded, precision, row, width
+from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, offset, padded, precision, row, widths
 
 __all__ = ["ABSENT", "MASKS", "MODIFIERS", "Modifier", "Want", "binary", "builds", "configs", "tiles", "wants"]
 
@@ -67,6 +67,18 @@ OTHERS: dict[str, tuple[Form, str, tuple[Modifier, ...], int]] = {
 DV = 128
 """That of v in all of these."""
 
+UNALIGNED: dict[str, tuple[str, int, int]] = {
+    "d128-dv16": ("bf16", 128, 16),
+    "d64-dv32": ("bf16", 64, 32),
+    "d16-dv128": ("bf16", 16, 128),
+    "d256-dv32": ("bf16", 256, 32),
+    "d128-dv32": ("fp8", 128, 32),
+    "d64-dv16": ("fp32", 64, 16),
+}
+"""The dtype, d and dv of packed sequences between whose rows there is a gap that asynchronous loads do not take: tiles
+share a place then, so there has to be one way to read it; see triton_flash_tiles.py."""
+STRIDES = tuple(f"s_{tensor}{dim}" for tensor in ("q", "k", "v", "o", "do") for dim in "bsh")
+
 Want = Literal["", "dk", "dv"]
 """Which of its results a split dkdv computes; all of them if empty."""
 
@@ -84,6 +96,7 @@ def builds(arch: int) -> Iterator[Build]:
     for dtype, d in itertools.product(filter(TRAINED.__contains__, DTYPES), DS):
         yield Build(f"triton_flash/statistics/{dtype}-d{d}", arch, partial(statistics, arch, dtype, d))
     yield from others(arch)
+    yield from unaligned(arch)
 
 
 def others(arch: int) -> Iterator[Build]:
@@ -98,6 +111,19 @@ def others(arch: int) -> Iterator[Build]:
             name = f"triton_flash/{want or kernel}/bf16-{form}-{config.loads}"
             compiled = partial(binary, arch, kernel, "bf16", d, mask, False, config, want, dv=DV, modifiers=modifiers)
             yield Build(name, arch, compiled)
+
+
+def unaligned(arch: int) -> Iterator[Build]:
+    """Packed sequences of two head dims, between whose rows there is a gap."""
+    packed: tuple[Modifier, ...] = ("varlen",)
+    for kernel, (form, (dtype, d, dv)) in itertools.product(get_args(Kernel), UNALIGNED.items()):
+        config = tiles(arch, kernel, dtype, max(d, dv), "other", "pointer")
+        if config is None or not has(arch, kernel, dtype):
+            continue
+        for want in wants(config):
+            name = f"triton_flash/{want or kernel}/{dtype}-{form}-full-varlen-unaligned-pointer"
+            options: dict[str, Any] = {"dv": dv, "modifiers": packed, "aligned": False}
+            yield Build(name, arch, partial(binary, arch, kernel, dtype, d, "full", False, config, want, **options))
 
 
 def has(arch: int, kernel: Kernel, dtype: str) -> bool:
@@ -128,9 +154,9 @@ def wants(config: Config) -> tuple[Want, ...]:
 
 def binary(
     arch: int, kernel: Kernel, dtype: str, d: int, mask: str, even: bool, config: Config, want: Want = "",
-    *, dv: int | None = None, modifiers: Collection[Modifier] = (), **options: Any,
+    *, dv: int | None = None, modifiers: Collection[Modifier] = (), aligned: bool = True, **options: Any,
 ) -> Binary:  # fmt: skip
-    """Compile forward, dkdv or dq; `options` go to the compiler beside the configuration's."""
+    """Compile forward, dkdv or dq, for strides that are multiples of 16 or any; `options` go to the compiler."""
     from attnkit.variants import triton_flash_backward as backward
     from attnkit.variants import triton_flash_forward as forward
 
@@ -146,13 +172,14 @@ def binary(
     types = dict.fromkeys(("p_out", "p_dq", "p_dk", "p_dv"), "*bf16" if dtype == "fp8" else f"*{element}")
     types |= dict.fromkeys(("p_lse", "p_lse2", "p_delta"), "*fp32")
     for name, (rows, dim) in loaded.items():
-        tile = f"tensordesc<{element}[1,1,{rows},{width(config, dim, numbers)}]>"
+        tile = f"tensordesc<{element}[1,1,{rows},{padded(dim, numbers)}]>"
         types[name] = tile if config.loads == "tma" else f"*{element}"
     types |= MASKS[mask]
     for modifier in modifiers:
         types |= MODIFIERS[modifier]
+    dp, dvp = widths(config, d, dv, numbers)
     constants: dict[str, object] = {
-        "D": d, "DP": width(config, d, numbers), "DV": dv, "DVP": width(config, dv, numbers),
+        "D": d, "DP": dp, "DV": dv, "DVP": dvp,
         "BM": config.block_m, "BN": config.block_n, "OFFSET": offset(numbers),
         "MASK": mask, "SCALED": bool({"softcap", "alibi"} & set(modifiers)),
         "EVEN_Q": even, "EVEN_KV": even, "LOADS": config.loads, "PRECISION": precision(numbers),
@@ -160,8 +187,8 @@ def binary(
     }  # fmt: skip
     constants |= {name: None for name in ABSENT if name not in types}
     return compile_kernel(
-        function, arch, types, constants, unaligned=("lower", "upper"), num_warps=config.warps,
-        num_stages=config.stages, **options,
+        function, arch, types, constants, unaligned=("lower", "upper", *(() if aligned else STRIDES)),
+        num_warps=config.warps, num_stages=config.stages, **options,
     )  # fmt: skip
 
 

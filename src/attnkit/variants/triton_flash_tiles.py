@@ -52,7 +52,7 @@ class Config:
         stages: Tiles in flight in the inner loop.
         loads: How tiles arrive; see triton_flash_forward.py.
         split: dkdv alone: dK and dV by two launches, for accumulators too wide to hold both.
-        least: Width of a block of head dim at least; what is behind d is masked.
+        least: Width of blocks at least where those of the two head dims differ; what is behind d is masked.
     """
 
     block_m: int
@@ -65,10 +65,12 @@ class Config:
 
 
 # Hopper's products read shared memory through descriptors, which say where a tile begins and how its rows are swizzled;
-# rows of 64 numbers of 16 bits, or more, are swizzled alike, narrower ones otherwise. In one stage Triton puts dO where
-# Q was, and where one place is read in two ways ptxas 12.8 (that of Triton 3.6) makes the second way's descriptors from
-# a register that holds something else: with d above 128 and dv up to 32 dV was wrong, or the GPU read where it may not.
-# ptxas 12.9 and 13.0 make no such thing of the same PTX. So no block is narrower than 64 there.
+# rows of 64 numbers of 16 bits, or more, are swizzled alike, narrower ones otherwise. A tile that is not copied ahead,
+# for one stage or for strides that asynchronous loads do not take, Triton puts where another was: dO where Q was, V
+# where K was. Where one place is read in two ways, ptxas 12.8 (that of Triton 3.6) makes the second way's descriptors
+# from a register that holds something else: dV was wrong with d above 128 and dv up to 32, out with dv of 16 between
+# strides that are no multiples of 16, and the GPU read where it may not. ptxas 12.9 and 13.0 make no such thing of the
+# same PTX. So there, where the two widths differ, none is below 64.
 # On Hopper float32 has no two warp groups to 64 rows: with 16 keys a tile Triton 3.6 lets them read V or K past the end
 # of shared memory (as in triton#11366) and compute from what is there. The smaller tiles in their place spill.
 # Family of architectures -> (kernel, dtype, how tiles may arrive, head dim padded to 64, 128 or 256), and behind it the
@@ -109,12 +111,12 @@ TABLE: dict[int, dict[tuple[str | int, ...], Config]] = {
         ("forward", "half", "tma", 128, "boolean"): Config(64, 64, 8, 2, "tma"),
         ("forward", "half", "tma", 256, "boolean"): Config(64, 64, 8, 2, "tma"),
         ("forward", "half", "tma", 128, "other"): Config(128, 64, 8, 2, "tma"),
-        ("forward", "half", "pointer", 64): Config(128, 64, 4, 3),
-        ("forward", "half", "pointer", 128): Config(128, 64, 8, 3),
-        ("forward", "half", "pointer", 256): Config(64, 32, 4, 3),
-        ("forward", "half", "pointer", 64, "boolean"): Config(64, 64, 8, 2),
-        ("forward", "half", "pointer", 128, "boolean"): Config(64, 64, 8, 2),
-        ("forward", "half", "pointer", 256, "boolean"): Config(64, 64, 8, 2),
+        ("forward", "half", "pointer", 64): Config(128, 64, 4, 3, least=64),
+        ("forward", "half", "pointer", 128): Config(128, 64, 8, 3, least=64),
+        ("forward", "half", "pointer", 256): Config(64, 32, 4, 3, least=64),
+        ("forward", "half", "pointer", 64, "boolean"): Config(64, 64, 8, 2, least=64),
+        ("forward", "half", "pointer", 128, "boolean"): Config(64, 64, 8, 2, least=64),
+        ("forward", "half", "pointer", 256, "boolean"): Config(64, 64, 8, 2, least=64),
         ("dkdv", "half", "tma", 64): Config(64, 64, 4, 3, "tma"),
         ("dkdv", "half", "tma", 128): Config(64, 64, 4, 2, "tma"),
         ("dkdv", "half", "tma", 128, "other"): Config(64, 64, 8, 2, "tma"),
@@ -215,9 +217,10 @@ def padded(d: int, dtype: torch.dtype | None = None) -> int:
     return max(32 if dtype == FP8 else 16, 1 << (d - 1).bit_length())
 
 
-def width(config: Config, d: int, dtype: torch.dtype) -> int:
-    """How wide a block of head dim is."""
-    return max(config.least, padded(d, dtype))
+def widths(config: Config, d: int, dv: int, dtype: torch.dtype) -> tuple[int, int]:
+    """How wide blocks of both head dims are."""
+    dp, dvp = padded(d, dtype), padded(dv, dtype)
+    return (dp, dvp) if dp == dvp else (max(config.least, dp), max(config.least, dvp))
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -245,11 +248,12 @@ def copyable(t: torch.Tensor) -> bool:
 def constants(config: Config, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, object]:
     """The compile-time arguments that every kernel has, but for those of masks and modifiers."""
     d, dv = q.shape[3], v.shape[3]
+    dp, dvp = widths(config, d, dv, q.dtype)
     return {
         "D": d,
-        "DP": width(config, d, q.dtype),
+        "DP": dp,
         "DV": dv,
-        "DVP": width(config, dv, v.dtype),
+        "DVP": dvp,
         "BM": config.block_m,
         "BN": config.block_n,
         "EVEN_Q": q.shape[1] % config.block_m == 0,
@@ -270,7 +274,7 @@ def source(t: torch.Tensor, rows: int, config: Config) -> Any:
     b, s, h, d = t.shape
     # the stride of a dimension of size one is never used, but must be valid
     strides = [t.stride(i) if t.shape[i] > 1 else TMA_ALIGNMENT for i in (0, 2, 1)]
-    return TensorDescriptor(t, [b, h, s, d], [*strides, 1], [1, 1, rows, width(config, d, t.dtype)])
+    return TensorDescriptor(t, [b, h, s, d], [*strides, 1], [1, 1, rows, padded(d, t.dtype)])
 
 
 def launch(call: Callable[[], object], device: torch.device) -> None:

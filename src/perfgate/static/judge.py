@@ -8,6 +8,7 @@ sentence to be said where it is broken:
     exposed      a wait moved before the exponentials: fewer of them run under a product in flight
     serialised   the main loop waits twice as often a matrix instruction
     crowded      registers or shared memory took a step: fewer blocks fit on a multiprocessor
+    unset        a register is read that nothing has written, in the old profile or not: the compiler is wrong
 
 What else differs is listed and fails nothing: a compiler that allots registers otherwise is not a slowdown.
 """
@@ -124,8 +125,15 @@ def crowded(old: Profile, new: Profile, arch: int) -> str | None:
     return f"{after} warps fit on a multiprocessor, {before} before: {', '.join(parts)}"
 
 
+def unset(old: Profile, new: Profile, arch: int) -> str | None:
+    """A register is read that nothing has written: the compiler lost what should be in it."""
+    if not new.unset:
+        return None
+    return f"reads {new.unset}, which nothing has written: the compiler is wrong, and so may be what is computed"
+
+
 Rule = Callable[[Profile, Profile, int], str | None]
-RULES: tuple[Rule, ...] = (lost, spills, exposed, serialised, crowded)
+RULES: tuple[Rule, ...] = (unset, lost, spills, exposed, serialised, crowded)
 
 
 def judge(name: str, arch: int, old: Profile | None, new: Profile | str | None) -> Verdict:

@@ -73,6 +73,7 @@ class Profile:
         loop: Instructions by kind, in the main loop.
         order: What follows what in the main loop.
         covered: Exponentials of the main loop that are issued while an asynchronous product is in flight.
+        unset: Uniform registers that are read where nothing has written them, with spaces between.
     """
 
     compiler: str
@@ -84,6 +85,7 @@ class Profile:
     loop: Mapping[str, int]
     order: str
     covered: int
+    unset: str = ""
 
     @classmethod
     def of(cls, function: sass.Function, arch: int, *, warps: int, shared: int, compiler: str) -> Profile:
@@ -100,6 +102,7 @@ class Profile:
             loop=sass.count(loop),
             order=sass.order(loop),
             covered=sass.covered(loop),
+            unset=" ".join(function.unset()),
         )
 
     @property

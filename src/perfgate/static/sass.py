@@ -55,6 +55,9 @@ HEADING = re.compile(r"^\s*Function : (\S+)$")
 RESOURCES = re.compile(r"^ *Function ([^\s:]+):\n +REG:(\d+) STACK:(\d+) SHARED:(\d+)", re.MULTILINE)
 LINE = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;")
 TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
+PREDICATE = re.compile(r"!?U?P[\dT]")
+UNIFORM = re.compile(r"\bUR(\d+)\b")
+"""A register of a warp; URZ is no register."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,30 @@ class Instruction:
             if self.opcode == kind or self.opcode.startswith(kind + "."):
                 return kind
         return None
+
+    def uniform_reads(self) -> set[int]:
+        """The uniform registers among its sources, but for a product's descriptors."""
+        # an address has two, as has a source of 64 bits
+        pairs = self.opcode.startswith("U") and ".64" in self.opcode
+        found: set[int] = set()
+        for n, part in enumerate(self._parts()):
+            if n != self._result() and "gdesc[" not in part:
+                wide = 2 if pairs or part.startswith("desc[") else 1
+                found |= {int(number) + half for number in UNIFORM.findall(part) for half in range(wide)}
+        return found
+
+    def uniform_writes(self) -> set[int]:
+        """The uniform registers that it writes."""
+        register = UNIFORM.fullmatch(self._parts()[self._result()])
+        wide = 4 if ".128" in self.opcode else 2 if ".64" in self.opcode or ".WIDE" in self.opcode else 1
+        return {int(register[1]) + half for half in range(wide)} if register else set()
+
+    def _parts(self) -> list[str]:
+        return [part.strip() for part in self.operands.split(",")]
+
+    def _result(self) -> int:
+        """Which operand is written; R2UR may have a predicate in front of it."""
+        return int(self.opcode.startswith("R2UR") and bool(PREDICATE.match(self.operands)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +145,19 @@ class Function:
             if inner:
                 return self._body(max(inner, key=weights.__getitem__))
         return ()
+
+    def unset(self) -> tuple[str, ...]:
+        """The uniform registers that are read where no instruction before has written them, in order.
+
+        None are where the compiler is right: what such a register holds is chance, and so is what is computed from it.
+        Which half of its descriptors a product reads depends on where its first factor is, so these do not count.
+        """
+        written: set[int] = set()
+        found: set[int] = set()
+        for i in self.instructions:
+            found |= i.uniform_reads() - written
+            written |= i.uniform_writes()
+        return tuple(f"UR{number}" for number in sorted(found))
 
     def _body(self, loop: tuple[int, int]) -> tuple[Instruction, ...]:
         return tuple(i for i in self.instructions if loop[0] <= i.address <= loop[1])
