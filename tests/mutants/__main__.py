@@ -12,7 +12,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.mutants import page
+import torch
+
+from tests.mutants import kept, page
 from tests.mutants.table import CONTROLS, TABLE
 from tests.mutants.trials import Verdict, verdicts
 
@@ -21,16 +23,25 @@ def main(arguments: list[str]) -> int:
     """Run the trials and print a line for each."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts of names of mutants; all unless given")
+    parser.add_argument(
+        "--gpu", action="store_true", help="those alone that need a GPU; what came of them is kept for the page"
+    )
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the table as a page, docs/mutants.md")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     chosen = parser.parse_args(arguments)
     mutants = [mutant for mutant in TABLE if not chosen.names or any(name in mutant.name for name in chosen.names)]
     if not mutants:
         parser.error(f"expected parts of names of mutants, got {' '.join(chosen.names)}: nothing has them")
-    if chosen.page and chosen.names:
-        parser.error("a page has all mutants: leave the names out")
-    laws = {check for mutant in mutants for check in mutant.checks}
-    controls = [control for control in CONTROLS if control.checks[0] in laws]
+    if (chosen.page or chosen.gpu) and chosen.names:
+        parser.error("--page has all mutants, and --gpu all that need one: leave the names out")
+    if chosen.gpu:
+        if chosen.page:
+            parser.error("--gpu keeps what the page needs: write that with --page alone")
+        if not torch.cuda.is_available():
+            parser.error("--gpu needs a CUDA device, and there is none")
+        mutants = [mutant for mutant in mutants if mutant.device == "cuda"]
+    laws = {(mutant.device, check) for mutant in mutants for check in mutant.checks}
+    controls = [control for control in CONTROLS if (control.device, control.checks[0]) in laws]
 
     started = time.perf_counter()
     found: list[Verdict] = []
@@ -44,7 +55,9 @@ def main(arguments: list[str]) -> int:
     summary = ", ".join(f"{number} {result}" for result, number in sorted(counts.items()))
     print(f"{summary} in {time.perf_counter() - started:.0f} s")
     if chosen.page and not bad:
-        chosen.page.write_text(page.page(found))
+        chosen.page.write_text(page.page(found, kept.read()))
+    if chosen.gpu and not bad:
+        kept.write(found)
     return 1 if bad else 0
 
 

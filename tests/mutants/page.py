@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tests.mutants.kept import Kept
 from tests.mutants.trials import Verdict
 
 __all__ = ["HEAD", "page"]
@@ -17,25 +18,30 @@ HEAD = """\
 `nox -s mutants` plants each of these bugs in a copy of attnkit and puts it to laws of the tests, one after the other,
 with the number of examples that CI gives them and a fixed seed. It fails if one survives, or if a law calls wrong what
 has no bug in it. Triton's kernels run in its interpreter and those in CUDA C++ on the host; what these cannot show
-needs a GPU.
+needs a GPU: it was tried there with `nox -s mutants -- --gpu`, and the table names it.
 """
 
 
-def page(verdicts: Sequence[Verdict]) -> str:
-    """Return the whole document."""
-    found = [verdict for verdict in verdicts if verdict.mutant.edits]
-    here = [verdict for verdict in found if verdict.result != "skipped"]
-    caught = [verdict for verdict in here if verdict.caught]
-    most = max((verdict.example for verdict in caught), default=0)
+def page(verdicts: Sequence[Verdict], kept: Kept) -> str:
+    """Return the whole document; what was skipped here has come of it what is kept."""
+    planted = [verdict for verdict in verdicts if verdict.mutant.edits]
+    found: dict[str, tuple[str, int]] = {}
+    for verdict in planted:
+        if verdict.caught:
+            found[verdict.mutant.name] = verdict.by, verdict.example
+        elif verdict.result == "skipped" and verdict.mutant.name in kept.found:
+            law, example = kept.found[verdict.mutant.name]
+            found[verdict.mutant.name] = f"{law} ({kept.device})", example
+    most = max((example for _, example in found.values()), default=0)
     lines = [
         HEAD,
-        f"{len(caught)} of {len(here)} were found, each within {most} examples of a law.",
+        f"{len(found)} of {len(planted)} were found, each within {most} examples of a law.",
         "",
         "| bug | kind | found by | at example |",
         "|---|---|---|--:|",
     ]
-    for verdict in found:
-        example = str(verdict.example) if verdict.example else ""
-        lines.append(f"| {verdict.mutant.name} | {verdict.mutant.kind} | {verdict.by} | {example} |")
+    for verdict in planted:
+        law, example = found.get(verdict.mutant.name, (verdict.by, 0))
+        lines.append(f"| {verdict.mutant.name} | {verdict.mutant.kind} | {law} | {example or ''} |")
     lines += ["", "This page is written by `nox -s mutants -- --page docs/mutants.md`."]
     return "\n".join(lines) + "\n"

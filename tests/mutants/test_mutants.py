@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("triton")
 
+from perfgate.environment import Environment
 from tests.mutants import __main__ as command
-from tests.mutants import page, trials
+from tests.mutants import kept, page, trials
 from tests.mutants.mutant import SOURCE, Edit, Mutant
 from tests.mutants.table import CONTROLS, TABLE
 from tests.mutants.trials import Verdict, verdicts
@@ -106,9 +107,57 @@ def test_a_survivor_fails_the_command_and_writes_no_page(
     assert "| a/one | for this test | half-a-scale | 3 |" in (tmp_path / "0.md").read_text()
 
 
+def on_a_gpu(result: trials.Result, by: str, example: int) -> Verdict:
+    return Verdict(
+        Mutant("gpu/one", "for this test", (by,), (Edit(LINEAR, "", ""),), "cuda"), result, by, example, 1.0, ""
+    )
+
+
+def test_the_page_has_what_a_gpu_found_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Environment(device="NVIDIA H200", versions={"torch": "2.11"})
+    monkeypatch.setattr("perfgate.gpu.environment", lambda: environment)
+    here = Verdict(int8("a/two", Edit(LINEAR, "", "")), "caught", "half-a-scale", 7, 1.0, "")
+    kept.write([on_a_gpu("caught", "parity", 3), on_a_gpu("survived", "parity", 9), here], tmp_path / "kept.json")
+    of_gpu = kept.read(tmp_path / "kept.json")
+    assert of_gpu == kept.Kept("NVIDIA H200", {"torch": "2.11"}, {"gpu/one": ("parity", 3)})
+    text = page.page([here, on_a_gpu("skipped", "needs a GPU", 0)], of_gpu)
+    assert "2 of 2 were found, each within 7 examples" in text
+    assert "| gpu/one | for this test | parity (NVIDIA H200) | 3 |" in text
+    text = page.page([here, on_a_gpu("skipped", "needs a GPU", 0)], kept.Kept("", {}, {}))
+    assert "1 of 2 were found" in text
+    assert "| gpu/one | for this test | needs a GPU |  |" in text
+
+
+def test_those_of_a_gpu_alone_need_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
+    for words, said in (
+        (["--gpu"], "needs a CUDA device"),
+        (["--gpu", "splitkv"], "leave the names out"),
+        (["--gpu", "--page", "x"], "--page alone"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main(words)
+        assert said in capsys.readouterr().err
+
+
+def test_those_of_a_gpu_alone_are_tried_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Mutant] = []
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "verdicts", lambda mutants, processes: tried.extend(mutants) or iter(()))
+    monkeypatch.setattr(kept, "write", lambda verdicts: None)
+    assert command.main(["--gpu"]) == 0
+    assert {mutant for mutant in tried if mutant.edits} == {mutant for mutant in TABLE if mutant.device == "cuda"}
+    assert {mutant for mutant in tried if not mutant.edits} == {c for c in CONTROLS if c.device == "cuda"}
+
+
+def test_what_a_gpu_found_is_kept_of_every_mutant_that_needs_one() -> None:
+    # renew it on a GPU: nox -s mutants -- --gpu
+    assert list(kept.read().found) == [mutant.name for mutant in TABLE if mutant.device == "cuda"]
+
+
 def test_the_committed_page_has_every_mutant_and_no_survivor() -> None:
     text = PAGE.read_text()
     rows = dict(re.findall(r"^\| (\S+/\S+) \| [^|]* \| ([^|]*) \|", text, flags=re.MULTILINE))
     assert list(rows) == [mutant.name for mutant in TABLE]
-    assert all(rows.values())
+    assert all(law and law != "needs a GPU" for law in rows.values())
     assert text.startswith(page.HEAD)

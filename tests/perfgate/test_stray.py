@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 
 import pytest
@@ -102,6 +103,19 @@ def test_a_host_that_comes_late_once_hides_no_work(device: Device, late: int) ->
     device.hiccups = [4e-4 if i == late else 0.0 for i in range(6)]
     device.hiccups.reverse()
     assert stray.of_call(lambda: device.launch(1e-3, 1.4e-3), 1e-3) is not None
+
+
+@pytest.mark.parametrize("late", range(8))
+def test_a_host_that_is_late_with_the_end_of_the_calls_once_hides_no_work(device: Device, late: int) -> None:
+    """Work elsewhere has ended by then, and what is timed seems to last as long."""
+    turns = itertools.count()
+
+    def call() -> None:
+        device.launch(1e-3, 1.4e-3)
+        if next(turns) == late:
+            device.now += 1e-2
+
+    assert stray.of_call(call, 1e-3) is not None
 
 
 def test_a_host_that_comes_late_is_no_work(device: Device) -> None:
