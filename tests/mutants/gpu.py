@@ -16,9 +16,6 @@ fa1 = planter("gpu-fa1", "variants/triton_fa1_kernel.py", "parity triton_fa1 fwd
 
 MUTANTS = (
     flash("one-tf32-product", "lost precision", 'return "tf32x3" if', 'return "tf32" if'),
-    flash(
-        "stride-0-copied", "broadcast input", "all(stride > 0 and stride % unit", "all(stride >= 0 and stride % unit"
-    ),
     splitkv("one-tf32-product", "lost precision", 'PRECISION="tf32x3" if', 'PRECISION="tf32" if'),
     unfused("one-tf32-product", "lost precision", 'PRECISION="tf32x3" if', 'PRECISION="tf32" if'),
     fa1("one-tf32-product", "lost precision", 'PRECISION="tf32x3" if', 'PRECISION="tf32" if'),
