@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 
 from attnkit.products import product
@@ -17,29 +16,37 @@ from perf.test_linear import Case, compared
 from perf.test_llama import cases
 
 ROOT = Path(__file__).parents[1]
-Collect = Callable[..., list[str]]
+COLLECT = """
+import json, sys
+import pytest
+
+for words in json.loads(sys.argv[1]):
+    code = pytest.main(["--collect-only", "-q", "--perf-device=cuda", "-p", "no:hypothesispytest", *words])
+    print("ended with", int(code), flush=True)
+"""
 
 
-@pytest.fixture
-def collect() -> Collect:
-    def run(*arguments: str) -> list[str]:
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--perf-device=cuda", *arguments]
-        paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return [line for line in done.stdout.splitlines() if "::" in line]
+def collected(*calls: list[str]) -> list[list[str]]:
+    """What pytest collects for each of these arguments; in one process, for its imports take longer."""
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-c", COLLECT, json.dumps(calls)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ended with 0\n") == len(calls), done.stdout + done.stderr
+    found = done.stdout.split("ended with 0\n")[:-1]
+    return [[line for line in said.splitlines() if "::" in line] for said in found]
 
-    return run
 
-
-def test_a_model_of_billions_is_timed_when_it_is_asked_for(collect: Collect) -> None:
-    cases = collect("perf")
-    assert [case for case in cases if "llama" in case] == []
-    llama = collect("perf/test_llama.py")
-    assert llama
-    assert collect("perf", "-k", "llama") == llama
-    assert set(collect("perf", "--perf-suite=full")) > {*cases, *llama}
+def test_a_model_of_billions_is_timed_when_it_is_asked_for() -> None:
+    usual, file, keyword, full = collected(
+        ["perf"], ["perf/test_llama.py"], ["perf", "-k", "llama"], ["perf", "--perf-suite=full"]
+    )
+    assert usual
+    assert [case for case in usual if "llama" in case] == []
+    assert file
+    assert keyword == file
+    assert set(full) > {*usual, *file}
 
 
 def test_peers_that_take_long_to_start_are_timed_in_the_full_suite() -> None:

@@ -12,6 +12,7 @@ Knows nothing of rules and verdicts.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,13 +192,13 @@ class Contrasts:
             in_time = {name: found.time for name, found in known.items()}
             in_cycles = {name: found.time + found.clock for name, found in known.items() if found.clock is not None}
             common_cycles = stats.quantile([*in_cycles.values()], 0.5) if in_cycles else 0.0
+            others, others_cycles = _others(in_time), _others(in_cycles)
             for name, found in differences.items():
                 case = seen[name]
-                case.time.append(found.time - (_others(in_time, name) if name in known else common))
+                case.time.append(found.time - others.get(name, common))
                 if found.clock is not None and in_cycles:
                     case.clock.append(found.clock)
-                    shift = _others(in_cycles, name) if name in known else common_cycles
-                    case.cycles.append(found.time + found.clock - shift)
+                    case.cycles.append(found.time + found.clock - others_cycles.get(name, common_cycles))
         return cls(seen=seen, shifts=tuple(shifts), least=_least(apart), prior=_shared(seen.values(), controls))
 
     def estimate(self, name: str) -> Estimate:
@@ -231,9 +232,23 @@ def _difference(visits: Sequence[Visit]) -> Difference | None:
     return Difference(base, head - base, head_clock - base_clock)
 
 
-def _others(controls: Mapping[str, float], name: str) -> float:
-    """The controls' median without that of one of them, unless it is the only one."""
-    return stats.quantile([d for control, d in controls.items() if control != name] or [*controls.values()], 0.5)
+def _others(controls: Mapping[str, float]) -> dict[str, float]:
+    """For each of the controls the others' median, or its own if it is the only one."""
+    if len(controls) < 2:
+        return dict(controls)
+    ordered = sorted(controls.values())
+    middle, odd = divmod(len(ordered) - 1, 2)
+
+    def left(rank: int, i: int) -> float:
+        """Which one has place i when that of this rank is gone."""
+        return ordered[i] if i < rank else ordered[i + 1]
+
+    found = {}
+    for name, d in controls.items():
+        rank = bisect.bisect_left(ordered, d)
+        low = left(rank, middle if odd else middle - 1)
+        found[name] = low + (left(rank, middle) - low) / 2
+    return found
 
 
 def _least(away: Sequence[float]) -> float:

@@ -77,6 +77,8 @@ class Suite:
         self.path = pytester.path
         for name in ENVIRONMENT:
             monkeypatch.delenv(name, raising=False)
+        # hypothesis, which no suite here uses, takes a process as long to load as all the rest
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
         pytester.makeconftest(CONFTEST)
         pytester.makepyfile(test_speed=SPEED)
 
@@ -89,8 +91,7 @@ class Suite:
             warnings.simplefilter("ignore", ResourceWarning)
             for name, value in environment.items():
                 patch.setenv(name, value)
-            # hypothesis, which takes half a second to load, would be loaded anew each time
-            result = self.pytester.runpytest_inprocess(*self._arguments(arguments), "-p", "no:hypothesispytest")
+            result = self.pytester.runpytest_inprocess(*self._arguments(arguments))
             if OPENS_JSON_AT_THE_START:
                 gc.collect()  # it does so each time the command line is parsed, and leaves all but the last open
             return result

@@ -154,7 +154,8 @@ def repository(
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # it takes a third of a worker's start
+    # what no suite here uses takes a third of a worker's start
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio -p no:xdist -p no:timeout")
     made = Repository(pytester, capfd)
     yield made
     assert len(made.worktrees()) == 1, "a worktree was left"

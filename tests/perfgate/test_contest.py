@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfgate import stats
 from perfgate.contest import Block, ContestRule, Findings, Side, Visit, judge, suspects, undecided
+from perfgate.contrast import Contrasts
 from perfgate.verdict import State, Verdict
 from tests.perfgate.simulate import Kernel, contest_blocks, kernels, samples
 
@@ -218,6 +220,17 @@ def test_a_control_does_not_hide_in_the_shift() -> None:
     assert ratios["case"] == pytest.approx(-0.001)
     assert ratios["c"] == pytest.approx(0.05 - 0.0005)
     assert ratios["a"] == pytest.approx(0.0 - 0.0255)
+
+
+@given(st.lists(st.floats(-0.1, 0.1) | st.sampled_from([0.0, 0.01]), min_size=1, max_size=9))
+def test_a_controls_shift_is_the_others_median(ds: list[float]) -> None:
+    names = [f"control{i}" for i in range(len(ds))]
+    blocks = [block(0, dict(zip(names, ds, strict=True)), controls=[])]
+    found = Contrasts.of(blocks, names, lambda seconds: 0.01).seen
+    measured = {name: difference.time for name, difference in blocks[0].differences.items()}
+    for name in names:
+        others = [d for other, d in measured.items() if other != name] or [measured[name]]
+        assert found[name].time == [measured[name] - stats.quantile(others, 0.5)]
 
 
 def test_suspicious_controls_are_none_where_suspicions_are_confirmed() -> None:
