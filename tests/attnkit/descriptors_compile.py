@@ -28,8 +28,10 @@ FORMS: tuple[tuple[Kernel, int, int, str, tuple[Modifier, ...]], ...] = (
     ("dkdv", 16, 256, "full", ("varlen",)),
     ("forward", 128, 16, "full", ("varlen",)),
     ("forward", 64, 32, "causal", ("softcap", "varlen")),
+    ("dkdv", 128, 16, "full", ("varlen",)),
+    ("dq", 64, 32, "full", ("varlen",)),
 )
-"""Those of forward with strides that asynchronous loads do not take."""
+"""Those with head dims up to 128 have strides that asynchronous loads do not take."""
 
 
 def ways(ptx: str) -> dict[str, set[int]]:
@@ -51,7 +53,7 @@ def main(words: Sequence[str]) -> int:
             raise LookupError(f"no tiles for {d} and {dv}")
         if words:
             config = dataclasses.replace(config, least=int(words[0]))
-        options: dict[str, Any] = {"dv": dv, "modifiers": modifiers, "aligned": kernel == "dkdv"}
+        options: dict[str, Any] = {"dv": dv, "modifiers": modifiers, "aligned": max(d, dv) > 128}
         binary = triton_flash.binary(90, kernel, "bf16", d, mask, False, config, "dv", **options)
         print(d, dv, max(map(len, ways(binary.ptx).values()), default=0))
     return 0

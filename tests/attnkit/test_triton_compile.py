@@ -65,5 +65,6 @@ def test_the_kernels_compile() -> None:
         wanted = [[arch, "bf16", "m1:"], [arch, "i8", "m64:"], [arch, "dynamic", "m2048:"]]
         assert [words[:3] for words in said["product"] if words[:3] in wanted] == [wanted[1], wanted[0], wanted[2]]
     # ptxas 12.8 loses a place in shared memory that is read in two ways: so it was when dv or out was wrong on an H200
-    assert [words[2] for words in said["flash descriptors"]] == ["1"] * 5
-    assert [words[2] for words in said["flash descriptors as wide as a head"]] == ["2"] * 5
+    assert [words[2] for words in said["flash descriptors"]] == ["1"] * 7
+    # but not in the last two, whose tiles share no place
+    assert [words[2] for words in said["flash descriptors as wide as a head"]] == ["2"] * 5 + ["1"] * 2

@@ -46,7 +46,9 @@ def test_tiles_of_a_hopper_for_the_masks_that_are_searched_are_candidates() -> N
         key: config for key, config in TABLE[90].items() if key[1] == "half" and key[4:] in ((), ("causal",), ("few",))
     }
     assert searched
-    # how wide a block is at least is no choice: what is narrower is wrong
+    # how wide a block is at least is no choice: what is narrower is wrong, and rows that are pasted here must keep it
+    wide = {key for key, config in searched.items() if config.least == 64}
+    assert wide == {("forward", "half", "pointer", d) for d in (64, 128, 256)} | {("dkdv", "half", "pointer", 256)}
     found = {key: dataclasses.replace(config, least=16) for key, config in searched.items()}
     assert [key for key, config in found.items() if config not in CANDIDATES[key[0], key[3]]] == []  # type: ignore[index]
 

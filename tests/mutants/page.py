@@ -18,20 +18,19 @@ HEAD = """\
 `nox -s mutants` plants each of these bugs in a copy of attnkit and puts it to laws of the tests, one after the other,
 with the number of examples that CI gives them and a fixed seed. It fails if one survives, or if a law calls wrong what
 has no bug in it. Triton's kernels run in its interpreter and those in CUDA C++ on the host; what these cannot show
-needs a GPU: it was tried there with `nox -s mutants -- --gpu`, and the table names it.
+needs a GPU: it was tried there with `nox -s mutants -- --gpu`, and is named with the GPU.
 """
 
 
 def page(verdicts: Sequence[Verdict], kept: Kept) -> str:
-    """Return the whole document; what was skipped here has come of it what is kept."""
+    """Return the whole document; what needs a GPU has come of it what is kept."""
     planted = [verdict for verdict in verdicts if verdict.mutant.edits]
-    found: dict[str, tuple[str, int]] = {}
+    found = {verdict.mutant.name: (verdict.by, verdict.example) for verdict in planted if verdict.caught}
     for verdict in planted:
-        if verdict.caught:
-            found[verdict.mutant.name] = verdict.by, verdict.example
-        elif verdict.result == "skipped" and verdict.mutant.name in kept.found:
-            law, example = kept.found[verdict.mutant.name]
-            found[verdict.mutant.name] = f"{law} ({kept.device})", example
+        name = verdict.mutant.name
+        if verdict.mutant.device == "cuda" and name in kept.found:
+            law, example = kept.found[name]
+            found[name] = f"{law} ({kept.device})", example
     most = max((example for _, example in found.values()), default=0)
     lines = [
         HEAD,

@@ -119,11 +119,12 @@ def test_the_page_has_what_a_gpu_found_where_there_is_none(tmp_path: Path, monke
     here = Verdict(int8("a/two", Edit(LINEAR, "", "")), "caught", "half-a-scale", 7, 1.0, "")
     kept.write([on_a_gpu("caught", "parity", 3), on_a_gpu("survived", "parity", 9), here], tmp_path / "kept.json")
     of_gpu = kept.read(tmp_path / "kept.json")
-    assert of_gpu == kept.Kept("NVIDIA H200", {"torch": "2.11"}, {"gpu/one": ("parity", 3)})
+    assert (of_gpu.device, of_gpu.versions) == ("NVIDIA H200", {"torch": "2.11"})
+    assert of_gpu.found == {"gpu/one": ("parity", 3)}
     text = page.page([here, on_a_gpu("skipped", "needs a GPU", 0)], of_gpu)
     assert "2 of 2 were found, each within 7 examples" in text
     assert "| gpu/one | for this test | parity (NVIDIA H200) | 3 |" in text
-    text = page.page([here, on_a_gpu("skipped", "needs a GPU", 0)], kept.Kept("", {}, {}))
+    text = page.page([here, on_a_gpu("skipped", "needs a GPU", 0)], kept.Kept("", {}, {}, {}))
     assert "1 of 2 were found" in text
     assert "| gpu/one | for this test | needs a GPU |  |" in text
 
@@ -152,7 +153,9 @@ def test_those_of_a_gpu_alone_are_tried_and_kept(monkeypatch: pytest.MonkeyPatch
 
 def test_what_a_gpu_found_is_kept_of_every_mutant_that_needs_one() -> None:
     # renew it on a GPU: nox -s mutants -- --gpu
-    assert list(kept.read().found) == [mutant.name for mutant in TABLE if mutant.device == "cuda"]
+    found = kept.read()
+    assert found.planted == {mutant.name: kept.digest(mutant) for mutant in TABLE if mutant.device == "cuda"}
+    assert found.planted.keys() == found.found.keys()
 
 
 def test_the_committed_page_has_every_mutant_and_no_survivor() -> None:

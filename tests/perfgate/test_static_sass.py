@@ -139,16 +139,23 @@ def test_a_register_that_nothing_has_written_is_told() -> None:
     assert unset("IADD3 R1, R2, UR4, RZ", "R2UR UR4, R1") == ("UR4",)
 
 
+def test_an_address_that_is_written_to_is_read() -> None:
+    assert unset("STS.U8 [R3+UR9+0x10], R4", "UTMALDG.4D [UR8], [UR4]") == ("UR4", "UR8", "UR9")
+    assert unset("STG.E desc[UR4][R2.64], R5") == ("UR4", "UR5")
+
+
 def test_wide_registers_are_more_than_one() -> None:
     assert unset("ULDC.64 UR4, c[0x0][0x208]", "LDG.E R2, desc[UR4][R2.64]", "UIADD3.64 UR6, UR4, 0x2, URZ") == ()
     assert unset("UMOV UR4, 0x1", "LDG.E R2, desc[UR4][R2.64]") == ("UR5",)
     assert unset("UMOV UR4, 0x1", "UIADD3.64 UR6, UR4, 0x2, URZ") == ("UR5",)
     assert unset("UIMAD.WIDE.U32 UR4, UR8, 0x2, URZ", "UMOV UR6, UR5") == ("UR8",)
     assert unset("LDCU.128 UR4, c[0x0][0x10]", "UMOV UR8, UR7") == ()
+    assert unset("UMOV UR6, 0x8", "ULDC.64 UR4, c[0x0][UR6+0x10]") == ()
 
 
 def test_a_result_may_stand_behind_a_predicate_and_half_a_descriptor_be_unused() -> None:
-    assert unset("R2UR.OR P1, UR4, R5", "UMOV UR5, UR4") == ()
+    assert unset("R2UR.OR P1, UR4, R5", "ELECT P0, UR7, PT", "UMOV UR5, UR7", "UMOV UR5, UR4") == ()
+    assert unset("ULOP3.LUT UP0, UR4, UR5, 0x7, URZ, 0xc0, !UPT", "UMOV UR6, UR4") == ("UR5",)
     assert unset("HGMMA.64x16x16.F32.BF16 R56, R64, gdesc[UR4].tnspB, R56") == ()
     assert unset("UISETP.GT.AND UP0, UPT, UR9, 0x2, UPT") == ("UR9",)
 

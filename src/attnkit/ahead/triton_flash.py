@@ -73,6 +73,7 @@ UNALIGNED: dict[str, tuple[str, int, int]] = {
     "d16-dv128": ("bf16", 16, 128),
     "d256-dv32": ("bf16", 256, 32),
     "d128-dv32": ("fp8", 128, 32),
+    "d128-dv128": ("fp8", 128, 128),
     "d64-dv16": ("fp32", 64, 16),
 }
 """The dtype, d and dv of packed sequences between whose rows there is a gap that asynchronous loads do not take: tiles

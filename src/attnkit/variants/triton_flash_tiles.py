@@ -63,6 +63,11 @@ class Config:
     split: bool = False
     least: int = 16
 
+    def __post_init__(self) -> None:
+        """Refuse what no kernel has: the copy engine's tiles are as wide as its descriptors."""
+        if self.loads == "tma" and self.least != 16:
+            raise ValueError(f"least is for tiles by pointer, got loads='tma' and least={self.least}")
+
 
 # Hopper's products read shared memory through descriptors, which say where a tile begins and how its rows are swizzled;
 # rows of 64 numbers of 16 bits, or more, are swizzled alike, narrower ones otherwise. A tile that is not copied ahead,
@@ -70,7 +75,9 @@ class Config:
 # where K was. Where one place is read in two ways, ptxas 12.8 (that of Triton 3.6) makes the second way's descriptors
 # from a register that holds something else: dV was wrong with d above 128 and dv up to 32, out with dv of 16 between
 # strides that are no multiples of 16, and the GPU read where it may not. ptxas 12.9 and 13.0 make no such thing of the
-# same PTX. So there, where the two widths differ, none is below 64.
+# same PTX. So where tiles share a place, in forward and above 128 in dkdv, and the two widths differ, none is below 64.
+# That is of 16 bits: fp8's V is transposed, and its place read in two ways whatever the widths. None of these forms
+# makes ptxas lose it; `nox -s kernels` looks for what that leads to.
 # On Hopper float32 has no two warp groups to 64 rows: with 16 keys a tile Triton 3.6 lets them read V or K past the end
 # of shared memory (as in triton#11366) and compute from what is there. The smaller tiles in their place spill.
 # Family of architectures -> (kernel, dtype, how tiles may arrive, head dim padded to 64, 128 or 256), and behind it the

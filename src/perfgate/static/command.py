@@ -29,8 +29,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="compile kernels for GPUs that are not here, and compare registers, spills and instructions",
         description="Compile every build that MODULE.builds() returns, on all cores and without a GPU, and hold what "
         "the binaries say of themselves against STORAGE/sm_<arch>.json. Exit code 1: a build spills, lost its matrix "
-        "instructions, waits before the exponentials, fits fewer times on a multiprocessor, reads a register that "
-        "nothing has written, or does not compile. "
+        "instructions, waits before the exponentials, fits fewer times on a multiprocessor, reads a uniform "
+        "register that nothing has written, or does not compile. "
         "10: the baseline cannot be read or is of another compiler. 11: nothing was compared.",
         allow_abbrev=False,
     )

@@ -8,7 +8,7 @@ sentence to be said where it is broken:
     exposed      a wait moved before the exponentials: fewer of them run under a product in flight
     serialised   the main loop waits twice as often a matrix instruction
     crowded      registers or shared memory took a step: fewer blocks fit on a multiprocessor
-    unset        a register is read that nothing has written, in the old profile or not: the compiler is wrong
+    unset        a uniform register is read that nothing has written, in the old profile or not: the compiler is wrong
 
 What else differs is listed and fails nothing: a compiler that allots registers otherwise is not a slowdown.
 """
@@ -126,7 +126,7 @@ def crowded(old: Profile, new: Profile, arch: int) -> str | None:
 
 
 def unset(old: Profile, new: Profile, arch: int) -> str | None:
-    """A register is read that nothing has written: the compiler lost what should be in it."""
+    """A uniform register is read that nothing has written: the compiler lost what should be in it."""
     if not new.unset:
         return None
     return f"reads {new.unset}, which nothing has written: the compiler is wrong, and so may be what is computed"
@@ -186,6 +186,8 @@ def differences(old: Profile, new: Profile, arch: int) -> Iterable[str]:
     for kind in sorted(old.counts.keys() | new.counts.keys()):
         if (was := old.counts.get(kind, 0)) != (now := new.counts.get(kind, 0)):
             yield f"{kind} {was} to {now}"
+    if old.unset != new.unset:
+        yield f"read and written by nothing: {old.unset or 'none'} to {new.unset or 'none'}"
     if old.order != new.order:
         yield "another order in the main loop"
     elif old.loop != new.loop:

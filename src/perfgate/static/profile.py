@@ -130,6 +130,8 @@ class Profile:
             numbers = (profile.registers, profile.stack, profile.shared, profile.warps, profile.covered)
             if not all(isinstance(n, int) for n in (*numbers, *profile.counts.values(), *profile.loop.values())):
                 raise TypeError("a number is none")
+            if not isinstance(profile.unset, str):
+                raise TypeError("unset is no text")
         except (TypeError, AttributeError) as error:
             raise ValueError(f"expected a profile, got {str(document)[:80]} ({error})") from None
         return profile

@@ -88,28 +88,37 @@ class Instruction:
         return None
 
     def uniform_reads(self) -> set[int]:
-        """The uniform registers among its sources, but for a product's descriptors."""
-        # an address has two, as has a source of 64 bits
+        """The uniform registers among its sources, but for a product's descriptors.
+
+        The second halves of wide sources are known of addresses and of operations on 64 bits alone.
+        """
         pairs = self.opcode.startswith("U") and ".64" in self.opcode
         found: set[int] = set()
         for n, part in enumerate(self._parts()):
             if n != self._result() and "gdesc[" not in part:
-                wide = 2 if pairs or part.startswith("desc[") else 1
+                wide = 2 if part.startswith("desc[") or (pairs and UNIFORM.fullmatch(part)) else 1
                 found |= {int(number) + half for number in UNIFORM.findall(part) for half in range(wide)}
         return found
 
     def uniform_writes(self) -> set[int]:
         """The uniform registers that it writes."""
-        register = UNIFORM.fullmatch(self._parts()[self._result()])
+        n = self._result()
+        if n is None:
+            return set()
         wide = 4 if ".128" in self.opcode else 2 if ".64" in self.opcode or ".WIDE" in self.opcode else 1
-        return {int(register[1]) + half for half in range(wide)} if register else set()
+        return {int(number) + half for number in UNIFORM.findall(self._parts()[n]) for half in range(wide)}
 
     def _parts(self) -> list[str]:
         return [part.strip() for part in self.operands.split(",")]
 
-    def _result(self) -> int:
-        """Which operand is written; R2UR may have a predicate in front of it."""
-        return int(self.opcode.startswith("R2UR") and bool(PREDICATE.match(self.operands)))
+    def _result(self) -> int | None:
+        """Which operand it writes, if that is a uniform register: the first, or behind a predicate the second.
+
+        What sets predicates has two of those in front of its sources.
+        """
+        parts = self._parts()
+        first = int(bool(PREDICATE.fullmatch(parts[0])) and "SETP" not in self.opcode)
+        return first if first < len(parts) and UNIFORM.fullmatch(parts[first]) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +156,11 @@ class Function:
         return ()
 
     def unset(self) -> tuple[str, ...]:
-        """The uniform registers that are read where no instruction before has written them, in order.
+        """The uniform registers that are read where none of the lines above has written them, in order.
 
         None are where the compiler is right: what such a register holds is chance, and so is what is computed from it.
-        Which half of its descriptors a product reads depends on where its first factor is, so these do not count.
+        Lines are those of the listing, whatever branches there are: a write on another path hides a fault. Which half
+        of its descriptors a product reads depends on where its first factor is, so these do not count.
         """
         written: set[int] = set()
         found: set[int] = set()
