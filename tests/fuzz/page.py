@@ -25,7 +25,8 @@ The largest error of a tensor, over that of the textbook computation in the same
 fwd and for each gradient in those of bwd. `median` is of this number. Naive may happen to be exact, as with a single
 key, and then it is no yardstick: in `p99` and `max` the error of rounding the truth once, or what sums in float32 leave
 open (`oracle.uncertainty`), counts where that is larger. For dq, dk and dsink what a backward inherits from a rounded
-out counts as naive's error in all three.
+out counts as naive's error in all three. The largest of few errors is chance: a problem whose out has fewer than 4096
+numbers is drawn up to four times, and its errors are the largest of all draws.
 """
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from attnkit import testing
 from attnkit.mask import Boolean, Documents, Prefix, Window
+from attnkit.parity import Comparison, Parity
 from attnkit.problem import TRAINED, Problem
 from attnkit.variant import Attention, Variant
 from attnkit.variants import TABLE, variant
@@ -99,7 +101,31 @@ def test_what_is_wrong_is_said_and_what_is_right_has_ratios(monkeypatch: pytest.
     (failure,) = answer(lambda *inputs, **options: right(*inputs, **options | {"mask": "full"}))["failures"][:1]
     assert failure.startswith("out is off by ")
     raised = answer(lambda *inputs, **options: 1 / 0)
-    assert raised == {"failures": ["raised ZeroDivisionError: division by zero"], "ratios": {}}
+    assert raised == {"failures": ["raised ZeroDivisionError: division by zero"], "ratios": {}, "seed": 4}
+
+
+def test_a_small_problem_is_drawn_several_times_and_its_errors_are_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {3: (2.0, 4.0), 4: (6.0, 1.0), 5: (1.0, 8.0), 6: (1.0, 1.0)}
+
+    def compared(way: Variant, problem: Problem, device: torch.device, pass_: str, seed: int) -> Parity:
+        failures = ("out is wrong",) if errors[seed][0] > 8 else ()
+        return Parity((Comparison("out", errors[seed][0], 0.0, errors[seed][1], 0.0, failures, open_error=0.5),))
+
+    monkeypatch.setattr(trial, "parity", compared)
+    assert said(Trial("naive", "fwd", PROBLEM, 3), CPU) == {"failures": [], "ratios": {"out 0": [0.75, 0.75]}}
+    large = replace(PROBLEM, sq=4096)
+    assert said(Trial("naive", "fwd", large, 3), CPU) == {"failures": [], "ratios": {"out 0": [0.5, 0.5]}}
+    half = replace(PROBLEM, sq=64)  # half of what is enough
+    assert said(Trial("naive", "fwd", half, 3), CPU)["ratios"] == {"out 0": [1.5, 1.5]}
+    errors[5] = (9.0, 0.0)
+    found = said(Trial("naive", "fwd", PROBLEM, 3), CPU)
+    assert found == {"failures": ["out is wrong"], "ratios": {"out 0": [2.25, 2.25]}, "seed": 5}
+
+
+def test_as_many_truths_are_kept_as_a_problem_is_drawn() -> None:
+    from attnkit import parity
+
+    assert parity._expected.cache_info().maxsize == trial.DRAWS
 
 
 def test_in_the_end_nothing_is_compiled_and_the_others_make_up_the_number(
