@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.summary import LIMITS
+from tests.fuzz.trial import DRAWS, ENOUGH
 
 __all__ = ["page"]
 
@@ -18,15 +19,15 @@ HEAD = """\
 every variant that does not reject it, forward alone and with its gradients; those that compile for each problem get
 few. What is wrong by the rule of `attnkit.parity` is a failure, and so is what raises or ends its process.
 """
-ERRORS = """\
+ERRORS = f"""\
 ## Errors
 
 The largest error of a tensor, over that of the textbook computation in the same dtype (`naive`), for out in the rows of
 fwd and for each gradient in those of bwd. `median` is of this number. Naive may happen to be exact, as with a single
 key, and then it is no yardstick: in `p99` and `max` the error of rounding the truth once, or what sums in float32 leave
 open (`oracle.uncertainty`), counts where that is larger. For dq, dk and dsink what a backward inherits from a rounded
-out counts as naive's error in all three. The largest of few errors is chance: a problem whose out has fewer than 4096
-numbers is drawn up to four times, and its errors are the largest of all draws.
+out counts as naive's error in all three. The largest of few errors is chance: a problem whose out has fewer than
+{ENOUGH} numbers is drawn up to {DRAWS} times, and its errors are the largest of all draws.
 """
 
 

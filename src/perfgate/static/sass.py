@@ -94,8 +94,9 @@ class Instruction:
         """
         pairs = self.opcode.startswith("U") and ".64" in self.opcode
         found: set[int] = set()
+        result = self._result()
         for n, part in enumerate(self._parts()):
-            if n != self._result() and "gdesc[" not in part:
+            if n != result and "gdesc[" not in part:
                 wide = 2 if part.startswith("desc[") or (pairs and UNIFORM.fullmatch(part)) else 1
                 found |= {int(number) + half for number in UNIFORM.findall(part) for half in range(wide)}
         return found
