@@ -255,7 +255,7 @@ class _Expected:
     heads: dict[str, int]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _expected(
     problem: Problem, part: tuple[int, int] | None, device: torch.device, pass_: Pass, seed: int
 ) -> _Expected:
