@@ -50,6 +50,23 @@ FOUND = (
         "more than keys.",
         "the fuzz on an H200; `torch_varlen` refuses it",
     ),
+    (
+        "FlashAttention-3",
+        "Of a cache in pages that are gathered, values are read as far as keys are wide where both fit into one tile: "
+        "the columns of V behind d are lost.",
+        "the fuzz on an H200; `flash_attn_3` refuses it",
+    ),
+    (
+        "FlashAttention-4",
+        "The gradients of d 128 with dv 64 are wrong on Hopper.",
+        "the parity tests on an H200; `flash_attn_4` refuses it",
+    ),
+    (
+        "Inductor, torch 2.11",
+        "Attention written with torch's operations and compiled has gradients that are not a number for one query in "
+        "bfloat16 at a scale of -0.2, where the same operations uncompiled are right.",
+        "the fuzz on an H200, which shows it as a failure of `naive_compiled`",
+    ),
 )
 """What was found here first: where, what, and by what it was found and what became of it."""
 REPOSITORIES = {

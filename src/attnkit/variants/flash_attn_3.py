@@ -34,7 +34,7 @@ ALIGNED = 8
 MAX_DECODED = 8
 """Queries of a sequence with which the library chooses how often keys are split."""
 LEAST_TILE = 64
-"""Rows and keys of its smallest tile: pages of fewer keys, or for fewer rows, are gathered key by key."""
+"""Rows, keys and head dim of its smallest tile: pages of fewer keys, or for fewer rows, are gathered key by key."""
 
 HAS = ("window", "varlen", "paged")
 LACKS: dict[Feature, str] = {
@@ -219,6 +219,8 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     rows, page = problem.sq * problem.group, problem.cache.page if problem.cache is not None else None
     if page is not None and page >= LEAST_TILE and rows > LEAST_TILE:
         return f"pages of {page} keys may be loaded whole, and 0 times what is behind a length need not be a number"
+    if page is not None and d < dv <= LEAST_TILE:
+        return f"of pages it gathers values no wider than keys where one tile is wide enough for both, got {d} and {dv}"
     major, minor = torch.cuda.get_device_capability(device)
     return None if (major, minor) == (9, 0) else f"needs compute capability 9.0, got {major}.{minor}"
 
