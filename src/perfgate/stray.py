@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -25,8 +26,11 @@ idle; the larger counts."""
 ENOUGH, MOST = 1e-3, 50
 """Seconds of work that are looked at, and calls at most: work elsewhere adds up if it takes longer than its launch."""
 TRIES, CLEAN = 8, 2
-"""How often it is tried, before delays of the host behind the calls are ruled out, and how often it must find none: a
-delay between the calls gives work elsewhere the time to end."""
+"""How often it is tried, and how often it must find none: a delay between the calls gives work elsewhere the time to
+end."""
+PAIRS = 25
+"""Calls and a kernel in turn, whose median difference decides where the tries found work: a host that is slow nearly
+always may be quick after one of many kernels and after none of fewer calls."""
 SM_HZ = 1.7e9
 """Roughly what an SM runs at."""
 UNJOINED = "capturing stream has unjoined work"
@@ -45,23 +49,24 @@ def of_call(call: Callable[[], object], seconds: float) -> str | None:
         seconds: Roughly what it takes.
     """
     calls = max(1, min(MOST, round(ENOUGH / seconds)))
-    after = without = math.inf
-    clean = 0
+    without, clean = math.inf, 0
     for _ in range(TRIES):
         within, found = _until_idle(call, calls)
-        # a host that has waited for long may need longer for it; asked twice, for one delay of its own would hide work
-        kernel = functools.partial(torch.cuda._sleep, int(within * SM_HZ))
-        alone = min(_until_idle(kernel, 1)[1] for _ in range(2))
-        without = min(without, alone)
-        if found - without <= max(SLACK, SHARE * within):
-            clean += 1
-            if clean == CLEAN:
-                return None
-        else:
-            after = min(after, found)
+        # asked twice, for one delay of the host would hide work
+        without = min(without, _after_a_kernel(within), _after_a_kernel(within))
+        clean += found - without <= max(SLACK, SHARE * within)
+        if clean == CLEAN:
+            return None
+    differences = []
+    for _ in range(PAIRS):
+        within, found = _until_idle(call, calls)
+        differences.append(found - _after_a_kernel(within))
+    after = statistics.median(differences)
+    if after <= max(SLACK, SHARE * within):
+        return None
     return (
         f"the call leaves work behind on another stream: {calls} calls took {within * 1e6:.0f} us, and the device was "
-        f"at work for {(after - without) * 1e6:.0f} us after them, which would not be timed; {REMEDY}"
+        f"at work for {after * 1e6:.0f} us after them, which would not be timed; {REMEDY}"
     )
 
 
@@ -73,6 +78,11 @@ def of_capture(error: BaseException) -> str | None:
         if UNCAPTURED in said:
             return f"the call waits for work on another stream that began before it and is not timed; {REMEDY}"
     return None
+
+
+def _after_a_kernel(seconds: float) -> float:
+    """Seconds until the device is found idle after a kernel of this length: a host that waited long may need longer."""
+    return _until_idle(functools.partial(torch.cuda._sleep, int(seconds * SM_HZ)), 1)[1]
 
 
 def _until_idle(call: Callable[[], object], calls: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import types
 
 import pytest
@@ -124,6 +125,17 @@ def test_a_host_that_comes_late_is_no_work(device: Device) -> None:
     device.hiccups.reverse()
     assert stray.of_call(lambda: device.launch(1e-4, 0.0), 1e-4) is None
     assert not device.hiccups  # it was late twice
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_host_that_is_slow_nearly_always_finds_no_work(device: Device, seed: int) -> None:
+    """It is quick after one of many kernels, by luck, and after none of fewer calls."""
+    chance = random.Random(seed)
+    device.hiccups = [chance.choices((0.0, 7e-5), (1, 12))[0] for _ in range(1000)]
+    hiccups = device.hiccups.copy()
+    assert stray.of_call(lambda: device.launch(3.6e-3, 0.0), 3.6e-3) is None
+    device.hiccups = hiccups
+    assert stray.of_call(lambda: device.launch(3.6e-3, 3.75e-3), 3.6e-3) is not None
 
 
 @pytest.mark.parametrize(
