@@ -132,7 +132,7 @@ def compare(
         name: ``out``, ``dq``, ``dk`` or ``dv``; gradients are allowed a larger maximum.
         got: What the variant computed.
         truth: The oracle's, in float64, of the same shape.
-        yardstick: What the naive computation made of the same inputs, in the dtype of `got`.
+        yardstick: What the naive computation made of the same inputs, in the dtype that `got` must have.
         uncertainty: What float32 leaves open of the truth (`oracle.uncertainty`).
         heads: Of how many heads' parts this is the sum.
         inherited: The error that a backward inherits from a rounded out (`oracle.inherited`), or an out from weights
@@ -140,6 +140,9 @@ def compare(
     """
     if got.shape != truth.shape:
         sentence = f"{name} has shape {list(got.shape)}, expected {list(truth.shape)}"
+        return Comparison(name, math.inf, math.inf, 0.0, 0.0, (sentence,))
+    if got.dtype != yardstick.dtype:
+        sentence = f"{name} is {got.dtype}, expected {yardstick.dtype}"
         return Comparison(name, math.inf, math.inf, 0.0, 0.0, (sentence,))
     rounded = truth.to(got.dtype)
     inside = rounded.isfinite()  # elsewhere the truth is too large for the dtype

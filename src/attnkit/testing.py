@@ -1,5 +1,6 @@
 """Fuzz an attention function against the oracle: problems for hypothesis to draw, and one check.
 
+    @settings(deadline=None)
     @given(problem=problems())
     def test_my_attention_is_right(problem):
         check(my_attention, problem)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from perfgate import assembler
 from tests.attnkit import interpreter
 
 if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
@@ -17,3 +19,10 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
 def device() -> torch.device:
     """Where laws are put to the test: a GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _compiled_as_if_alone() -> Iterator[None]:
+    """Whether a variant that torch.compile makes was tested before decides for no other which assembler it gets."""
+    with assembler.as_before():
+        yield

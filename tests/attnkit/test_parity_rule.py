@@ -325,6 +325,12 @@ def test_another_shape_is_red() -> None:
     assert found.failures == ("out has shape [1, 2, 4, 3], expected [1, 2, 3, 4]",)
 
 
+def test_another_dtype_is_red_however_near_the_numbers_are() -> None:
+    truth = torch.zeros(1, 2, 3, 4, dtype=torch.float64)
+    found = compare("out", truth.bfloat16(), truth, truth.float(), truth)
+    assert found.failures == ("out is torch.bfloat16, expected torch.float32",)
+
+
 def test_where_the_truth_is_beyond_the_dtype_infinity_is_right() -> None:
     truth = torch.tensor([1e5, 1.0], dtype=torch.float64)
     rounded = truth.half()
@@ -388,9 +394,8 @@ def test_where_naive_is_better_than_a_rounding_that_is_the_yardstick_of_a_ratio(
 
 def test_rounding_the_truth_once_has_a_ratio_of_at_most_one() -> None:
     truth = torch.randn(1, 33, 2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    nothing = torch.zeros_like(truth)
-    # a yardstick that is right to the last bit, but for its dtype
-    once = compare("out", truth.bfloat16(), truth, truth, nothing)
+    rounded, nothing = truth.bfloat16(), torch.zeros_like(truth)
+    once = compare("out", rounded, truth, rounded, nothing)
     assert once.open_error == once.max_error > 0
     assert once.ratio == 1.0
-    assert compare("out", truth.bfloat16(), truth, truth, nothing + 1.0).ratio == once.max_error
+    assert compare("out", rounded, truth, rounded, nothing + 1.0).ratio == once.max_error

@@ -72,6 +72,7 @@ def errors(done: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "pass": direction,
                 "tensors": len(samples),
                 "plain_median": percentile(plain, 0.5) if plain else None,
+                "plain_p99": percentile(plain, 0.99) if plain else None,
                 "p99": p99,
                 "max": largest,
                 "worst": {"tensor": tensor, "problem": worst["problem"], "seed": worst["seed"], "pass": worst["pass"]},

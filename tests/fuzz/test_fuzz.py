@@ -42,11 +42,12 @@ def test_the_same_seed_draws_the_same_problems_and_another_others() -> None:
     assert len({problem for problem, _ in first} & {problem for problem, _ in drawn("1", 30, longest=40)}) < 20
 
 
-def test_a_process_draws_of_all_kinds_but_of_few_dtypes_and_head_dims() -> None:
+def test_a_process_draws_of_all_kinds_but_of_few_dtypes_and_head_dims_and_some_in_fp8() -> None:
     one = share(processes=16, problems=900)
     (cell,) = one.cells
     problems = list(dict.fromkeys(each.problem for each in trials(one, CPU)))
-    assert {(problem.dtype, problem.d) for problem in problems} == {cell}
+    assert {(problem.dtype, problem.d) for problem in problems} == {cell, ("fp8", cell[1])}
+    assert 3 < len(problems) / sum(problem.dtype == "fp8" for problem in problems) < 7
     kinds = {type(problem.mask) for problem in problems}
     assert kinds >= {str, Window, Prefix, Documents, Boolean}
     assert any(problem.sink for problem in problems)
@@ -221,6 +222,7 @@ def test_ours_are_flagged_where_the_99th_percentile_is_over_the_limit(name: str,
     found = summary([record(name, "fwd", {"out": value}) for value in ratios], None, **RUN)
     (row,) = found["errors"]
     assert (row["p99"], row["max"], row["plain_median"], row["tensors"]) == (ratio, 8.0, 0.25, 200)
+    assert row["plain_p99"] == ratio / 2
     assert row["flagged"] == (flagged and name == "triton_flash")
 
 

@@ -20,6 +20,7 @@ import torch
 
 from attnkit.parity import Comparison, parity
 from attnkit.variants import variant
+from perfgate import assembler
 from tests.fuzz.draw import KERNELS, Share, Trial, trials
 
 __all__ = ["DONE", "LOST", "main", "said"]
@@ -109,7 +110,8 @@ def main(share: Share, first: int, done: int, until: float, file: Path) -> int:
                     "seed": trial.seed,
                 }
             )
-            answer = said(trial, device)
+            with assembler.as_before():
+                answer = said(trial, device)
             write(answer)
             if gpu and answer["failures"]:
                 try:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from perfgate import price
+from perfgate import assembler, price
 from perfgate.baseline import rule_for
 from perfgate.case import Case
 from perfgate.clock import Clock, MeasureError
@@ -97,8 +97,12 @@ class Session:
     # Testing
 
     @pytest.fixture
-    def gpu_benchmark(self, request: pytest.FixtureRequest, benchmark: Any) -> GpuBenchmark:
+    def gpu_benchmark(self, request: pytest.FixtureRequest, benchmark: Any) -> Iterator[GpuBenchmark]:
         """Time one case on the device; see `perfgate.plugin.GpuBenchmark`."""
+        with assembler.as_before():
+            yield self._benchmark(request, benchmark)
+
+    def _benchmark(self, request: pytest.FixtureRequest, benchmark: Any) -> GpuBenchmark:
         self._benchmarks[request.node.nodeid] = benchmark
         if benchmark.disabled and not disabled(self.config):
             self._refused_parallel = True

@@ -8,14 +8,14 @@ worker has prepared the same case and is timed between them. Nothing is written:
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 import perfgate
-from perfgate import price
+from perfgate import assembler, price
 from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED, Channel, Gone
 from perfgate.case import Case
 from perfgate.clock import Clock, Inputs, MeasureError, Prepared
@@ -144,9 +144,10 @@ class Worker:
     # Timing
 
     @pytest.fixture
-    def gpu_benchmark(self, request: pytest.FixtureRequest) -> GpuBenchmark:
+    def gpu_benchmark(self, request: pytest.FixtureRequest) -> Iterator[GpuBenchmark]:
         """Prepare one case, and time it when it is asked for; see `perfgate.plugin.GpuBenchmark`."""
-        return GpuBenchmark(request.node.nodeid, self._visits)
+        with assembler.as_before():
+            yield GpuBenchmark(request.node.nodeid, self._visits)
 
     def _visits(self, asked: Asked[T]) -> T:
         case, node = asked.case, asked.node
