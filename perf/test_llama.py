@@ -2,7 +2,8 @@
 
 A case of ``llama/`` decodes STEPS tokens from a context and reads them on the host, as a server does that streams text.
 What launches cost is in it: the host waits once, at the end. On rungs that launch kernel by kernel the GPU waits for
-the host most of that time, so what their kernels alone take is a case of its own: one token, ``llama-kernels/``.
+the host most of that time, so what their kernels alone take is a case of its own: one token, ``llama-kernels/``. These
+come first: after a peer with a stream of its own each kernel starts later.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from attnkit.llama import BATCHED, LADDER, LLAMA_2_7B, Config, Decoder, Model, Weights, build, rung
+from perf.conftest import kind
 from perf.peers import PEERS, RoundedInt8
 from perf.peers.stepwise import graphs_skipped
 from perfgate import Work
@@ -65,9 +67,7 @@ def cases(suite: str, device: str) -> list[tuple[Size, str]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    config = metafunc.config
-    cpu = config.getoption("perf_device") == "cpu" or not torch.cuda.is_available()
-    chosen = cases(config.getoption("perf_suite"), "cpu" if cpu else "cuda")
+    chosen = cases(metafunc.config.getoption("perf_suite"), kind(metafunc.config))
     if metafunc.function is test_kernels_alone:
         chosen = [(size, name) for size, name in chosen if name in LAUNCHED]
     metafunc.parametrize(("size", "way"), chosen, ids=[f"{name}-{size}" for size, name in chosen])
@@ -199,6 +199,26 @@ def work(config: Config, size: Size, way: str, steps: int, element: int) -> Work
     )
 
 
+def test_kernels_alone(
+    gpu_benchmark: GpuBenchmark, size: Size, way: str, models: Callable[[str], Model], truth: Truth
+) -> None:
+    decoder, config, check = checked(size, way, models, truth)
+
+    def step() -> torch.Tensor:
+        decoder.rewind(size.context)
+        decoder.step()
+        return decoder.tokens
+
+    gpu_benchmark(
+        step,
+        work=work(config, size, way, 1, models(size.model).weights.dtype.itemsize),
+        name=f"llama-kernels/{way}/{size}",
+        group=f"llama-kernels/{size}",
+        reference=way == "matmul",
+        check=check,
+    )
+
+
 def test_decoding(
     gpu_benchmark: GpuBenchmark, size: Size, way: str, models: Callable[[str], Model], truth: Truth
 ) -> None:
@@ -215,26 +235,6 @@ def test_decoding(
         work=work(config, size, way, STEPS, models(size.model).weights.dtype.itemsize),
         name=f"llama/{way}/{size}",
         group=f"llama/{size}",
-        reference=way == "matmul",
-        check=check,
-    )
-
-
-def test_kernels_alone(
-    gpu_benchmark: GpuBenchmark, size: Size, way: str, models: Callable[[str], Model], truth: Truth
-) -> None:
-    decoder, config, check = checked(size, way, models, truth)
-
-    def step() -> torch.Tensor:
-        decoder.rewind(size.context)
-        decoder.step()
-        return decoder.tokens
-
-    gpu_benchmark(
-        step,
-        work=work(config, size, way, 1, models(size.model).weights.dtype.itemsize),
-        name=f"llama-kernels/{way}/{size}",
-        group=f"llama-kernels/{size}",
         reference=way == "matmul",
         check=check,
     )

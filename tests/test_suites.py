@@ -46,7 +46,11 @@ def test_a_model_of_billions_is_timed_when_it_is_asked_for() -> None:
     assert [case for case in usual if "llama" in case] == []
     assert file
     assert keyword == file
+    assert all("llama-2-7b" in case for case in file)
     assert set(full) > {*usual, *file}
+    # a peer may make every later kernel start later
+    alone = [n for n, case in enumerate(file) if "test_kernels_alone" in case]
+    assert max(alone) < min(n for n, case in enumerate(file) if "test_decoding" in case)
 
 
 def test_peers_that_take_long_to_start_are_timed_in_the_full_suite() -> None:

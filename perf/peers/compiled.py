@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from attnkit.llama import Weights, rotation
 from attnkit.llama.plain import rmsnorm
 from attnkit.llama.weights import LARGEST, quantize
-from perf.peers.stepwise import COMPILE, Stepwise, static
+from perf.peers.stepwise import Stepwise, static
 
 __all__ = ["Compiled", "CompiledInt8", "RoundedInt8"]
+
+COMPILE: dict[str, Any] = {
+    "options": {"triton.cudagraphs": True, "coordinate_descent_tuning": True},
+    "fullgraph": True,
+}
+"""As gpt-fast sets the compiler up: whole, replayed as a CUDA graph, and with a search for tiles, without which
+inductor leaves matrix-vector products to cuBLAS."""
 
 
 class Matrix:
@@ -66,12 +76,16 @@ class Compiled(Stepwise):
         for layer in weights.layers:
             static(layer.attention_norm)
             static(layer.mlp_norm)
-        self._eager = self._compute
-        self._compute_one = torch.compile(self._compute, **COMPILE) if compile else self._compute
+        self._one = torch.compile(self._compute_one, **COMPILE) if compile else self._compute_one
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """A step is compiled, a prompt is not."""
-        return (self._compute_one if tokens.shape[1] == 1 else self._eager)(tokens, positions)
+        return (self._one if tokens.shape[1] == 1 else self._compute)(tokens, positions)
+
+    def _compute_one(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        # attention as plain steps, which inductor fuses: for one query gpt-fast found that better than any kernel
+        with sdpa_kernel(SDPBackend.MATH):
+            return self._compute(tokens, positions)
 
     def _compute(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         config, weights = self.config, self.weights
