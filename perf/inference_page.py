@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnkit.llama import LADDER
+from perf.peers import PEERS
 from perf.tune_matvec import SHAPES
 from perfgate.report import Results, Row, sentences, units
 from perfgate.report.units import DASH
@@ -84,7 +85,9 @@ def _short(commit: str) -> str:
 
 
 def _origin(run: Run, results: Results) -> str:
-    lines = [*sentences.methods(results), sentences.ceilings(results), *run.results.notes]
+    absent = ", ".join(f"`{name}`" for name in results.absent)
+    lines = [*sentences.methods(results), sentences.ceilings(results), *sentences.notes(results)]
+    lines.append(absent and f"not installed: {absent}")
     return "\n".join([_measured(run.origin), "", *(f"- {line}" for line in lines if line)])
 
 
@@ -154,6 +157,8 @@ def _ladder(results: Results, kernels: Mapping[str, Mapping[str, Row]]) -> str:
         titles += ["× the rung before", "× the first"]
         parts.append(f"**{size}**\n\n{_table(titles, table, left=2)}")
         parts.extend(_against_peers(rows, known))
+        if missing := [f"`{name}`" for name in PEERS if name not in rows]:
+            parts.append(f"Peers that were not there: {', '.join(missing)}.")
     parts.append(
         "The rung before one with int8 weights is the same with 16 bits; before any other it is the one above it with "
         "16 bits. The share is of the bytes that a token must read. Rungs without a graph launch kernel by kernel, and "
@@ -340,10 +345,12 @@ def _latency(entry: Mapping[str, Any]) -> str:
                     for name in ("median", "p95", "p99")
                 ),
                 str(row["requests"]),
+                *([f"{row['requests_per_second']:.0f}"] if kind == "open loop" else []),
             ]
             for row in rows
         ]
         if table:
             titles = ["size", "rung", "median µs", "P95 µs", "P99 µs", "requests"]
+            titles += ["requests a second"] if kind == "open loop" else []
             parts.append(f"**{title}** (in brackets the change against *standard*)\n\n{_table(titles, table, left=2)}")
     return "\n\n".join(parts)
