@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import shlex
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from perfgate.__main__ import main
 from perfgate.gate import Exit
 
 ROOT = Path(__file__).parents[1]
@@ -182,3 +185,23 @@ def test_the_table_of_parts_has_every_module_and_none_imports_one_below_it(packa
                     if first == package and part in place and place.get(name, -1) > place[part]
                 ]
     assert upwards == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/forward.svg"])
+def test_what_is_generated_of_the_committed_baseline_is_of_it(document: str, tmp_path: Path) -> None:
+    """By the commands that CONTRIBUTING.md has for it."""
+    if document.endswith(".svg"):
+        pytest.importorskip("matplotlib")
+    block = re.search(r"```console\n(\$ b=.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    assert block
+    first, *commands = block[1].replace("\\\n", " ").splitlines()
+    (command,) = (each for each in commands if f"--out {document}" in each)
+    shutil.copy(ROOT / document, tmp_path / "copy")
+    arguments = shlex.split(command.partition(" -- ")[2].replace("$b", str(ROOT / first.removeprefix("$ b="))))
+    arguments[arguments.index(document)] = str(tmp_path / "copy")
+    if document.endswith(".md"):  # the table that is there must not be what is compared
+        text = (tmp_path / "copy").read_text()
+        begin, end = text.index("<!-- generated: table -->\n") + 26, text.index("<!-- end -->")
+        (tmp_path / "copy").write_text(text[:begin] + text[end:])
+    assert main(["report", *arguments]) == 0
+    assert (tmp_path / "copy").read_text() == (ROOT / document).read_text()

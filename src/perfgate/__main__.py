@@ -215,7 +215,7 @@ def _baseline(options: argparse.Namespace, arguments: list[str]) -> int:
     code = _file(files, options)
     if code == Exit.OK and not options.files and not options.keep:
         shutil.rmtree(directory)
-    elif code != Exit.OK:
+    elif code != Exit.OK and not options.files:
         print(f"nothing was written to {options.storage}; to merge what was measured all the same:", file=sys.stderr)
         print(f"    perfgate baseline --from {' '.join(map(str, files))}", file=sys.stderr)
     return code

@@ -175,7 +175,9 @@ def test_a_broken_file_is_not_merged(suite: Suite, files: list[str], capsys: pyt
     path = suite.path / files[2]
     path.write_bytes(path.read_bytes()[:1000])
     assert main(["baseline", "--from", *files]) == Exit.REFUSED
-    assert "p2.json is broken or cut off at line" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "p2.json is broken or cut off at line" in said
+    assert "perfgate baseline --from" not in said  # that is what was just done
 
 
 def test_numbers_are_taken_one_after_the_other(suite: Suite, files: list[str]) -> None:

@@ -141,6 +141,8 @@ def test_one_name_for_two_cases_is_an_error_that_names_both(suite: Suite) -> Non
         ("l2='hot'", "ValueError: l2 must be 'cold' or 'warm', got 'hot'"),
         ("name=' a'", "ValueError: a case needs a name without blanks at its ends, got ' a'"),
         ("work=Work(flops=-1)", "ValueError: work.flops must be finite and not negative, got -1"),
+        ("work=3", "TypeError: work must be a perfgate.Work, such as Work(*), got 3"),
+        ("check=3", "TypeError: check must be a function, as in check=lambda result: ..., got 3"),
     ],
 )
 def test_a_wrong_argument_is_named(suite: Suite, arguments: str, message: str) -> None:
@@ -155,6 +157,12 @@ def test_a_wrong_argument_is_named(suite: Suite, arguments: str, message: str) -
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"E*{message}"])
+
+
+def test_a_result_in_place_of_a_call_is_named(suite: Suite) -> None:
+    result = one(suite, "def test_one(gpu_benchmark):\n    gpu_benchmark(sum([1, 2]))\n")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*TypeError: call must be a function, as in gpu_benchmark(lambda: f(x)), got 3"])
 
 
 def test_a_call_that_raises_fails_with_the_users_own_traceback(suite: Suite) -> None:

@@ -89,13 +89,19 @@ class GpuBenchmark:
                 of names to errors, such as the mean absolute error of each tensor, which are kept and judged too.
 
         Raises:
-            TypeError: If `inputs` is neither a sequence of tuples nor a function.
+            TypeError: If `call` or `check` cannot be called, `work` is no `Work`, or `inputs` is neither a sequence of
+                tuples nor a function.
             ValueError: For a name that another test of this run has, no input set, or an unknown `l2`.
         """
         node = self._node
         if self._used:
             pytest.fail(f"{node} used gpu_benchmark twice: a test times one case, parametrize it", pytrace=False)
         self._used = True
+        _must_be_callable("call", call, "gpu_benchmark(lambda: f(x))")
+        if check is not None:
+            _must_be_callable("check", check, "check=lambda result: ...")
+        if work is not None and not isinstance(work, Work):
+            raise TypeError(f"work must be a perfgate.Work, such as Work(flops=2e9, bytes=1e6), got {work!r}")
         case = Case(name=name or node, group=group, reference=reference, work=work)
         sets = _input_sets(inputs, l2)
         return self._answer(Asked(node=node, case=case, call=call, inputs=sets, l2=l2, check=check))
@@ -125,6 +131,11 @@ def errors_of(case: Case, returned: object) -> dict[str, float]:
     except ValueError as error:
         sentence = f"{case.name}: {error}"
     pytest.fail(sentence, pytrace=False)
+
+
+def _must_be_callable(name: str, given: object, example: str) -> None:
+    if not callable(given):
+        raise TypeError(f"{name} must be a function, as in {example}, got {given!r}")
 
 
 def _input_sets(inputs: Inputs | None, l2: str) -> Inputs:
