@@ -1,7 +1,8 @@
 """A variant: one way to compute attention, and what it can and cannot do.
 
-Every variant has the same call, is differentiable by autograd, and can be captured in a CUDA graph after one call that
-warms it up. Knows problems; knows nothing of the oracle and of other variants.
+Every variant has the same call, is differentiable by autograd unless it says that it is forward only, and can be
+captured in a CUDA graph after one call that warms it up. Knows problems; knows nothing of the oracle and of other
+variants.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def here() -> str | None:
 
 def rejects(
     lacks: Mapping[Feature, str],
+    forward_only: str,
     otherwise: Callable[[Problem, torch.device, Pass], str | None],
     problem: Problem,
     device: torch.device,
@@ -92,6 +94,8 @@ def rejects(
         return "what is cached has no gradient: backward is for packed sequences (varlen)"
     if problem.dtype not in TRAINED and pass_ != "fwd":
         return f"{problem.dtype} is forward only"
+    if forward_only and pass_ != "fwd":
+        return forward_only
     return otherwise(problem, device, pass_)
 
 
@@ -107,6 +111,7 @@ class Variant:
             is asked only of problems that need nothing of what the variant lacks.
         absent: Why the variant is not here at all (a package is missing: which, and what to do), or None.
         lacks: Features that no size and no device makes it do, each with the reason; all of them unless given.
+        forward_only: Why no size and no device gives it a backward; empty if it has one.
     """
 
     name: str
@@ -115,9 +120,10 @@ class Variant:
     rejects: Callable[[Problem, torch.device, Pass], str | None]
     absent: Callable[[], str | None] = here
     lacks: Mapping[Feature, str] = field(default_factory=none_of_them, hash=False)
+    forward_only: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rejects", functools.partial(rejects, self.lacks, self.rejects))
+        object.__setattr__(self, "rejects", functools.partial(rejects, self.lacks, self.forward_only, self.rejects))
 
     def why_not(self, problem: Problem, device: torch.device, pass_: Pass) -> str | None:
         """Return why this pass of this problem cannot be computed here, or None if it can."""

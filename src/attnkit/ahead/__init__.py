@@ -1,4 +1,7 @@
-"""Our kernels compiled ahead of time, for GPUs that are not there: every kernel and tuning as a list of builds.
+"""Our Triton kernels compiled ahead of time, for GPUs that are not there: their tunings as a list of builds.
+
+Of what differs in names of types alone there is one, as float16 beside bfloat16, and of masks and modifiers a choice.
+CUDA C++ is compiled for Hopper by the tests (tests/attnkit/llama and test_matvec.py), which read its registers.
 
 A family of kernels is a module here with a function ``builds(arch)``, and an entry in ``FAMILIES``. A build has a name,
 the number of an architecture, and ``compile()``; that makes a binary, and needs neither a GPU nor a driver, but a

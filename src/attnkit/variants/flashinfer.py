@@ -146,8 +146,6 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why the package cannot compute a problem on a device."""
     if reason := library_device.rejects(problem, device):
         return reason
-    if pass_ != "fwd":
-        return "made for inference: it has no backward"
     dims = DIMS if problem.cache is None else PAGED_DIMS
     if (problem.d, problem.dv) not in dims:
         return f"d and dv must be one of {', '.join(map(str, dims))}, got d={problem.d} and dv={problem.dv}"
@@ -169,4 +167,5 @@ VARIANT = Variant(
     rejects=rejects,
     absent=absent,
     lacks=LACKS,
+    forward_only="made for inference: it has no backward",
 )

@@ -63,8 +63,6 @@ def attention(
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this variant cannot compute a problem on a device."""
-    if pass_ != "fwd":
-        return "has no backward: take triton_flash"
     if max(problem.d, problem.dv) > MAX_D:
         return f"d and dv must be at most {MAX_D}, got {problem.d} and {problem.dv}"
     return triton_device.rejects(device)
@@ -78,4 +76,5 @@ VARIANT = Variant(
     absent=triton_device.absent,
     lacks=dict.fromkeys(CACHES, "made for prompts: a cache is read by triton_splitkv")
     | {"fp8": "weights are multiplied in the dtype of the inputs, unscaled"},
+    forward_only="has no backward: take triton_flash",
 )

@@ -220,8 +220,6 @@ def attention(
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this variant cannot compute a problem on a device."""
-    if pass_ != "fwd":
-        return "has no backward: it is made for decoding"
     if reason := _too_large(problem.sq, problem.group, problem.d, problem.dv):
         return reason
     return triton_device.rejects(device)
@@ -234,4 +232,5 @@ VARIANT = Variant(
     rejects=rejects,
     absent=triton_device.absent,
     lacks=LACKS,
+    forward_only="has no backward: it is made for decoding",
 )
