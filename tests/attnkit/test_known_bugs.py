@@ -6,9 +6,11 @@ bug allows; those that need gigabytes run on a GPU, with nothing beside them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -29,9 +31,10 @@ from attnkit.variant import Variant
 from attnkit.variants import TABLE, variant
 from attnkit.varlen import Varlen
 from tests.attnkit.test_parity import COMPILED
-from tests.known_bugs.table import KNOWN
+from tests.known_bugs.table import KNOWN, OURS
 
-OURS = ("naive", "triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv")
+OF_TORCH = ("sdpa_math", "sdpa_efficient", "sdpa_flash", "sdpa_cudnn", "flex", "naive_compiled", "torch_varlen")
+"""Variants that promise the same bits for the same inputs where torch is told to be deterministic."""
 GPU = torch.cuda.is_available()
 FAR = 2**31
 """Elements, and bytes, that a 32-bit offset does not reach."""
@@ -509,16 +512,19 @@ SIZE, HEADS = (512, 8) if GPU else (20, 2)
 races = pytest.mark.skipif(not GPU, reason="needs a GPU: on the host nothing overtakes")
 
 
-def again_and_again(name: str, device: torch.device, d: int, skv: int = SIZE, hkv: int = HEADS, **kind: Any) -> None:
+def again_and_again(name: str, problem: Problem, device: torch.device) -> None:
     """Hold many results of one problem to the oracle, in memory that is poisoned each time; ours have the same bits."""
-    problem = Problem(b=1, hq=HEADS, hkv=hkv, sq=SIZE, skv=skv, d=d, **kind)
     pass_: Pass = "fwd" if variant(name).rejects(problem, device, BOTH) else BOTH
     way = able(name, problem, device, pass_)
     for _ in range(20 if GPU else 1):
         found = parity(way, problem, device, pass_)
         assert found.ok, f"{name} at {problem.name}: {'; '.join(found.failures)}"
-    if name not in OURS:
-        return  # what adds up in any order promises no bits
+    if name in OURS:  # what adds up in any order promises no bits
+        same_bits(way, problem, device, pass_)
+
+
+def same_bits(way: Variant, problem: Problem, device: torch.device, pass_: Pass) -> None:
+    """Hold many results of one problem to the bits of the first."""
 
     def computed() -> list[torch.Tensor]:
         q, k, v, dout = problem.inputs(device, requires_grad=pass_ != "fwd")
@@ -530,18 +536,41 @@ def again_and_again(name: str, device: torch.device, d: int, skv: int = SIZE, hk
         assert all(torch.equal(one, other) for one, other in zip(first, computed(), strict=True))
 
 
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Tell torch to be deterministic; a test of what it then refuses is skipped, with its reason."""
+    before = torch.get_deterministic_debug_mode()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # which backends of SDPA are not taken, and why
+            yield
+    except RuntimeError as error:
+        refused = re.search("deterministic implementation|Deterministic behavior|No available kernel", str(error))
+        if refused is None:
+            raise
+        pytest.skip(f"torch, told to be deterministic: {str(error).splitlines()[0]}")
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+def raced(d: int, skv: int = SIZE, mask: Mask = "full") -> Problem:
+    """Return a problem that keeps a GPU busy, with a key head for each query head."""
+    return Problem(b=1, hq=HEADS, sq=SIZE, skv=skv, d=d, mask=mask)
+
+
 @races
 @names
 @pytest.mark.parametrize("mask", ["full", "causal"])
 def test_tensor_cores_wait_for_their_operands(name: str, mask: Mask, device: torch.device) -> None:
-    again_and_again(name, device, 128, mask=mask)
+    again_and_again(name, raced(128, mask=mask), device)
 
 
 @races
 @names
 @pytest.mark.parametrize("mask", [Window(SIZE // 4, 0), Boolean(0.02)], ids=mask_name)
 def test_a_sparse_mask_waits_for_the_kernel_before(name: str, mask: Mask, device: torch.device) -> None:
-    again_and_again(name, device, 64, mask=mask)
+    again_and_again(name, raced(64, mask=mask), device)
 
 
 @races
@@ -550,18 +579,26 @@ def test_a_sparse_mask_waits_for_the_kernel_before(name: str, mask: Mask, device
 def test_a_window_to_the_right_alone_is_written_before_memory_is_used_again(
     name: str, d: int, device: torch.device
 ) -> None:
-    again_and_again(name, device, d, mask=Window(None, SIZE // 8))
+    again_and_again(name, raced(d, mask=Window(None, SIZE // 8)), device)
 
 
 @races
 @names
 def test_gradients_that_are_added_up_in_memory_are_all_there(name: str, device: torch.device) -> None:
-    again_and_again(name, device, 64, skv=4 * SIZE)
+    again_and_again(name, raced(64, skv=4 * SIZE), device)
 
 
 @names
 def test_gradients_of_a_group_are_summed_in_one_order(name: str, device: torch.device) -> None:
-    again_and_again(name, device, 64 if GPU else 16, hkv=HEADS // 2, mask="causal")
+    problem = Problem(b=1, hq=HEADS, hkv=HEADS // 2, sq=SIZE, d=64 if GPU else 16, mask="causal")
+    way = able(name, problem, device, BOTH)
+    if name in OURS:
+        same_bits(way, problem, device, BOTH)
+        return
+    if name not in OF_TORCH:
+        pytest.skip("promises no bits to who does not ask for them by an option of its own")
+    with deterministic():
+        same_bits(way, problem, device, BOTH)
 
 
 @names

@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
 def run(folder: Path, processes: int, options: list[str]) -> int:
     """Run the tests of all bugs, write down what they found, and return pytest's exit code."""
     os.environ.setdefault("HYPOTHESIS_PROFILE", "few")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch takes cuBLAS for nondeterministic
     if torch.cuda.is_available():
         environment = perfgate.gpu.environment()
     else:
@@ -63,7 +64,12 @@ def run(folder: Path, processes: int, options: list[str]) -> int:
         codes.add(pytest.main([*nodes, "-q", *part, *options], plugins=[collector]))
     if not codes <= {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
         return max(codes)
-    found = {"device": environment.device, "versions": dict(environment.versions), "bugs": collect(collector)}
+    found = {
+        "device": environment.device,
+        "versions": dict(environment.versions),
+        "bits": "compared",
+        "bugs": collect(collector),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{environment.key}.json"
     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tests.known_bugs.table import BUGS, Bug
+from tests.known_bugs.table import BUGS, OURS, Bug
 
 __all__ = ["page"]
 
@@ -69,6 +69,9 @@ FOUND = (
     ),
 )
 """What was found here first: where, what, and by what it was found and what became of it."""
+OF_BITS = 24
+"""The bug of which a library is judged by its bits. What does not say that they were compared says nothing of it."""
+UNCOMPARED = "bits were not compared"
 REPOSITORIES = {
     "pytorch": "pytorch/pytorch",
     "cudnn-frontend": "NVIDIA/cudnn-frontend",
@@ -121,19 +124,29 @@ def of_environment(found: dict[str, Any]) -> list[str]:
     reasons: list[str] = []
     for bug in BUGS:
         row = rows.get(bug.number, {"variants": {}, "reasons": {}})
-        cells = [names(row, outcome) for outcome in ("right", "has it", "cannot")]
-        if wrong := names(row, "failed"):
+        judged = {name: verdict(bug, name, outcome, "bits" in found) for name, outcome in row["variants"].items()}
+        cells = [names(judged, outcome) for outcome in ("right", "has it", "cannot")]
+        if wrong := names(judged, "failed"):
             cells[1] = f"{cells[1]} **not expected:** {wrong}".strip()
         lines.append(f"| {bug.number} | {bug.kind} | {' | '.join(cells)} |")
         reasons += explained(bug, row["reasons"])
+        if unknown := names(judged, UNCOMPARED):
+            reasons.append(f"- {bug.number}, {unknown}: {UNCOMPARED}")
     return [*lines, *([""] if reasons else []), *reasons]
 
 
-def names(row: dict[str, Any], outcome: str) -> str:
+def verdict(bug: Bug, name: str, outcome: str, compared: bool) -> str:
+    """Return what an outcome of a variant says of a bug, where bits of libraries were compared or were not."""
+    if bug.number == OF_BITS and outcome == "right" and name not in OURS and not compared:
+        return UNCOMPARED
+    return outcome
+
+
+def names(judged: dict[str, str], outcome: str) -> str:
     """Return the variants of which this came out; a test that is of no variant stands for itself."""
-    if row["variants"] and set(row["variants"].values()) == {outcome}:
+    if judged and set(judged.values()) == {outcome}:
         return "all"
-    return ", ".join(f"`{name}`" if name else "its test" for name, out in row["variants"].items() if out == outcome)
+    return ", ".join(f"`{name}`" if name else "its test" for name, out in judged.items() if out == outcome)
 
 
 def explained(bug: Bug, reasons: dict[str, str]) -> list[str]:

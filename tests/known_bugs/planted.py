@@ -16,7 +16,7 @@ from attnkit.mask import Boolean, Documents, Prefix, Window, dense
 from attnkit.variant import Attention
 from attnkit.variants import naive
 
-__all__ = ["PLANTED"]
+__all__ = ["PLANTED", "noise", "of_gradient"]
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 right = naive.VARIANT.attention

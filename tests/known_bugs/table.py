@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BUGS", "KNOWN", "Bug", "Known"]
+__all__ = ["BUGS", "KNOWN", "OURS", "Bug", "Known"]
 
+OURS = ("naive", "triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv")
 HERE = "tests/attnkit/test_known_bugs.py"
 LAWS = "tests/attnkit/test_laws.py"
 FUZZED = "tests/attnkit/test_fuzzed_laws.py"

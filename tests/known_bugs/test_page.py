@@ -99,6 +99,20 @@ def test_the_worst_of_its_tests_is_what_a_variant_came_to() -> None:
     assert "| 2 | few key heads in decoding |  |  | all |" in text
 
 
+def shown(number: int, variants: dict[str, str], **said: str) -> list[str]:
+    """The row of a bug, and what is explained."""
+    row = {"number": number, "variants": variants, "reasons": {}}
+    lines = of_environment({"device": "GPU", "versions": {}, "bugs": [row], **said})
+    return [line for line in lines if line.startswith((f"| {number} ", "- "))]
+
+
+def test_a_library_is_right_of_bits_where_they_were_compared_alone() -> None:
+    found = {"naive": "right", "sdpa_math": "right", "flex": "cannot"}
+    kind = "| 24 | deterministic backward that is not"
+    assert shown(24, found) == [f"{kind} | `naive` |  | `flex` |", "- 24, `sdpa_math`: bits were not compared"]
+    assert shown(24, found, bits="compared") == [f"{kind} | `naive`, `sdpa_math` |  | `flex` |"]
+
+
 @pytest.mark.parametrize(("said", "came_to"), [("pytorch#2", "has it"), (None, "failed")])
 def test_a_process_that_ends_behind_a_test_that_said_why_adds_nothing(said: str | None, came_to: str) -> None:
     test = "test_a_token_is_generated_with_few_key_heads"

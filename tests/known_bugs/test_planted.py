@@ -12,7 +12,7 @@ import torch
 from attnkit.variant import Attention, Variant
 from attnkit.variants import variant
 from tests.attnkit import test_known_bugs
-from tests.known_bugs.planted import PLANTED
+from tests.known_bugs.planted import PLANTED, noise, of_gradient
 from tests.known_bugs.table import BUGS
 
 CPU = torch.device("cpu")
@@ -32,15 +32,15 @@ def arguments(test: Callable[..., None]) -> Iterator[dict[str, Any]]:
         yield {name: value for part in chosen for name, value in part.items()}
 
 
-def finds(test: str, attention: Attention, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether a test fails, with any of its parameters, where this attention is in naive's place."""
-    planted = Variant("naive", "planted", attention, lambda *_: None, lacks={})
+def finds(test: str, attention: Attention, monkeypatch: pytest.MonkeyPatch, name: str = "naive") -> bool:
+    """Whether a test fails, with any of its parameters, where this attention is in naive's place, or another's."""
+    planted = Variant(name, "planted", attention, lambda *_: None, lacks={})
     monkeypatch.setattr(test_known_bugs, "variant", lambda name: planted)
     monkeypatch.setattr(test_known_bugs, "GPU", False)
     function = getattr(test_known_bugs, test)
     for given in arguments(function):
         try:
-            function(name="naive", device=CPU, **given)
+            function(name=name, device=CPU, **given)
         except (AssertionError, RuntimeError, ZeroDivisionError):
             return True
     return False
@@ -53,6 +53,29 @@ def test_a_bug_of_the_kind_is_found_and_what_is_right_is_not_called_wrong(
     assert test in BUGS[number - 1].tests
     assert finds(test, made(), monkeypatch)
     assert not finds(test, variant("naive").attention, monkeypatch)
+
+
+ORDER = "test_gradients_of_a_group_are_summed_in_one_order"
+
+
+@pytest.mark.parametrize("name", ["sdpa_math", "sdpa_flash"])
+def test_bits_that_depend_on_the_run_are_found_in_a_library_that_promises_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_deterministic_debug_mode()
+    assert finds(ORDER, of_gradient(1, noise), monkeypatch, name)
+    assert not finds(ORDER, variant(name).attention, monkeypatch, name)
+    assert torch.get_deterministic_debug_mode() == before
+
+
+def test_a_library_that_promises_no_bits_is_not_called_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def added(dk: torch.Tensor, *_: torch.Tensor, **options: object) -> torch.Tensor:
+        return dk.put_(torch.zeros(1, dtype=torch.long), dk.new_ones(1))  # torch has no deterministic way to do so
+
+    with pytest.raises(pytest.skip.Exception, match="promises no bits"):
+        finds(ORDER, variant("naive").attention, monkeypatch, "flash_attn_3")
+    with pytest.raises(pytest.skip.Exception, match="put_ does not have a deterministic implementation"):
+        finds(ORDER, of_gradient(1, added), monkeypatch, "sdpa_math")
 
 
 def test_what_is_planted_nowhere_needs_a_gpu_or_has_laws_elsewhere() -> None:
