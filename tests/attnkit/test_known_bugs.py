@@ -88,6 +88,7 @@ def agree(
 ) -> None:
     """Hold a variant to the oracle; one without a backward forward alone, unless only backward is asked for.
 
+    A test of what gradients alone can have asks `able` before, so that such a variant is not called right.
     `inputs` replace the problem's, of the same sizes; `options` its options.
     """
     if pass_ == BOTH and variant(name).rejects(problem, device, BOTH):
@@ -131,6 +132,7 @@ def test_scores_far_below_zero_have_finite_gradients(
     name: str, sq: int, skv: int, mask: Mask, device: torch.device
 ) -> None:
     problem = Problem(b=1, hq=1, sq=sq, skv=skv, d=32, dtype="bf16", mask=mask, magnitude=0.1)
+    able(name, problem, device, BOTH)
     inputs = problem.inputs(device)
     # a log-sum-exp below -88.7, so that exp of what is hidden less it is infinite in float32
     inputs.q[..., 0], inputs.k[..., 0] = 1.0, -120 * math.sqrt(problem.d)
@@ -227,6 +229,7 @@ def test_keys_that_are_a_slice_have_their_own_gradient(
     ):
         pytest.skip("takes inputs whose last dimension is contiguous, as is documented")
     problem = Problem(b=2, hq=4, hkv=2, sq=20, skv=40, d=16, mask="causal")
+    able(name, problem, device, BOTH)
     q, k, v, dout = problem.inputs(device)
     agree(name, problem, device, inputs=Inputs(q, cut(k, dim), cut(v, dim), dout))
 
@@ -368,7 +371,9 @@ def test_one_query_on_keys_that_fill_no_block(name: str, mask: Mask, skv: int, d
 @names
 @pytest.mark.parametrize("mask", ["causal", Window(5, 2), Documents((7, 13)), Boolean(0.3)], ids=mask_name)
 def test_less_than_a_block_of_a_mask_is_trained(name: str, mask: Mask, device: torch.device) -> None:
-    agree(name, Problem(b=1, hq=2, sq=20, d=16, mask=mask), device)
+    problem = Problem(b=1, hq=2, sq=20, d=16, mask=mask)
+    able(name, problem, device, BOTH)
+    agree(name, problem, device)
 
 
 @names
@@ -377,7 +382,9 @@ def test_less_than_a_block_of_a_mask_is_trained(name: str, mask: Mask, device: t
 def test_one_row_more_than_two_blocks_with_a_mask_and_a_modifier(
     name: str, mask: Mask, modifiers: dict[str, Any], device: torch.device
 ) -> None:
-    agree(name, Problem(b=1, hq=1, sq=257, d=16, dtype="bf16", mask=mask, **modifiers), device)
+    problem = Problem(b=1, hq=1, sq=257, d=16, dtype="bf16", mask=mask, **modifiers)
+    able(name, problem, device, BOTH)
+    agree(name, problem, device)
 
 
 @names
@@ -585,7 +592,9 @@ def test_a_window_to_the_right_alone_is_written_before_memory_is_used_again(
 @races
 @names
 def test_gradients_that_are_added_up_in_memory_are_all_there(name: str, device: torch.device) -> None:
-    again_and_again(name, raced(64, skv=4 * SIZE), device)
+    problem = raced(64, skv=4 * SIZE)
+    able(name, problem, device, BOTH)
+    again_and_again(name, problem, device)
 
 
 @names

@@ -137,6 +137,8 @@ def of_environment(found: dict[str, Any]) -> list[str]:
 
 def verdict(bug: Bug, name: str, outcome: str, compared: bool) -> str:
     """Return what an outcome of a variant says of a bug, where bits of libraries were compared or were not."""
+    if outcome == "right" and bug.needs_more_than(name):
+        return "cannot"
     if bug.number == OF_BITS and outcome == "right" and name not in OURS and not compared:
         return UNCOMPARED
     return outcome

@@ -6,11 +6,14 @@ in KNOWN as far as it is expected, and in outcomes/ as it was found.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 __all__ = ["BUGS", "KNOWN", "OURS", "Bug", "Known"]
 
 OURS = ("naive", "triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv")
+LEAST_D = {"triton_fa1": math.inf, "triton_splitkv": math.inf, "flashinfer": math.inf, "flash_attn_4": 64}
+"""Variants that have no gradients, or none below a head dim, wherever they run."""
 HERE = "tests/attnkit/test_known_bugs.py"
 LAWS = "tests/attnkit/test_laws.py"
 FUZZED = "tests/attnkit/test_fuzzed_laws.py"
@@ -28,6 +31,7 @@ class Bug:
         issues: Issues, pull requests and commits.
         sentence: What happened.
         tests: What finds one of its kind: a function of test_known_bugs.py, or path and function.
+        gradients: The largest head dim of its tests, where it is one of gradients that forward alone says nothing of.
     """
 
     number: int
@@ -36,11 +40,16 @@ class Bug:
     issues: tuple[str, ...]
     sentence: str
     tests: tuple[str, ...]
+    gradients: int | None = None
 
     @property
     def nodes(self) -> tuple[str, ...]:
         """The tests as pytest names them."""
         return tuple(test if "::" in test else f"{HERE}::{test}" for test in self.tests)
+
+    def needs_more_than(self, name: str) -> bool:
+        """Whether this is a bug of gradients that a variant does not have, wherever it runs."""
+        return self.gradients is not None and self.gradients < LEAST_D.get(name, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +149,7 @@ BUGS: tuple[Bug, ...] = (
             "test_scores_far_below_zero_have_finite_gradients",
             "test_torch_has_finite_gradients_of_scores_far_below_zero_under_a_mask",
         ),
+        gradients=32,
     ),
     Bug(
         2,
@@ -189,6 +199,7 @@ BUGS: tuple[Bug, ...] = (
         ("pytorch#138529",),
         "Backward fails where dout has stride 0, sq = 1 and skv = 65536.",
         ("test_a_gradient_of_stride_zero_reaches_all_keys_of_a_single_query",),
+        gradients=16,
     ),
     Bug(
         7,
@@ -197,6 +208,7 @@ BUGS: tuple[Bug, ...] = (
         ("pytorch#136232",),
         "Gradients are not a number where a block of the mask is longer than the sequence.",
         ("test_less_than_a_block_of_a_mask_is_trained",),
+        gradients=16,
     ),
     Bug(
         8,
@@ -205,6 +217,7 @@ BUGS: tuple[Bug, ...] = (
         ("pytorch#146377",),
         "dk is garbage for keys that are a slice, and so not contiguous.",
         ("test_keys_that_are_a_slice_have_their_own_gradient",),
+        gradients=16,
     ),
     Bug(
         9,
@@ -221,6 +234,7 @@ BUGS: tuple[Bug, ...] = (
         ("pytorch#153799",),
         "Gradients are not a number at s = 257 in bf16 with a mask and a modified score.",
         ("test_one_row_more_than_two_blocks_with_a_mask_and_a_modifier",),
+        gradients=16,
     ),
     Bug(
         11,
@@ -232,6 +246,7 @@ BUGS: tuple[Bug, ...] = (
             "test_queries_before_the_first_key_have_no_gradient",
             "test_packed_sequences_of_which_some_have_more_queries_than_keys_or_none",
         ),
+        gradients=16,
     ),
     Bug(
         12,
@@ -243,6 +258,7 @@ BUGS: tuple[Bug, ...] = (
             "test_a_gradient_that_comes_back_may_lie_as_it_likes",
             "test_keys_that_are_a_slice_have_their_own_gradient",
         ),
+        gradients=16,
     ),
     Bug(
         13,
@@ -311,6 +327,7 @@ BUGS: tuple[Bug, ...] = (
             "test_what_was_computed_before_does_not_matter",
             "test_packed_sequences_that_were_computed_before_do_not_matter",
         ),
+        gradients=16,
     ),
     Bug(
         20,
@@ -343,6 +360,7 @@ BUGS: tuple[Bug, ...] = (
         ("FastVideo#735",),
         "The copy engine adds up gradients, and the kernel ends before it has.",
         ("test_gradients_that_are_added_up_in_memory_are_all_there",),
+        gradients=64,
     ),
     Bug(
         24,
@@ -351,6 +369,7 @@ BUGS: tuple[Bug, ...] = (
         ("#2510", "#2549", "#1596", "#1870"),
         "With groups of heads the order of sums depends on the run, and so do bits.",
         ("test_gradients_of_a_group_are_summed_in_one_order", f"{FUZZED}::test_the_same_inputs_give_the_same_bits"),
+        gradients=64,
     ),
     Bug(
         25,

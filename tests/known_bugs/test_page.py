@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from attnkit.variants import TABLE
+from attnkit.problem import Problem
+from attnkit.variants import TABLE, flash_attn_4, variant
 from tests.attnkit import test_known_bugs
 from tests.known_bugs import outcomes
 from tests.known_bugs.__main__ import OUTCOMES
 from tests.known_bugs.outcomes import Collector, collect
 from tests.known_bugs.page import link, of_environment, page
-from tests.known_bugs.table import BUGS, HERE, KNOWN, Known
+from tests.known_bugs.table import BUGS, HERE, KNOWN, LEAST_D, Known
 
 PAGE = Path(__file__).parents[2] / "docs" / "known_bugs.md"
 
@@ -111,6 +114,26 @@ def test_a_library_is_right_of_bits_where_they_were_compared_alone() -> None:
     kind = "| 24 | deterministic backward that is not"
     assert shown(24, found) == [f"{kind} | `naive` |  | `flex` |", "- 24, `sdpa_math`: bits were not compared"]
     assert shown(24, found, bits="compared") == [f"{kind} | `naive`, `sdpa_math` |  | `flex` |"]
+
+
+def test_what_has_no_gradients_is_not_right_of_them() -> None:
+    found = {"naive": "right", "triton_fa1": "right", "flash_attn_4": "right", "flex": "has it"}
+    for number, right, cannot in [
+        (1, "`naive`", "`triton_fa1`, `flash_attn_4`"),
+        (23, "`naive`, `flash_attn_4`", "`triton_fa1`"),
+        (2, "`naive`, `triton_fa1`, `flash_attn_4`", ""),
+    ]:
+        assert shown(number, found) == [f"| {number} | {BUGS[number - 1].kind} | {right} | `flex` | {cannot} |"]
+
+
+def test_what_is_said_to_have_no_gradients_rejects_them() -> None:
+    problem = Problem(b=1, hq=1, sq=1, d=64)
+    for name, least in LEAST_D.items():
+        if math.isinf(least):
+            device = torch.device("cuda" if name == "flashinfer" else "cpu")
+            assert "no backward" in (variant(name).rejects(problem, device, "fwd+bwd") or "")
+        else:
+            assert (name, least) == ("flash_attn_4", flash_attn_4.LEAST_D_BACKWARD)
 
 
 @pytest.mark.parametrize(("said", "came_to"), [("pytorch#2", "has it"), (None, "failed")])

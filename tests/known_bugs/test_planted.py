@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from attnkit.problem import Pass, Problem
 from attnkit.variant import Attention, Variant
 from attnkit.variants import variant
 from tests.attnkit import test_known_bugs
 from tests.known_bugs.planted import PLANTED, noise, of_gradient
-from tests.known_bugs.table import BUGS
+from tests.known_bugs.table import BUGS, Bug
 
 CPU = torch.device("cpu")
 
@@ -76,6 +77,31 @@ def test_a_library_that_promises_no_bits_is_not_called_right(monkeypatch: pytest
         finds(ORDER, variant("naive").attention, monkeypatch, "flash_attn_3")
     with pytest.raises(pytest.skip.Exception, match="put_ does not have a deterministic implementation"):
         finds(ORDER, of_gradient(1, added), monkeypatch, "sdpa_math")
+
+
+GRADIENTS = [
+    (bug, test)
+    for bug in BUGS
+    if bug.gradients
+    for test in bug.tests
+    # torch's own functions have gradients
+    if hasattr(test_known_bugs, test) and not test.startswith("test_torch_")
+]
+
+
+@pytest.mark.parametrize(("bug", "test"), GRADIENTS, ids=[f"{bug.number}-{test}" for bug, test in GRADIENTS])
+def test_forward_alone_is_not_called_right_where_a_bug_is_one_of_gradients(
+    bug: Bug, test: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def untrained(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
+        return None if pass_ == "fwd" else "has no backward"
+
+    planted = Variant("naive", "planted", variant("naive").attention, untrained, lacks={})
+    monkeypatch.setattr(test_known_bugs, "variant", lambda name: planted)
+    function = getattr(test_known_bugs, test)
+    for given in arguments(function):
+        with pytest.raises(pytest.skip.Exception, match="has no backward"):
+            function(name="naive", device=CPU, **given)
 
 
 def test_what_is_planted_nowhere_needs_a_gpu_or_has_laws_elsewhere() -> None:
