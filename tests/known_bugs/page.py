@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tests.known_bugs.table import BUGS, OURS, Bug
+from tests.known_bugs.table import BUGS, OURS, Bug, known
 
 __all__ = ["page"]
 
@@ -14,7 +14,8 @@ HEAD = """\
 
 Each of these was in a library that people used. Its kind has a test that finds it in any variant, on problems that are
 as small as the bug allows: `tests/attnkit/test_known_bugs.py`, and laws that were there before. Where an installed
-library still has the bug, the test is expected to fail, with the issue.
+library still has the bug, the test is expected to fail, with the issue. One that refuses ends such a test with an error
+and not with something wrong, which is expected, too; a variant that cannot says so before.
 """
 FOUND = (
     (
@@ -117,15 +118,15 @@ def of_environment(found: dict[str, Any]) -> list[str]:
     lines = [
         f"## On {found['device']} ({software})",
         "",
-        "| | bug | right | has it | cannot |",
-        "|--:|---|---|---|---|",
+        "| | bug | right | has it | refuses | cannot |",
+        "|--:|---|---|---|---|---|",
     ]
     rows = {row["number"]: row for row in found["bugs"]}
     reasons: list[str] = []
     for bug in BUGS:
         row = rows.get(bug.number, {"variants": {}, "reasons": {}})
         judged = {name: verdict(bug, name, outcome, "bits" in found) for name, outcome in row["variants"].items()}
-        cells = [names(judged, outcome) for outcome in ("right", "has it", "cannot")]
+        cells = [names(judged, outcome) for outcome in ("right", "has it", "refuses", "cannot")]
         if wrong := names(judged, "failed"):
             cells[1] = f"{cells[1]} **not expected:** {wrong}".strip()
         lines.append(f"| {bug.number} | {bug.kind} | {' | '.join(cells)} |")
@@ -141,6 +142,8 @@ def verdict(bug: Bug, name: str, outcome: str, compared: bool) -> str:
         return "cannot"
     if bug.number == OF_BITS and outcome == "right" and name not in OURS and not compared:
         return UNCOMPARED
+    if outcome == "has it" and (expected := known(bug, name)) and all(one.refuses for one in expected):
+        return "refuses"
     return outcome
 
 

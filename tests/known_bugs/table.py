@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["BUGS", "KNOWN", "OURS", "Bug", "Known"]
+__all__ = ["BUGS", "KNOWN", "OURS", "Bug", "Known", "known"]
 
 OURS = ("naive", "triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv")
 LEAST_D = {"triton_fa1": math.inf, "triton_splitkv": math.inf, "flashinfer": math.inf, "flash_attn_4": 64}
@@ -62,6 +62,7 @@ class Known:
         strict: Whether a test that passes fails the run, so that nobody overlooks that the bug is gone.
         needs_gpu: Whether only the library's kernels for a GPU have it.
         raises: What a test fails with.
+        refuses: Whether that is the library's saying so, where others compute: no bug, but no computation either.
     """
 
     reason: str
@@ -69,6 +70,7 @@ class Known:
     strict: bool = False
     needs_gpu: bool = True
     raises: tuple[type[Exception], ...] = (AssertionError, RuntimeError)
+    refuses: bool = False
 
     def has(self, parameters: str) -> bool:
         """Whether a test with these parameters, ``causal-2-0-5-flex``, is expected to fail."""
@@ -112,11 +114,15 @@ KNOWN: dict[tuple[str, str], Known] = {
         "its strides of rows and heads are 32 bits, and it refuses those that do not fit",
         cases=("h-q", "h-k", "h-v"),
         strict=True,
+        raises=(RuntimeError,),
+        refuses=True,
     ),
     (FAR, "flex"): Known(
         "its kernel is not compiled: an index of 64 bits meets one of 32, which Triton refuses",
         cases=("-q-", "-k-", "-v-"),
         strict=True,
+        raises=(RuntimeError,),
+        refuses=True,
     ),
     **{
         (NOTHING, name): Known(
@@ -136,6 +142,12 @@ KNOWN: dict[tuple[str, str], Known] = {
 
 What is strict was seen with torch 2.11 on Hopper, and depends neither on the order of tests nor on what memory holds.
 """
+
+
+def known(bug: Bug, name: str) -> list[Known]:
+    """Return what is expected of a variant in the tests of a bug."""
+    return [entry for (test, way), entry in KNOWN.items() if way == name and test in bug.tests]
+
 
 BUGS: tuple[Bug, ...] = (
     Bug(
