@@ -130,7 +130,7 @@ def of_environment(found: dict[str, Any]) -> list[str]:
         if wrong := names(judged, "failed"):
             cells[1] = f"{cells[1]} **not expected:** {wrong}".strip()
         lines.append(f"| {bug.number} | {bug.kind} | {' | '.join(cells)} |")
-        reasons += explained(bug, row["reasons"])
+        reasons += explained(bug, judged, row["reasons"])
         if unknown := names(judged, UNCOMPARED):
             reasons.append(f"- {bug.number}, {unknown}: {UNCOMPARED}")
     return [*lines, *([""] if reasons else []), *reasons]
@@ -154,6 +154,10 @@ def names(judged: dict[str, str], outcome: str) -> str:
     return ", ".join(f"`{name}`" if name else "its test" for name, out in judged.items() if out == outcome)
 
 
-def explained(bug: Bug, reasons: dict[str, str]) -> list[str]:
-    """Return why variants have a bug."""
-    return [f"- {bug.number}, `{name}`: {reason}" for name, reason in reasons.items()]
+def explained(bug: Bug, judged: dict[str, str], reasons: dict[str, str]) -> list[str]:
+    """Return why variants have a bug: as was written down, or as it is put now."""
+    lines = []
+    for name, reason in reasons.items():
+        now = [one.reason for one in known(bug, name)] if judged[name] != "failed" else []
+        lines.append(f"- {bug.number}, `{name}`: {reason if reason in now or not now else '; '.join(now)}")
+    return lines

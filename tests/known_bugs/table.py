@@ -57,7 +57,7 @@ class Known:
     """A bug that an installed library is expected to have.
 
     Attributes:
-        reason: The issue, and what happens.
+        reason: What happens, and the issue or that none is known.
         cases: What the parameters of a test that fails contain, one of them; any where there is none.
         strict: Whether a test that passes fails the run, so that nobody overlooks that the bug is gone.
         needs_gpu: Whether only the library's kernels for a GPU have it.
@@ -78,6 +78,7 @@ class Known:
 
 
 NOTHING = "test_where_there_is_nothing_there_is_nothing_to_compute"
+LENGTHS_OF_0 = ("-2-0-5-", "-2-5-0-", "-2-0-0-")
 FAR = "test_what_lies_farther_apart_than_int32_reaches_is_found"
 
 KNOWN: dict[tuple[str, str], Known] = {
@@ -90,7 +91,7 @@ KNOWN: dict[tuple[str, str], Known] = {
         strict=True,
     ),
     ("test_more_than_int32_counts_is_computed", "sdpa_cudnn"): Known(
-        "dq and dk of tensors of more than 2^31 elements are wrong, in cuDNN 9.19; no issue was found",
+        "dq and dk of tensors of more than 2^31 elements are wrong, in cuDNN 9.19; no issue is known",
         cases=("batches",),
         strict=True,
         raises=(AssertionError,),
@@ -111,14 +112,14 @@ KNOWN: dict[tuple[str, str], Known] = {
         "the offset into what dq is summed up in overflows from 8300 sequences on (#1500, #2260)", strict=True
     ),
     (FAR, "sdpa_efficient"): Known(
-        "its strides of rows and heads are 32 bits, and it refuses those that do not fit",
+        "its strides of rows and heads are 32 bits, and it refuses those that do not fit; no issue is known",
         cases=("h-q", "h-k", "h-v"),
         strict=True,
         raises=(RuntimeError,),
         refuses=True,
     ),
     (FAR, "flex"): Known(
-        "its kernel is not compiled: an index of 64 bits meets one of 32, which Triton refuses",
+        "its kernel is not compiled: an index of 64 bits meets one of 32, which Triton refuses; no issue is known",
         cases=("-q-", "-k-", "-v-"),
         strict=True,
         raises=(RuntimeError,),
@@ -126,16 +127,16 @@ KNOWN: dict[tuple[str, str], Known] = {
     ),
     **{
         (NOTHING, name): Known(
-            "lengths of 0 are not promised (#2470)",
+            reason,
             cases=cases,
             raises=(AssertionError, RuntimeError, AttributeError, IndexError),
         )
-        for name, cases in {
-            "sdpa_flash": ("-2-0-5-", "-2-5-0-", "-2-0-0-"),
-            "sdpa_cudnn": (),
-            "flex": ("-2-0-5-", "-2-5-0-", "-2-0-0-"),
-            "flash_attn": (),
-        }.items()
+        for name, reason, cases in (
+            ("sdpa_flash", "lengths of 0 are not promised; no issue is known", LENGTHS_OF_0),
+            ("sdpa_cudnn", "a batch of 0 (pytorch#133780) and lengths of 0 are not promised", ()),
+            ("flex", "lengths of 0 are not promised; no issue is known", LENGTHS_OF_0),
+            ("flash_attn", "a batch of 0 (#1159) and lengths of 0 are not promised", ()),
+        )
     },
 }
 """By test and variant, or backend of torch's.

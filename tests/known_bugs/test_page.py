@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,28 @@ def test_a_library_that_refuses_does_not_have_a_bug() -> None:
         assert row.endswith("| `sdpa_cudnn` **not expected:** `naive` | `sdpa_efficient`, `flex` |  |")
     # of other bugs nothing is known of them: what was expected was written down by the test
     assert shown(5, found)[0].endswith("| `sdpa_efficient`, `sdpa_cudnn`, `flex` **not expected:** `naive` |  |  |")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "said"),
+    [
+        ("has it", "lengths of 0 are not promised; no issue is known", None),
+        ("has it", "an issue of something else", "lengths of 0 are not promised; no issue is known"),
+        ("failed", "AssertionError: dq is off", None),
+    ],
+)
+def test_a_reason_is_put_as_it_is_put_now(outcome: str, reason: str, said: str | None) -> None:
+    row = {"number": 18, "variants": {"flex": outcome}, "reasons": {"flex": reason}}
+    lines = of_environment({"device": "GPU", "versions": {}, "bugs": [row]})
+    assert f"- 18, `flex`: {said or reason}" in lines
+
+
+@pytest.mark.parametrize(("test", "name"), KNOWN)
+def test_what_is_expected_has_an_issue_or_none_is_known(test: str, name: str) -> None:
+    entry = KNOWN[test, name]
+    issues = re.findall(r"[a-z-]*#[0-9]+", entry.reason)
+    assert issues or entry.reason.endswith("no issue is known")
+    assert all(link(issue) for issue in issues)
 
 
 def test_what_refuses_is_not_expected_to_compute_something_wrong() -> None:
