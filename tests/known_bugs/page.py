@@ -66,7 +66,7 @@ FOUND = (
         "Inductor, torch 2.11",
         "Attention written with torch's operations and compiled has gradients that are not a number for one query in "
         "bfloat16 at a scale of -0.2, where the same operations uncompiled are right.",
-        "the fuzz on an H200, which shows it as a failure of `naive_compiled`",
+        "the fuzz on an H200; a test in `test_parity.py`, which is expected to fail",
     ),
 )
 """What was found here first: where, what, and by what it was found and what became of it."""
