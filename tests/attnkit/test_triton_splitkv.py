@@ -208,11 +208,11 @@ def test_the_chosen_splits_leave_no_processor_much_more_than_its_share(heads: in
         ({"k": (1, 5, 2, 32)}, r"q must be \[b, sq, hq, d\]"),
         (
             {"mask": "causal-top-left", "lengths": torch.ones(1, dtype=torch.int32)},
-            "with lengths the mask must be full, causal, a Window or a Prefix, got 'causal-top-left'",
+            "the mask of sequences must be full, causal, a Window or a Prefix, got 'causal-top-left'",
         ),
         ({"mask": Documents((9,))}, "sum to sq = skv, got 9, sq=1"),
         ({"mask": "diagonal"}, "mask must be one of"),
-        ({"sink": torch.zeros(3)}, r"sink must be \[4\], float32, got \[3\]"),
+        ({"sink": torch.zeros(3)}, r"sink must be \[4\], float32 on .*, got \[3\]"),
         ({"splits": 0}, "splits must be from 1 to 128, got 0"),
         ({"lengths": torch.ones(1)}, r"lengths must be int32 \[1\], got torch.float32"),
         ({"table": torch.zeros(1, 2, dtype=torch.int32)}, "needs lengths"),

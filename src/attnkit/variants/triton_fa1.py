@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from attnkit import triton_device
+from attnkit.arguments import check_mask, check_modifiers, check_tensors
 from attnkit.problem import Mask, Pass, Problem, Varlen
 from attnkit.variant import Feature, Variant
 
@@ -50,9 +51,15 @@ def attention(
 
     Returns:
         out ``[b, sq, hq, dv]``; 0 for a query without a live key.
+
+    Raises:
+        ValueError: For shapes, dtypes, devices, a mask or modifiers that do not fit together.
     """
     from attnkit.variants import triton_fa1_kernel
 
+    check_tensors(q, k, v)
+    check_mask(mask, q, k, varlen)
+    check_modifiers(q, softcap, alibi, sink)
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
     alibi = None if alibi is None else alibi.contiguous()
     scale = q.shape[3] ** -0.5 if scale is None else scale

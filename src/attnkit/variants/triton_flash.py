@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.mask import check
+from attnkit.arguments import check_mask, check_modifiers, check_tensors
 from attnkit.problem import TORCH_DTYPE, TRAINED, Mask, Pass, Problem, Varlen
 from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_here, form_of, loadable
@@ -135,29 +135,16 @@ def attention_with_lse(
     Raises:
         ValueError: For shapes, dtypes, a mask or modifiers that do not fit together.
     """
-    if not (q.ndim == k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3] and q.shape[::3] == k.shape[::3]):
-        shapes = f"{list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
-        raise ValueError(f"q must be [b, sq, hq, d], k [b, skv, hkv, d] and v [b, skv, hkv, dv], got {shapes}")
-    if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
-    if q.shape[2] % k.shape[2] or max(q.shape[3], v.shape[3]) > MAX_D:
-        raise ValueError(
-            f"hkv must divide hq, and d and dv be at most {MAX_D}, got {list(q.shape)} and {list(v.shape)}"
-        )
+    check_tensors(q, k, v)
+    if max(q.shape[3], v.shape[3]) > MAX_D:
+        raise ValueError(f"d and dv must be at most {MAX_D}, got {q.shape[3]} and {v.shape[3]}")
     trained = [x for x in (q, k, v, sink) if x is not None and x.requires_grad]
     if q.dtype not in [TORCH_DTYPE[dtype] for dtype in TRAINED] and torch.is_grad_enabled() and trained:
         raise ValueError(f"{q.dtype} is forward only, got inputs that want gradients: take torch.no_grad()")
-    check(mask, q.shape[1], k.shape[1])
-    if varlen is not None:
-        if any(config.loads != "pointer" for config in (configs or {}).values()):
-            raise ValueError("packed sequences take tiles by pointer, got tma: leave configs out")
-        varlen.check(mask, q.shape[0], q.shape[1], k.shape[1])
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive, or None for none, got {softcap}")
-    for name, x in (("alibi", alibi), ("sink", sink)):
-        if x is not None and (x.shape != q.shape[2:3] or x.dtype != torch.float32 or x.device != q.device):
-            got = f"{list(x.shape)}, {x.dtype} on {x.device}"
-            raise ValueError(f"{name} must be [{q.shape[2]}], float32 on {q.device}, got {got}")
+    check_mask(mask, q, k, varlen)
+    if varlen is not None and any(config.loads != "pointer" for config in (configs or {}).values()):
+        raise ValueError("packed sequences take tiles by pointer, got tma: leave configs out")
+    check_modifiers(q, softcap, alibi, sink)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
     return Flash.apply(q, k, v, sink, Call(mask, scale, softcap, alibi, configs or {}, varlen))

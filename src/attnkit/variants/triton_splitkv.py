@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.mask import Prefix, Window, check
+from attnkit.arguments import check_mask, check_modifiers, check_tensors
+from attnkit.mask import Window
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose, choose_splits, split_form
@@ -113,13 +114,8 @@ def attend(
     from attnkit.variants import triton_splitkv_kernel
 
     _check(q, k, v, lengths, table, splits, workspace)
-    for name, x in (("alibi", alibi), ("sink", sink)):
-        if x is not None and (x.shape != q.shape[2:3] or x.dtype != torch.float32):
-            raise ValueError(f"{name} must be [{q.shape[2]}], float32, got {list(x.shape)}, {x.dtype}")
-    if not (isinstance(mask, Window | Prefix) or mask in ("full", "causal")):
-        if lengths is not None:
-            raise ValueError(f"with lengths the mask must be full, causal, a Window or a Prefix, got {mask!r}")
-        check(mask, q.shape[1], k.shape[1])
+    check_mask(mask, q, k, lengths=lengths)
+    check_modifiers(q, softcap, alibi, sink)
     b, _, hq, d = q.shape
     hkv = k.shape[2]
     longest = k.shape[1] if table is None else table.shape[1] * k.shape[1]
@@ -169,15 +165,9 @@ def _check(
     Raises:
         ValueError: Says what does not fit.
     """
-    if not (q.ndim == k.ndim == v.ndim == 4 and k.shape[:3] == v.shape[:3] and q.shape[3] == k.shape[3]):
-        shapes = f"{list(q.shape)}, {list(k.shape)} and {list(v.shape)}"
-        raise ValueError(f"q must be [b, sq, hq, d], k [b, skv, hkv, d] and v [b, skv, hkv, dv], got {shapes}")
-    if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+    check_tensors(q, k, v, pages=True)
     b, sq, hq, d = q.shape
     hkv, dv = v.shape[2:]
-    if hq % hkv:
-        raise ValueError(f"hkv must divide hq, got hq={hq} and hkv={hkv}")
     if reason := _too_large(sq, hq // hkv, d, dv):
         raise ValueError(reason)
     if table is None and k.shape[0] != b:

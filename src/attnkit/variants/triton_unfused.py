@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
+from attnkit.arguments import check_mask, check_modifiers, check_tensors
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Feature, Variant
 
@@ -100,7 +101,13 @@ def attention(
 
     Returns:
         out ``[b, sq, hq, dv]``; 0 for a query without a live key.
+
+    Raises:
+        ValueError: For shapes, dtypes, devices, a mask or modifiers that do not fit together.
     """
+    check_tensors(q, k, v)
+    check_mask(mask, q, k)
+    check_modifiers(q, softcap, alibi, sink)
     alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     return Unfused.apply(q, k, v, sink, {"mask": mask, "scale": scale, "softcap": softcap, "alibi": alibi})

@@ -1,0 +1,46 @@
+"""What does not fit together no kernel of ours is launched with, and what is no mask no variant of ours takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from attnkit.problem import Inputs, Problem
+from attnkit.variants import variant
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+KERNELS = ("triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv")
+
+Change = Callable[[Inputs], dict[str, Any]]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: {"k": x.k[:1], "v": x.v[:1]}, r"got \[2, 8, 3, 16\], \[1, 8, 3, 16\]|one batch, got 2 and 1"),
+        (lambda x: {"q": x.q[..., :8]}, r"k \[b, skv, hkv, d\] and v .* got \[2, 8, 3, 8\]"),
+        (lambda x: {"v": x.v[:, :4]}, r"v \[b, skv, hkv, dv\], got .* and \[2, 4, 3, 16\]"),
+        (lambda x: {"v": x.v[:, :, :1]}, r"v \[b, skv, hkv, dv\], got .* and \[2, 8, 1, 16\]"),
+        (lambda x: {"q": x.q[0]}, r"q must be \[b, sq, hq, d\], .* got \[8, 3, 16\]"),
+        (lambda x: {"k": x.k[:, :, :2], "v": x.v[:, :, :2]}, "hkv must divide hq, got hq=3 and hkv=2"),
+        (lambda x: {"k": x.k.half()}, "one dtype, got torch.float32, torch.float16 and torch.float32"),
+        (lambda x: {"v": x.v.to("meta")}, "one device, got .* and meta"),
+        (lambda x: {"softcap": 0.0}, "softcap must be positive, or None for none, got 0.0"),
+        (lambda x: {"alibi": x.q.new_ones(2)}, r"alibi must be \[3\], float32 on .*, got \[2\]"),
+        (lambda x: {"alibi": x.q.new_ones(3).double()}, r"alibi must be \[3\], float32 .*, got \[3\], torch.float64"),
+        (lambda x: {"sink": x.q.new_ones(1)}, r"sink must be \[3\], float32 on .*, got \[1\]"),
+        (lambda x: {"sink": x.q.new_ones(3, device="meta")}, r"sink must be \[3\], float32 on .* on meta"),
+    ],
+    ids=["batch", "d", "skv", "hkv", "ndim", "group", "dtype", "device", "softcap", "slopes", "slopes' dtype", "sinks",
+         "sinks' device"],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_refused(name: str, change: Change, message: str) -> None:
+    inputs = Problem(b=2, hq=3, sq=8, d=16, dtype="fp32").inputs(DEVICE)
+    with pytest.raises(ValueError, match=message):
+        variant(name).attention(**{"q": inputs.q, "k": inputs.k, "v": inputs.v} | change(inputs))
