@@ -10,11 +10,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from attnkit.problem import Inputs, Problem
-from attnkit.variants import variant
+from attnkit.problem import Documents, Inputs, Mask, Prefix, Problem, Varlen
+from attnkit.variants import TABLE, variant
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KERNELS = ("triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv")
+TORCHS = ("naive", "naive_compiled", "sdpa_math", "sdpa_efficient", "sdpa_flash", "sdpa_cudnn", "flex")
 
 Change = Callable[[Inputs], dict[str, Any]]
 
@@ -44,3 +45,43 @@ def test_what_does_not_fit_together_is_refused(name: str, change: Change, messag
     inputs = Problem(b=2, hq=3, sq=8, d=16, dtype="fp32").inputs(DEVICE)
     with pytest.raises(ValueError, match=message):
         variant(name).attention(**{"q": inputs.q, "k": inputs.k, "v": inputs.v} | change(inputs))
+
+
+@pytest.mark.parametrize("name", [*TORCHS, *KERNELS])
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("casual", "mask must be one of full, causal, causal-top-left, or a Window, .* got 'casual'"),
+        (None, "mask must be one of full, .* got None"),
+        (Documents((3, 4)), "lengths of documents must sum to sq = skv, got 7, sq=8, skv=8"),
+        (Prefix(9), "a prefix must not be longer than skv, got 9 and skv=8"),
+    ],
+    ids=str,
+)
+def test_what_is_no_mask_or_does_not_fit_is_refused(name: str, mask: Mask, message: str) -> None:
+    q, k, v, _ = Problem(b=1, hq=2, sq=8, d=16, dtype="fp32").inputs(DEVICE)
+    with pytest.raises(ValueError, match=message):
+        variant(name).attention(q, k, v, mask=mask)
+
+
+@pytest.mark.parametrize("name", ["naive", "flex", "triton_flash", "triton_fa1"])
+@pytest.mark.parametrize("mask", ["casual", "causal-top-left", Documents((8,))], ids=str)
+def test_packed_sequences_have_few_masks(name: str, mask: Mask) -> None:
+    q, k, v, _ = Problem(b=1, hq=2, sq=8, d=16, dtype="fp32").inputs(DEVICE)
+    with pytest.raises(ValueError, match="the mask of sequences must be full, causal, a Window or a Prefix, got "):
+        variant(name).attention(q, k, v, mask=mask, varlen=Varlen((3, 5), (3, 5)))
+
+
+@pytest.mark.parametrize("name", ["naive", "triton_splitkv"])
+def test_sequences_in_a_cache_have_few_masks(name: str) -> None:
+    q, k, v, _ = Problem(b=1, hq=2, sq=2, skv=8, d=16, dtype="fp32").inputs(DEVICE)
+    lengths = torch.tensor([5], dtype=torch.int32, device=DEVICE)
+    with pytest.raises(ValueError, match="the mask of sequences must be full, causal, a Window or a Prefix, got "):
+        variant(name).attention(q, k, v, mask="casual", lengths=lengths)
+
+
+def test_no_variant_of_ours_is_forgotten() -> None:
+    assert {way.name for way in TABLE if way.name.startswith(("naive", "sdpa", "flex", "triton"))} == {
+        *TORCHS,
+        *KERNELS,
+    }

@@ -14,6 +14,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from attnkit import torch_compiler
+from attnkit.arguments import check_mask
 from attnkit.mask import dense
 from attnkit.problem import Documents, Mask, Pass, Prefix, Problem, Varlen, Window
 from attnkit.variant import Feature, Variant
@@ -134,7 +135,12 @@ def attention(
     alibi: torch.Tensor | None = None,
     varlen: Varlen | None = None,
 ) -> torch.Tensor:
-    """FlexAttention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv]."""
+    """FlexAttention: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv].
+
+    Raises:
+        ValueError: For what is no mask, or none of these sizes.
+    """
+    check_mask(mask, q, k, varlen)
     blocks = block_mask(mask, varlen, q.shape[1], k.shape[1], q.device)
     own = None if varlen is None else diagonal(varlen, q.device)
     score_mod = modifier(softcap, alibi, k.shape[1] - q.shape[1], own)

@@ -25,9 +25,11 @@ from collections.abc import Callable
 import torch
 
 from attnkit import torch_compiler
+from attnkit.arguments import check_mask
 from attnkit.mask import dense
 from attnkit.problem import FP8, Boolean, Mask, Pass, Prefix, Problem, Varlen, Window, dtype_of_out
 from attnkit.variant import Feature, Variant
+from attnkit.varlen import cut
 
 __all__ = ["COMPILED", "VARIANT"]
 
@@ -54,10 +56,15 @@ def attention(
     Keys and values are repeated for each query head that reads them. Slopes `alibi` and logits `sink` are [hq].
     Packed sequences are computed one after the other. Of a cache the pages are gathered first (by `table` [b, n]), and
     what lies behind `lengths` [b] is replaced by zeros.
+
+    Raises:
+        ValueError: For what is no mask, or none of these sizes.
     """
+    check_mask(mask, q, k, varlen, lengths)
     if varlen is not None:
-        alone = functools.partial(attention, mask=mask, scale=scale, softcap=softcap, alibi=alibi, sink=sink)
-        return torch.cat([alone(q[:, i], k[:, j], v[:, j]) for i, j in varlen.slices()], dim=1)
+        alone = functools.partial(attention, scale=scale, softcap=softcap, alibi=alibi, sink=sink)
+        parts = [(q[:, i], k[:, j], v[:, j]) for i, j in varlen.slices()]
+        return torch.cat([alone(*part, mask=cut(mask, part[1].shape[1])) for part in parts], dim=1)
     fp8 = q.dtype == FP8
     if fp8:
         q, k, v = (x.float() for x in (q, k, v))  # exact, as are products of two
@@ -181,6 +188,7 @@ def attention_compiled(
     sink: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute the same, by one compiled function."""
+    check_mask(mask, q, k)
     dead, empty = hidden(q, k, mask)
     with torch_compiler.kept_for_backward(q, k, v, sink):
         return compiled()(q, k, v, dead, empty, scale, softcap, alibi, sink)

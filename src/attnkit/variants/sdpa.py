@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
+from attnkit.arguments import check_mask
 from attnkit.mask import dense
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Feature, Variant, features
@@ -80,7 +81,12 @@ def attention(
     scale: float | None = None,
     alibi: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One backend of SDPA: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv]."""
+    """One backend of SDPA: q [b, sq, hq, d], k [b, skv, hkv, d], v [b, skv, hkv, dv] to out [b, sq, hq, dv].
+
+    Raises:
+        ValueError: For what is no mask, or none of these sizes.
+    """
+    check_mask(mask, q, k)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
     sq, skv = q.shape[2], k.shape[2]
     if mask == "causal-top-left" and sq == skv:
