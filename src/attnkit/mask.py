@@ -21,6 +21,7 @@ What has no parameter is a plain string. Knows nothing of heads, batches and sco
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Literal, get_args
@@ -37,6 +38,11 @@ def whole(name: str, value: object, least: int) -> None:
     """Refuse what is no whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def finite(value: object) -> bool:
+    """Whether this is a number, and not infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +146,7 @@ class Boolean:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.density <= 1:
+        if not (finite(self.density) and 0 <= self.density <= 1):
             raise ValueError(f"density of a boolean mask must be from 0 to 1, got {self.density!r}")
         whole("seed of a boolean mask", self.seed, 0)
 

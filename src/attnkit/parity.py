@@ -315,6 +315,8 @@ def _comparisons(got: dict[str, torch.Tensor], expected: _Expected) -> tuple[Com
 
 def _compute(attention: Attention, inputs: Inputs, options: Options, pass_: Pass) -> dict[str, torch.Tensor]:
     out = attention(inputs.q, inputs.k, inputs.v, **options)
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"attention must return a tensor, out [b, sq, hq, dv], got {type(out).__name__}")
     found = {"out": out.detach()}
     if pass_ != "fwd":
         leaves = {"dq": inputs.q, "dk": inputs.k, "dv": inputs.v}

@@ -173,9 +173,7 @@ class Problem:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
         for name in ("b", "hq", "hkv", "sq", "skv", "d", "dv"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+            masks.whole(name, getattr(self, name), 1)
         for name, known in (("dtype", DTYPES), ("layout", LAYOUTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -190,11 +188,11 @@ class Problem:
                 raise ValueError(f"a cache is laid out bshd, bhsd or padded, and not packed otherwise, got {got}")
         if self.hq % self.hkv:
             raise ValueError(f"hkv must divide hq, got hq={self.hq} and hkv={self.hkv}")
-        if self.scale is not None and not math.isfinite(self.scale):
+        if self.scale is not None and not masks.finite(self.scale):
             raise ValueError(f"scale must be finite, or None for 1/sqrt(d), got {self.scale!r}")
-        if self.softcap is not None and not (math.isfinite(self.softcap) and self.softcap > 0):
+        if self.softcap is not None and not (masks.finite(self.softcap) and self.softcap > 0):
             raise ValueError(f"softcap must be finite and positive, or None for none, got {self.softcap!r}")
-        if not (math.isfinite(self.magnitude) and self.magnitude > 0):
+        if not (masks.finite(self.magnitude) and self.magnitude > 0):
             raise ValueError(f"magnitude must be finite and positive, got {self.magnitude!r}")
         if self.layout == "packed" and (self.sq != self.skv or self.d != self.dv):
             sizes = f"sq={self.sq}, skv={self.skv}, d={self.d}, dv={self.dv}"

@@ -20,9 +20,9 @@ import torch
 from hypothesis import strategies as st
 
 from attnkit.cache import Cache
-from attnkit.mask import Boolean, Documents, Mask, Plain, Prefix, Window
+from attnkit.mask import Boolean, Documents, Mask, Plain, Prefix, Window, whole
 from attnkit.parity import parity
-from attnkit.problem import DTYPES, LAYOUTS, Dtype, Layout, Pass, Problem
+from attnkit.problem import DTYPES, LAYOUTS, PASSES, Dtype, Layout, Pass, Problem
 from attnkit.variant import FEATURES, Attention, Feature, Variant
 from attnkit.varlen import Varlen
 
@@ -49,15 +49,22 @@ NEWEST = (1, 2, 3, 8)
 """Queries on a cache: few numbers, since a kernel may be compiled for each."""
 
 
+def known(name: str, asked: Sequence[object], names: Sequence[str]) -> None:
+    """Refuse names that nobody knows."""
+    if unknown := [one for one in asked if one not in names]:
+        raise ValueError(f"{name} must be among {', '.join(names)}, got {', '.join(map(repr, unknown))}")
+
+
 @st.composite
 def masks(draw: st.DrawFn, sq: int, skv: int, features: Sequence[Feature] = FEATURES) -> Mask:
     """Draw a mask for these sizes: full or causal most often, else one of those features that are masks."""
+    known("features", features, FEATURES)
     # narrow ones too, which hide whole tiles
     reach = st.integers(0, 8) | st.integers(0, max(sq, skv) + 1)
     cuts = draw(st.sets(st.integers(1, sq - 1), max_size=4)) if "documents" in features and sq == skv > 1 else set()
     lengths = tuple(end - begin for begin, end in itertools.pairwise((0, *sorted(cuts), sq)))
     top_left: Plain = "causal-top-left"
-    known: dict[Feature, list[st.SearchStrategy[Mask]]] = {
+    ways: dict[Feature, list[st.SearchStrategy[Mask]]] = {
         "causal-top-left": [st.just(top_left)],
         "window": [
             st.builds(Window, reach, st.none() | reach),
@@ -67,7 +74,7 @@ def masks(draw: st.DrawFn, sq: int, skv: int, features: Sequence[Feature] = FEAT
         "documents": [st.builds(Documents, st.just(lengths), st.booleans())] if sq == skv else [],
         "boolean": [st.builds(Boolean, st.sampled_from((0.5, 0.05, 1.0)))],
     }
-    others = [strategy for feature, found in known.items() if feature in features for strategy in found]
+    others = [strategy for feature, found in ways.items() if feature in features for strategy in found]
     plain: st.SearchStrategy[Mask] = st.sampled_from(("full", "causal"))
     # chosen first: one_of counts each strategy of a one_of inside it, and plain masks would be few
     return draw(draw(st.sampled_from((plain, plain, st.one_of(others)))) if others else plain)
@@ -84,9 +91,7 @@ def sequences(draw: st.DrawFn, longest: int) -> Varlen:
     return Varlen(tuple(queries), tuple(keys))
 
 
-@st.composite
 def problems(
-    draw: st.DrawFn,
     *,
     features: Sequence[Feature] = FEATURES,
     dtypes: Sequence[Dtype] = DTYPES,
@@ -96,14 +101,13 @@ def problems(
     groups: Sequence[int] = (1, 2, 3, 5),
     scales: Sequence[float | None] = (None, None, None, 1.0, 0.05, -0.2),
     longest: int = 96,
-) -> Problem:
+) -> st.SearchStrategy[Problem]:
     """Draw a problem: every size from one, ragged tiles, groups of heads, keys that are more or fewer than queries.
 
     Small ones: what is special happens at the edges of tiles, of heads and of masks, and a failing example is to be
     read. What it shrinks to is one token, one head, the first dtype, no mask.
 
     Args:
-        draw: Hypothesis's.
         features: Masks and modifiers beyond full and causal.
         dtypes: Of the inputs; fp8 where `features` has it, too, and less often.
         layouts: How they lie in memory.
@@ -112,7 +116,35 @@ def problems(
         groups: Query heads that read one key head.
         scales: None is 1 / sqrt(d). Negative: the smallest product has the largest weight.
         longest: Bound of sq and skv; of packed sequences each has half of it at most.
+
+    Raises:
+        ValueError: For names that are unknown, and where nothing is left to draw from.
     """
+    known("features", features, FEATURES)
+    known("dtypes", dtypes, DTYPES)
+    known("layouts", layouts, LAYOUTS)
+    choices = {"dtypes": dtypes, "layouts": layouts, "head_dims": head_dims, "groups": groups, "scales": scales}
+    if empty := [name for name, several in choices.items() if not several]:
+        raise ValueError(f"{' and '.join(empty)} must not be empty: leave out what is not to be bounded")
+    if set(dtypes) == {"fp8"} and "fp8" not in features:
+        raise ValueError(f"dtypes must have another one than fp8 where features have it not, got {dtypes!r}")
+    whole("longest", longest, 2 if "varlen" in features else 1)
+    return drawn(features, dtypes, layouts, head_dims, value_dims, groups, scales, longest)
+
+
+@st.composite
+def drawn(
+    draw: st.DrawFn,
+    features: Sequence[Feature],
+    dtypes: Sequence[Dtype],
+    layouts: Sequence[Layout],
+    head_dims: Sequence[int],
+    value_dims: Sequence[int],
+    groups: Sequence[int],
+    scales: Sequence[float | None],
+    longest: int,
+) -> Problem:
+    """Draw a problem within bounds that leave some."""
     length = st.sampled_from([s for s in EDGES if s <= longest]) | st.integers(1, longest)
     layout = draw(st.sampled_from(layouts))
     sq, d = draw(length), draw(st.sampled_from(head_dims))
@@ -135,7 +167,7 @@ def problems(
     group = draw(st.sampled_from(groups))
     # few heads altogether: more of the same find no more, and an interpreted kernel takes its time for each
     hkv = draw(st.integers(1, max(1, MOST_HEADS // (group + 1))))
-    known = [x for x in dtypes for _ in range(SELDOM if x != "fp8" else int("fp8" in features))]
+    weighed = [x for x in dtypes for _ in range(SELDOM if x != "fp8" else int("fp8" in features))]
     modifiers = [way for feature, ways in MODIFIERS.items() if feature in features for way in ways]
     every = {name: value for way in modifiers for name, value in way.items()}
     return Problem(
@@ -146,7 +178,7 @@ def problems(
         skv=skv,
         d=d,
         dv=dv,
-        dtype=draw(st.sampled_from(known)),
+        dtype=draw(st.sampled_from(weighed)),
         mask=draw(masks(sq, skv, features)),
         scale=draw(st.sampled_from(scales)),
         varlen=varlen,
@@ -180,8 +212,17 @@ def check(
 
     Raises:
         AssertionError: With a sentence for each part of the rule that is broken.
+        TypeError: Where the function returns no tensor.
+        ValueError: For a pass that there is not, or that the problem has not, and a device that is not there.
     """
+    known("pass_", [pass_], PASSES)
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device must be there, got {device} and torch finds no CUDA device: take cpu")
     name = getattr(attention, "__name__", "attention")
-    found = parity(Variant(name, "on trial", attention, lambda *_: None, lacks={}), problem, device, pass_, seed)
+    way = Variant(name, "on trial", attention, lambda *_: None, lacks={})
+    if reason := way.rejects(problem, device, pass_):
+        raise ValueError(f"{reason}: take pass_='fwd' for {problem.name}, got {pass_!r}")
+    found = parity(way, problem, device, pass_, seed)
     if not found.ok:
         raise AssertionError(f"{name} is wrong at {problem.name}: {'; '.join(found.failures)}")

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 import attnkit
 from attnkit import table
 from attnkit.mask import Boolean, Documents, Mask, Window
-from attnkit.problem import Cache, Problem, Varlen
+from attnkit.problem import Cache, Pass, Problem, Varlen
 from attnkit.testing import check, problems
 from attnkit.variant import FEATURES, features
 from attnkit.variants import TABLE, variant
@@ -103,6 +105,63 @@ def test_a_wrong_gradient_is_found_backward_alone() -> None:
     check(halved, problem)
     with pytest.raises(AssertionError, match=f"halved is wrong at {problem.name}: dsink is off by"):
         check(halved, problem, pass_="fwd+bwd")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ({"features": ("windows", "sink", "soft-cap")}, "features must be among .* fp8, got 'windows', 'soft-cap'"),
+        ({"dtypes": ("fp16", "float8")}, "dtypes must be among fp16, bf16, fp32, fp8, got 'float8'"),
+        ({"dtypes": (), "groups": ()}, "dtypes and groups must not be empty: leave out what is not to be bounded"),
+        ({"head_dims": ()}, "head_dims must not be empty"),
+        ({"features": (), "dtypes": ("fp8",)}, "another one than fp8 where features have it not"),
+        ({"longest": 1}, "longest must be a whole number of at least 2, got 1"),
+        ({"features": (), "longest": 0}, "longest must be a whole number of at least 1, got 0"),
+    ],
+    ids=str,
+)
+def test_bounds_that_leave_nothing_to_draw_are_refused_at_once(bounds: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        problems(**bounds)
+
+
+@given(problem=problems(longest=2) | problems(features=(), longest=1))
+def test_the_shortest_bounds_leave_some(problem: Problem) -> None:
+    assert min(problem.sq, problem.skv) >= 1
+
+
+PLAIN = Problem(b=1, hq=2, sq=9, d=16, dtype="fp32")
+
+
+@pytest.mark.parametrize(
+    ("problem", "options", "message"),
+    [
+        (PLAIN, {"pass_": "forward"}, "pass_ must be among fwd, bwd, fwd\\+bwd, got 'forward'"),
+        (
+            replace(PLAIN, dtype="fp8"),
+            {"pass_": "fwd+bwd"},
+            "fp8 is forward only: take pass_='fwd' for b1-h2-s9-d16-fp8",
+        ),
+        (replace(PLAIN, cache=Cache((5,))), {"pass_": "bwd"}, "what is cached has no gradient"),
+    ],
+    ids=["unknown", "fp8", "cache"],
+)
+def test_a_pass_that_there_is_not_is_refused(problem: Problem, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(variant("naive").attention, problem, **options)
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device must be there, got cuda:0 and torch finds no CUDA device"):
+        check(variant("naive").attention, PLAIN, device="cuda:0")
+
+
+@pytest.mark.parametrize(("returned", "kind"), [(None, "NoneType"), ((torch.zeros(1), None), "tuple")], ids=str)
+@pytest.mark.parametrize("pass_", ["fwd", "fwd+bwd"])
+def test_a_function_that_returns_no_tensor_is_told_what_to_return(returned: Any, kind: str, pass_: Pass) -> None:
+    with pytest.raises(TypeError, match=rf"must return a tensor, out \[b, sq, hq, dv\], got {kind}"):
+        check(lambda *_inputs, **_options: returned, PLAIN, pass_=pass_)
 
 
 def test_the_table_of_features_is_current() -> None:
