@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 
 from attnkit import testing
-from attnkit.variants import TABLE, variant
+from attnkit.variants import TABLE
 from tests.fuzz import page, shares
 from tests.fuzz.draw import Share
 from tests.fuzz.summary import commit, summary
@@ -42,7 +43,14 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     if min(chosen.problems, chosen.longest, chosen.processes) < 1:
         parser.error("--problems, --longest and --processes must be at least 1")
-    ways = tuple(variant(name).name for name in chosen.variants.split(","))
+    if not 0 < chosen.seconds < math.inf:
+        parser.error(f"--seconds must be finite and positive, got {chosen.seconds:g}")
+    ways = tuple(chosen.variants.split(","))
+    if unknown := [name for name in ways if name not in names]:
+        parser.error(f"--variants must be of {', '.join(names)}, got {', '.join(map(repr, unknown))}")
+    # what processes say goes into a folder of the file's name without its ending
+    if chosen.out.is_dir() or not chosen.out.suffix:
+        parser.error(f"--out must be a file with an ending, .perfgate/fuzz.json, got {chosen.out}")
     dims = testing.HEAD_DIMS if gpu else testing.HEAD_DIMS[:-2]
 
     started = time.perf_counter()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,8 @@ def page(found: dict[str, Any]) -> str:
         "",
     ]
     if found["problems"] < run["problems"]:
-        lines += [f"{run['problems']} were asked for; the time was over before.", ""]
+        why = "the time was over before" if found["problems"] else "none was computed"
+        lines += [f"{run['problems']} were asked for; {why}.", ""]
     lines += ["| variant | forward | forward and backward | failures |", "|---|--:|--:|--:|"]
     for variant in dict.fromkeys(row["variant"] for row in found["counts"]):
         rows = {row["pass"]: row for row in found["counts"] if row["variant"] == variant}
@@ -56,25 +59,35 @@ def page(found: dict[str, Any]) -> str:
     lines += ["", *(f"- `{variant}`: {reason}" for variant, reason in found["absent"].items())]
     if found["failures"]:
         lines += ["", "## Failures", "", *(failure(entry, run["device"]) for entry in found["failures"])]
-    lines += ["", ERRORS, "| variant | dtype | pass | tensors | median | plain p99 | p99 | max | |"]
-    lines.append("|---|---|---|--:|--:|--:|--:|--:|---|")
+    if found["errors"]:
+        lines += ["", ERRORS, "| variant | dtype | pass | tensors | median | plain p99 | p99 | max | |"]
+        lines.append("|---|---|---|--:|--:|--:|--:|--:|---|")
     for row in found["errors"]:
         numbers = [row[name] for name in ("plain_median", "plain_p99", "p99", "max")]
         written = ["" if number is None else f"{number:.2f}" for number in numbers]
         flag = f"over {LIMITS[row['pass']]}" if row["flagged"] else ""
         cells = [row["dtype"], row["pass"], str(row["tensors"]), *written, flag]
         lines.append(f"| `{row['variant']}` | {' | '.join(cells)} |")
-    limits = f"{LIMITS['fwd']} forward and {LIMITS['bwd']} backward"
-    flagged = sum(row["flagged"] for row in found["errors"])
-    plain = sum(row["variant"] in OURS and (row["plain_p99"] or 0.0) > LIMITS[row["pass"]] for row in found["errors"])
     lines += [
         "",
-        f"Our Triton variants are held to a p99 of {limits}; {flagged or 'none'} of their rows "
-        f"{'is' if flagged == 1 else 'are'} over it. By the plain p99 there would be {plain or 'none'}.",
+        held([row for row in found["errors"] if row["variant"] in OURS]),
         "",
         "This page is written by `nox -s fuzz` and `python -m tests.fuzz.page .perfgate/fuzz.json > docs/parity.md`.",
     ]
     return "\n".join(lines)
+
+
+def held(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is to be said of rows that are held to a limit."""
+    limits = f"Our Triton variants are held to a p99 of {LIMITS['fwd']} forward and {LIMITS['bwd']} backward"
+    if not rows:
+        return f"{limits}; none of their tensors was compared."
+    over = sum(row["flagged"] for row in rows)
+    plain = sum((row["plain_p99"] or 0.0) > LIMITS[row["pass"]] for row in rows)
+    return (
+        f"{limits}; {over or 'none'} of their rows {'is' if over == 1 else 'are'} over it. By the plain p99 there would "
+        f"be {plain or 'none'}."
+    )
 
 
 def failure(entry: dict[str, Any], device: str) -> str:
@@ -83,5 +96,17 @@ def failure(entry: dict[str, Any], device: str) -> str:
     return f"- `{entry['variant']}`: {'; '.join(entry['failures'])}\n\n  ```text\n  parity({arguments})\n  ```"
 
 
+def main(arguments: list[str]) -> None:
+    """Print the page of a file."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.page", description=(__doc__ or "").split(":")[0])
+    parser.add_argument("file", type=Path, metavar="FILE", help="what python -m tests.fuzz wrote")
+    file = parser.parse_args(arguments).file
+    try:
+        text = page(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"FILE must be what python -m tests.fuzz wrote, got {file} ({type(error).__name__}: {error})")
+    print(text)
+
+
 if __name__ == "__main__":
-    print(page(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    main(sys.argv[1:])

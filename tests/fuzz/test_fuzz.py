@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 import time
@@ -268,3 +269,55 @@ def test_the_command_computes_what_was_asked_for_and_writes_it_down(
     able = {name for name in ("naive", "sdpa_math", "triton_flash") if variant(name).absent() is None}
     assert {row["variant"] for row in found["counts"]} == able
     assert capsys.readouterr().out.startswith(page.page(found))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--variants=nope,naive", "--variants must be of naive, .*transformer_engine, got 'nope'"),
+        ("--variants=", "--variants must be of naive, .*, got ''"),
+        ("--out=.", "--out must be a file with an ending, .perfgate/fuzz.json, got ."),
+        ("--out=fuzz", "--out must be a file with an ending, .perfgate/fuzz.json, got fuzz"),
+        ("--seconds=-1", "--seconds must be finite and positive, got -1"),
+    ],
+)
+def test_a_wrong_option_is_said_before_anything_is_computed(
+    option: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "run", lambda *_: pytest.fail("began"))
+    with pytest.raises(SystemExit, match="2"):
+        command.main([option])
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_where_nothing_was_computed_nothing_is_claimed() -> None:
+    text = page.page(summary([], None, **RUN))
+    assert "**0 problems, 0 failures.**" in text
+    assert "100 were asked for; none was computed." in text
+    assert "none of their tensors was compared." in text
+    assert "over" not in text.partition("100 were asked for")[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "FileNotFoundError"), ("{", "JSONDecodeError"), ("{}", "KeyError")]
+)
+def test_a_file_that_is_no_result_makes_no_page(
+    content: str | None, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "fuzz.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        page.main([str(file)])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"FILE must be what python -m tests.fuzz wrote, got {file} ({why}" in said.err
+
+
+def test_a_page_is_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        page.main([])
+    found = summary([record("naive", "fwd", {"out": 1.0})], None, **RUN)
+    (tmp_path / "fuzz.json").write_text(json.dumps(found))
+    page.main([str(tmp_path / "fuzz.json")])
+    assert capsys.readouterr().out == page.page(found) + "\n"

@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the table as a page, docs/mutants.md")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     chosen = parser.parse_args(arguments)
+    if chosen.processes < 1:
+        parser.error(f"--processes must be at least 1, got {chosen.processes}")
     mutants = [mutant for mutant in TABLE if not chosen.names or any(name in mutant.name for name in chosen.names)]
     if not mutants:
         parser.error(f"expected parts of names of mutants, got {' '.join(chosen.names)}: nothing has them")

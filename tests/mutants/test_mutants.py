@@ -141,6 +141,12 @@ def test_those_of_a_gpu_alone_need_one(monkeypatch: pytest.MonkeyPatch, capsys: 
         assert said in capsys.readouterr().err
 
 
+def test_a_number_of_processes_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--processes", "0"])
+    assert "--processes must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_those_of_a_gpu_alone_are_tried_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Mutant] = []
     monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
