@@ -43,6 +43,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "disassembler", lambda: Path("cuobjdump"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return "listed_builds"
 
 
@@ -146,6 +147,19 @@ def test_wrong_options_are_said(
 ) -> None:
     assert run({"k": GOOD}, *arguments) == Exit.USAGE
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["1", "True"])
+def test_under_an_interpreter_nothing_is_compiled_and_it_is_said_once(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert run({"k": GOOD}, "--renew") == Exit.USAGE
+    assert not Path("base").exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"compiling needs Triton without its interpreter, got TRITON_INTERPRET={value}: unset it" in line
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert run({"k": GOOD}, "--renew") == Exit.OK
 
 
 def test_a_module_must_list_builds(module: str) -> None:

@@ -20,6 +20,8 @@ __all__ = ["add_parser", "run"]
 
 EVERY = 5.0
 """Seconds between two words on how far it is."""
+TRUE = ("1", "true", "yes", "on", "y")
+"""What Triton takes for one, in any case."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,6 +51,10 @@ def run(options: argparse.Namespace) -> int:
     jobs = len(os.sched_getaffinity(0)) if options.jobs is None else options.jobs
     if jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, got {jobs}")
+    if (interpreted := os.environ.get("TRITON_INTERPRET", "")).lower() in TRUE:
+        raise ValueError(
+            f"compiling needs Triton without its interpreter, got TRITON_INTERPRET={interpreted}: unset it"
+        )
     select = _pattern(options.select)
     disassembler()
     listed = builds_of(options.module)
