@@ -85,8 +85,8 @@ def held(rows: Sequence[Mapping[str, Any]]) -> str:
     over = sum(row["flagged"] for row in rows)
     plain = sum((row["plain_p99"] or 0.0) > LIMITS[row["pass"]] for row in rows)
     return (
-        f"{limits}; {over or 'none'} of their rows {'is' if over == 1 else 'are'} over it. By the plain p99 there would "
-        f"be {plain or 'none'}."
+        f"{limits}; {over or 'none'} of their rows {'is' if over == 1 else 'are'} over it. "
+        f"By the plain p99 there would be {plain or 'none'}."
     )
 
 

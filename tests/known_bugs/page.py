@@ -64,9 +64,9 @@ FOUND = (
     ),
     (
         "Inductor, torch 2.11",
-        "From its first compilation on every Triton kernel of the process is assembled by torch's ptxas and not by Triton's, "
-        "and what is kept on disk is kept by the version that was asked for first: code, speed and bugs of a kernel hang on "
-        "what was compiled before it.",
+        "From its first compilation on torch's ptxas and not Triton's assembles every Triton kernel of the process, "
+        "and what is kept on disk is kept by the version that was asked for first: code, speed and bugs of a kernel "
+        "hang on what was compiled before it.",
         "listings of the same case in two runs on an H200; `perfgate.assembler` puts back what was changed",
     ),
     (
