@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from attnkit.graph import CaptureError, Graphed
+from attnkit.problem import Cache, Problem, Varlen
+from attnkit.variant import Variant
+from attnkit.variants import TABLE
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -227,3 +230,29 @@ def test_work_on_the_cpu_alone_cannot_be_captured() -> None:
     here = torch.ones(2)
     with pytest.raises(CaptureError, match="does nothing on the current CUDA stream"):
         Graphed(lambda x: here * 2)(torch.ones(2, device="cuda"))
+
+
+OF_VARIANTS = (
+    Problem(b=2, hq=4, hkv=2, sq=64, d=64, mask="causal"),
+    Problem(b=2, hq=4, hkv=2, sq=4, skv=96, d=64, mask="causal", cache=Cache((96, 50), page=16)),
+    Problem(b=1, hq=4, hkv=2, sq=64, d=64, mask="causal", varlen=Varlen((40, 24), (40, 24))),
+)
+
+
+@pytest.mark.parametrize("way", TABLE, ids=lambda way: way.name)
+def test_a_replay_of_a_variant_is_its_eager_call_to_the_bit(way: Variant, device: torch.device) -> None:
+    taken = [problem for problem in OF_VARIANTS if way.why_not(problem, device, "fwd") is None]
+    if not taken:
+        pytest.skip(f"{way.name} cannot: {way.why_not(OF_VARIANTS[0], device, 'fwd')}")
+    if device.type == "cpu" and way.name in ("flex", "naive_compiled"):
+        pytest.skip("takes seconds to compile, and the stand-in for a graph shows nothing of it")
+    for problem in taken:
+        options = problem.options(device)
+
+        def call(*tensors: torch.Tensor) -> torch.Tensor:
+            return way.attention(*tensors, **options)  # noqa: B023 - called before the next problem
+
+        step = Graphed(call) if device.type == "cuda" else graphed(call)[0]
+        for seed in range(3):
+            q, k, v, _ = problem.inputs(device, seed=seed)
+            assert torch.equal(step(q, k, v), way.attention(q, k, v, **options))

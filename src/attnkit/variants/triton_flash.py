@@ -32,7 +32,7 @@ from attnkit.problem import TORCH_DTYPE, TRAINED, Mask, Pass, Problem, Varlen
 from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_here, form_of, loadable
 
-__all__ = ["VARIANT", "Config", "attention", "attention_with_lse"]
+__all__ = ["VARIANT", "Config", "attention", "attention_with_lse", "gradients"]
 
 Configs = dict[Kernel, Config]
 CACHES: tuple[Feature, ...] = ("cache", "paged")
@@ -89,15 +89,20 @@ class Flash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor, _dlse: object) -> tuple[torch.Tensor | None, ...]:
-        from attnkit.variants import triton_flash_backward
-
         q, k, v, out, lse, sink = ctx.saved_tensors
-        call, dout = ctx.call, loadable(dout)
-        dkdv, dq = (call.config(kernel, q, k, v, dout) for kernel in ("dkdv", "dq"))
-        gradients = triton_flash_backward.backward(
-            q, k, v, out, lse, dout, sink=sink, dkdv=dkdv, dq=dq, **call.options()
-        )
-        return *gradients, None
+        return *_gradients(dout, q, k, v, out, lse, sink, ctx.call), None
+
+
+def _gradients(
+    dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    sink: torch.Tensor | None, call: Call,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """dq, dk, dv and dsink of loadable q, k, v, with their out and its log-sum-exp."""
+    from attnkit.variants import triton_flash_backward
+
+    dout = loadable(dout)
+    dkdv, dq = (call.config(kernel, q, k, v, dout) for kernel in ("dkdv", "dq"))
+    return triton_flash_backward.backward(q, k, v, out, lse, dout, sink=sink, dkdv=dkdv, dq=dq, **call.options())
 
 
 def attention_with_lse(
@@ -148,6 +153,32 @@ def attention_with_lse(
     scale = q.shape[3] ** -0.5 if scale is None else scale
     alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
     return Flash.apply(q, k, v, sink, Call(mask, scale, softcap, alibi, configs or {}, varlen))
+
+
+def gradients(
+    dout: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor,
+    *, mask: Mask = "full", scale: float | None = None, softcap: float | None = None,
+    alibi: torch.Tensor | None = None, sink: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """dq, dk, dv and dsink, of what `attention_with_lse` was given and what it returned.
+
+    Args:
+        dout: ``[b, sq, hq, dv]``, in the dtype of out.
+        q: As it was given, and so are the others.
+        k: Keys.
+        v: Values.
+        out: What it returned,
+        lse: and this with it.
+        mask: As it was given.
+        scale: Likewise.
+        softcap: Likewise.
+        alibi: Likewise; no gradient.
+        sink: Likewise; without one there is no dsink.
+    """
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
+    q, k, v = loadable(q), loadable(k), loadable(v)
+    return _gradients(dout, q, k, v, out, lse, sink, Call(mask, scale, softcap, alibi, {}))
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
