@@ -20,6 +20,9 @@ from typing import Any
 
 __all__ = ["LLAMA_2_7B", "LLAMA_2_13B", "LLAMA_3_8B", "Config", "RopeScaling", "read"]
 
+UNQUANTISED = "load the unquantised checkpoint, of which the rungs named _int8 make int8 weights themselves"
+"""What to do about weights that somebody else has quantised."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
@@ -96,7 +99,8 @@ class Config:
         """Read ``config.json`` of a Hugging Face folder.
 
         Raises:
-            ValueError: If there is none, or if it is of another architecture or of a rotation that is not known here.
+            ValueError: If there is none, or if it is of another architecture, of quantised weights or of a rotation
+                that is not known here.
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
@@ -108,13 +112,16 @@ class Config:
         """Take what Hugging Face calls a ``LlamaConfig``, as the dictionary that its JSON is.
 
         Raises:
-            ValueError: If it is of another architecture or of a rotation that is not known here.
+            ValueError: If it is of another architecture, of quantised weights or of a rotation that is not known here.
         """
         if found.get("model_type") != "llama":
             raise ValueError(f"model_type must be 'llama', got {found.get('model_type')!r}")
         for name, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
             if found.get(name, only) != only:
                 raise ValueError(f"{name} must be {only!r}, got {found[name]!r}: such models are not known here")
+        if (quantised := found.get("quantization_config")) is not None:
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+            raise ValueError(f"a Llama's config must have no quantization_config, got one of {method!r}: {UNQUANTISED}")
         for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
             if name not in found:
                 raise ValueError(f"a Llama's config must have {name!r}, got one without it")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from attnkit.llama.config import Config
+from attnkit.llama.config import UNQUANTISED, Config
 
 __all__ = ["KINDS", "Kind", "Layer", "Packed", "Weights", "interleave", "quantize", "separate"]
 
@@ -110,13 +110,14 @@ class Weights:
 
         Raises:
             ImportError: If the package safetensors is missing.
-            ValueError: If the folder has no such files, or one is broken, or they lack a weight, or one has another
-                shape.
+            ValueError: If the folder has no such files, or one is broken, or they lack a weight, or one is quantised or
+                has another shape.
         """
         try:
             from safetensors import SafetensorError, safe_open
         except ImportError:
             raise ImportError("reading weights needs the package safetensors: pip install safetensors") from None
+        config = Config.from_folder(folder)
         files = sorted(Path(folder).glob("*.safetensors"))
         if not files:
             raise ValueError(f"a Hugging Face folder has *.safetensors, got {str(folder)!r} without one")
@@ -125,22 +126,27 @@ class Weights:
             try:
                 with safe_open(path, framework="pt", device=str(device)) as file:
                     for name in file.keys():  # noqa: SIM118 - not a mapping
-                        tensors[name] = file.get_tensor(name).to(dtype)
+                        tensor = file.get_tensor(name)
+                        tensors[name] = tensor.to(dtype) if _unquantised(tensor) else tensor
             except SafetensorError as error:
                 raise ValueError(f"{path} must be a safetensors file, got {error}: download it again") from None
-        return cls.from_state(Config.from_folder(folder), tensors)
+        return cls.from_state(config, tensors)
 
     @classmethod
     def from_state(cls, config: Config, tensors: Mapping[str, torch.Tensor]) -> Weights:
         """Take what ``LlamaForCausalLM(...).state_dict()`` gives.
 
         Raises:
-            ValueError: If a weight is missing or has another shape.
+            ValueError: If a weight is missing, is quantised or has another shape.
         """
 
         def take(name: str, *shape: int) -> torch.Tensor:
             if name not in tensors:
                 raise ValueError(f"the weights must have {name!r}, got {len(tensors)} tensors without it")
+            if not _unquantised(tensors[name]):
+                raise ValueError(
+                    f"{name} must be floating point of 16 bits or more, got {tensors[name].dtype}: {UNQUANTISED}"
+                )
             if tuple(tensors[name].shape) != shape:
                 raise ValueError(f"{name} must be {list(shape)} for this config, got {list(tensors[name].shape)}")
             return tensors[name].detach()
@@ -292,6 +298,11 @@ def quantize(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scales = matrix.abs().amax(1) / LARGEST
     scales = torch.where(scales == 0, 1.0, scales)
     return (matrix / scales[:, None]).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), scales
+
+
+def _unquantised(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor's numbers are the weights: integers and float8 need a scale."""
+    return tensor.is_floating_point() and tensor.itemsize > 1
 
 
 def _stack(matrices: Iterator[torch.Tensor], layers: int, int8: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -324,6 +324,11 @@ def without(name: str) -> Callable[[Path], object]:
         (broken("config.json"), [], r"config\.json must be JSON, got "),
         (broken("config.json", "[]"), [], r"config\.json must hold an object, got a list"),
         (broken("config.json", '{"model_type": "llama"}'), [], "must have 'hidden_size', got one without it"),
+        (
+            lambda folder: put(folder, "config.json", quantization_config={"quant_method": "gptq"}),
+            [],
+            "got one of 'gptq'",
+        ),
         (broken("tokenizer.json"), [], r"tokenizer\.json must be a tokenizer, got "),
         (broken("tokenizer_config.json", '{"eos_token": "<end>"}'), [], "eos_token of .* got '<end>'"),
         (broken("model.safetensors", "version https://git-lfs"), [], r"model\.safetensors must be a safetensors file"),

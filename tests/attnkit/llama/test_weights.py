@@ -49,6 +49,8 @@ def test_what_is_no_llama_is_refused(change: dict[str, float], message: str) -> 
     [
         ({"model_type": "mistral"}, "model_type must be 'llama', got 'mistral'"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "must have no quantization_config, got one of 'fp8': load"),
+        ({"quantization_config": {}}, "must have no quantization_config, got one of None"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type must be 'default' or 'llama3', got 'yarn'"),
     ],
 )
@@ -90,6 +92,25 @@ def test_weights_that_lack_something_are_refused() -> None:
     del state["model.layers.0.mlp.up_proj.weight"]
     with pytest.raises(ValueError, match=r"must have 'model\.layers\.0\.mlp\.up_proj\.weight'"):
         Weights.from_state(CONFIG, state)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_that_somebody_else_has_quantised_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    state = {name: tensor.clone() for name, tensor in Weights.random(CONFIG).state().items()}
+    # what is no weight may be anything
+    state |= {name: state[name].to(dtype), "model.layers.1.mlp.down_proj.SCB": torch.ones(64, dtype=torch.int8)}
+    message = rf"down_proj\.weight must be floating point of 16 bits or more, got {dtype}: load the unquantised"
+    with pytest.raises(ValueError, match=message):
+        Weights.from_state(CONFIG, state)
+    save = pytest.importorskip("safetensors.torch", reason="the folder's weights are safetensors").save_file
+    (tmp_path / "config.json").write_text(json.dumps(THEIRS | {"num_key_value_heads": 2}))
+    save(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        Weights.from_folder(tmp_path)
+    state[name] = state[name].float()
+    save(state, tmp_path / "model.safetensors")
+    assert Weights.from_folder(tmp_path).dtype == torch.bfloat16
 
 
 def test_what_is_packed_can_be_unpacked() -> None:
