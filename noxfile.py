@@ -214,7 +214,7 @@ def ladder(session: nox.Session) -> None:
         files = [str(RESULTS / "ladder.json"), str(RESULTS / "latency.json")]
         timed = ["--perf-suite=full", "-k", LADDER, "--benchmark-only", f"--benchmark-json={files[0]}"]
         # what fails is said on the page, and does not cost what was timed
-        target.run("-m", "pytest", "perf", *timed, codes=(0, 1))
+        target.run("-m", "pytest", "perf", "--perf-device=cuda", *timed, codes=(0, 1))
         target.run("-m", "perf.block_latency", "--out", files[1])
     target.run("-m", "perf.inference", *files)
 

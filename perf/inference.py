@@ -8,9 +8,11 @@ files the page is made of that again. The same data give the same page.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -125,15 +127,38 @@ def collect(paths: Sequence[Path], commit: str = "unknown") -> Collected:
     """
     runs, latencies = [], []
     for path in paths:
-        if path.suffix == ".jsonl":
-            runs.append(_of_journal(journal.read(path), commit, path))
-            continue
-        document = baseline.load(path)
-        if isinstance(document, dict) and "record" in document and "origin" in document:
-            latencies.append(document)
-        else:
-            runs.append(_of_document(document, path))
+        with _named(path):
+            part = _part(path, commit)
+            _whole(part)
+        runs += part["runs"]
+        latencies += part["latencies"]
     return Collected.from_json({"runs": runs, "latencies": latencies})
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of which file it is that something is missing, or is not what it should be."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} must hold what was measured as it was written, got {got}: measure it anew") from None
+
+
+def _whole(data: Any) -> Collected:
+    """Read what `Collected.to_json` wrote, of which a page can be made: what cannot be shown raises an error."""
+    collected = Collected.from_json(data)
+    inference_page.render(collected)
+    return collected
+
+
+def _part(path: Path, commit: str) -> dict[str, list[Any]]:
+    if path.suffix == ".jsonl":
+        return {"runs": [_of_journal(journal.read(path), commit, path)], "latencies": []}
+    document = baseline.load(path)
+    if isinstance(document, dict) and "record" in document and "origin" in document:
+        return {"runs": [], "latencies": [document]}
+    return {"runs": [_of_document(document, path)], "latencies": []}
 
 
 def _of_journal(found: journal.Contents, commit: str, path: Path) -> dict[str, Any]:
@@ -182,18 +207,12 @@ def _without_kernels(record: Record) -> Record:
     return replace(record, processes=tuple(replace(samples, kernels=None) for samples in record.processes))
 
 
-def write(collected: Collected, docs: Path) -> list[Path]:
-    """Write the page, then its pictures.
-
-    Raises:
-        ModuleNotFoundError: If there is no matplotlib, which the pictures need: the page is written, and they stay.
-    """
-    page = docs / "inference.md"
-    page.write_text(inference_page.render(collected), encoding="utf-8")
-    pictures = inference_plot.pictures(collected)
-    for name, text in pictures.items():
-        (docs / name).write_text(text, encoding="utf-8")
-    return [page, *(docs / name for name in pictures)]
+def write(texts: Mapping[str, str], docs: Path) -> list[Path]:
+    """Write files by their names, when all of them could be written; each whole, or not at all."""
+    with tempfile.TemporaryDirectory(prefix=".", dir=docs) as beside:
+        for name, text in texts.items():
+            Path(beside, name).write_text(text, encoding="utf-8")
+        return [Path(beside, name).replace(docs / name) for name in texts]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -204,18 +223,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parse.add_argument("--docs", type=Path, default=DOCS, help="where the page and its data are")
     arguments = parse.parse_args(argv)
     kept = arguments.docs / "inference.json"
+    texts, missing = {}, None
     try:
         if arguments.files:
             collected = collect(arguments.files, arguments.commit)
-            kept.write_text(json.dumps(collected.to_json(), indent=1) + "\n", encoding="utf-8")
+            texts[kept.name] = json.dumps(collected.to_json(), indent=1) + "\n"
         else:
-            collected = Collected.from_json(json.loads(kept.read_text(encoding="utf-8")))
-        made = write(collected, arguments.docs)
+            with _named(kept):
+                collected = _whole(json.loads(kept.read_text(encoding="utf-8")))
+        texts["inference.md"] = inference_page.render(collected)
+        try:
+            texts |= inference_plot.pictures(collected)
+        except ModuleNotFoundError as error:  # there is no matplotlib
+            missing = error
+        made = write(texts, arguments.docs)
     except (ValueError, OSError, journal.JournalError) as error:
         print(error, file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
-        print(f"{kept} and the page are written, not the pictures: {error}", file=sys.stderr)
+    if missing:
+        print(f"{kept} and the page are written, not the pictures: {missing}", file=sys.stderr)
         return 3
     print("\n".join(str(path) for path in made))
     return 0

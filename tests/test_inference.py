@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -223,6 +224,52 @@ def test_without_matplotlib_there_is_the_page_and_what_is_missing_is_said(
     assert inference.main([str(tmp_path / "run.json"), "--docs", str(docs)]) == 3
     assert sorted(path.name for path in docs.iterdir()) == ["inference.json", "inference.md"]
     assert "and the page are written, not the pictures: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"record": 5, "origin": 3}',
+        json.dumps({**LATENCY, "record": [{"kind": "isolated"}]}),
+        json.dumps(document(llama("matmul", 50)) | {"commit_info": "0123456"}),
+        "{}",
+        "[]",
+        "{",
+    ],
+    ids=["numbers", "half-a-row", "no-commit-info", "nothing", "a-list", "no-json"],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_malformed_file_is_said_in_a_line_and_what_is_there_stays(
+    given: bool, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / ("latency.json" if given else "inference.json")
+    there = {"inference.json": "of before", "inference.md": "of before", file.name: text}
+    for name, content in there.items():
+        (tmp_path / name).write_text(content)
+    assert inference.main([*[str(file)] * given, "--docs", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == there
+
+
+def test_a_page_that_cannot_be_written_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "inference.json").write_text("of before")
+    (tmp_path / "latency.json").write_text(json.dumps({**LATENCY, "record": []}))
+    real = Path.write_text
+
+    def full(path: Path, *text: str, **options: str) -> int:
+        if path.name == "inference.md":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert inference.main([str(tmp_path / "latency.json"), "--docs", str(docs)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in docs.iterdir()} == {"inference.json": "of before"}
 
 
 def test_a_run_that_was_not_whole_is_shown_and_said(tmp_path: Path) -> None:

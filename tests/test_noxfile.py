@@ -1,8 +1,10 @@
-"""What nox starts has time to end."""
+"""What nox starts has time to end, and what times a GPU is not started without one."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.perfgate.reported import H200
 
 pytest.importorskip("nox")
 ROOT = Path(__file__).parents[1]
@@ -63,3 +67,29 @@ def test_what_is_interrupted_can_say_what_it_knows_and_tidy_up(tmp_path: Path) -
         said, _ = process.communicate(timeout=30)
     assert (tmp_path / "tidied").exists(), said
     assert process.returncode != 0
+
+
+def test_the_ladder_s_page_is_of_a_gpu_or_of_given_files(tmp_path: Path) -> None:
+    for name in ("noxfile.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "perf", tmp_path / "perf")
+    (tmp_path / "src").symlink_to(ROOT / "src")
+    (tmp_path / "docs").mkdir()
+    origin = {"environment": H200.to_json(), "commit": "0123456", "date": "2026-01-02"}
+    latency = {"origin": origin, "attention": "sdpa_cudnn", "record": []}
+    (tmp_path / "latency.json").write_text(json.dumps(latency))
+
+    def ladder(*files: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "nox", "--no-venv", "-s", "ladder", "--", *files]
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(
+            command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+
+    refused = ladder()
+    assert refused.returncode != 0
+    assert "ERROR: --perf-device cuda: " in refused.stdout
+    assert list((tmp_path / "docs").iterdir()) == []
+    written = ladder("latency.json")
+    assert written.returncode == 0, written.stdout
+    assert (tmp_path / "docs" / "inference.md").exists()
