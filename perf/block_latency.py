@@ -26,7 +26,7 @@ from attnkit.problem import Dtype
 from attnkit.variants import variant
 from perf.blocks import RUNGS, Rung, Shape, error, graphed
 from perfgate import environment, gpu
-from perfgate.latency import HostTime, Latency, Time, isolated, open_loop, poisson
+from perfgate.latency import LEAST, HostTime, Latency, Time, isolated, open_loop, poisson
 
 WARM_UP = 20
 
@@ -92,8 +92,11 @@ def origin(device: torch.device) -> dict[str, Any]:
 
 
 def whole(text: str) -> list[int]:
-    """Numbers between commas."""
-    return [int(part) for part in text.split(",")]
+    """Whole numbers of at least 1 between commas."""
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"expected whole numbers of at least 1, got {text}")
+    return numbers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,33 +115,58 @@ def parser() -> argparse.ArgumentParser:
     return parse
 
 
+def impossible(arguments: argparse.Namespace) -> str | None:
+    """Why nothing can be measured so, whatever the attention and the shapes are."""
+    width, heads, out = arguments.width, arguments.heads, arguments.out
+    if not 0 < arguments.load < 1:
+        return f"expected a load between 0 and 1, else requests pile up, got {arguments.load}"
+    if arguments.requests < LEAST:
+        return f"a P99 needs at least {LEAST} requests, got {arguments.requests}"
+    if width < 1 or heads < 1 or width % heads:
+        return f"expected heads that divide the width, got {heads} for {width}"
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda needs a CUDA device and found none"
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        return f"--out must be a file in a folder that is there, got {out}"
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    arguments = parser().parse_args(argv)
-    if not 0 < arguments.load < 1:
-        print(f"expected a load between 0 and 1, else requests pile up, got {arguments.load}", file=sys.stderr)
-        return 2
+    parse = parser()
+    arguments = parse.parse_args(argv)
+    if reason := impossible(arguments):
+        parse.error(reason)
     here = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(here if arguments.device == "auto" else arguments.device)
     dtype: Dtype = arguments.dtype
     attention = arguments.attention or ("sdpa_cudnn" if device.type == "cuda" else "sdpa_flash")
+    shapes = [
+        Shape(b, s, arguments.width, arguments.heads, dtype) for b in arguments.batches for s in arguments.lengths
+    ]
+    try:
+        fast = variant(attention)
+    except ValueError as error:
+        parse.error(str(error))
+    for shape in shapes:
+        if reason := fast.why_not(shape.problem, device, "fwd"):
+            parse.error(f"{shape.name}: {attention} cannot: {reason}")
     # a graph is CUDA's, and the rungs above stand on it
     rungs = [rung for rung in RUNGS if device.type == "cuda" or rung in ("standard", "flash")]
     record: list[dict[str, Any]] = []
-    for b in arguments.batches:
-        for s in arguments.lengths:
-            shape = Shape(b, s, arguments.width, arguments.heads, dtype)
-            if reason := variant(attention).why_not(shape.problem, device, "fwd"):
-                print(f"{shape.name}: {attention} cannot: {reason}", file=sys.stderr)
-                return 2
+    for shape in shapes:
+        try:
             with torch.inference_mode():
                 record += climb(shape, rungs, attention, arguments.requests, arguments.load, device, HostTime())
-            if arguments.out is not None:  # whatever ends the run later, this shape is there
-                beside = arguments.out.with_name(arguments.out.name + ".new")
-                beside.write_text(
-                    json.dumps({"origin": origin(device), "attention": attention, "record": record}, indent=1)
-                )
-                beside.replace(arguments.out)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 1
+        if arguments.out is not None:  # whatever ends the run later, this shape is there
+            beside = arguments.out.with_name(arguments.out.name + ".new")
+            beside.write_text(
+                json.dumps({"origin": origin(device), "attention": attention, "record": record}, indent=1)
+            )
+            beside.replace(arguments.out)
     return 0
 
 

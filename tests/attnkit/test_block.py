@@ -267,13 +267,39 @@ def test_the_command_times_each_rung_in_both_ways(tmp_path: object, capsys: pyte
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["standard", "standard", "flash", "flash"] * 2
     assert json.loads(Path(out).read_text())["attention"] == "sdpa_flash"
-    assert block_latency.main(["--load", "1.5"]) == 2
-    assert "expected a load between 0 and 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--load 1.5", "expected a load between 0 and 1, else requests pile up, got 1.5"),
+        ("--requests 0", "a P99 needs at least 100 requests, got 0"),
+        ("--heads 0", "expected heads that divide the width, got 0 for 4096"),
+        ("--heads 3", "expected heads that divide the width, got 3 for 4096"),
+        ("--batches 0", "argument --batches: expected whole numbers of at least 1, got 0"),
+        ("--lengths 16,-1", "argument --lengths: expected whole numbers of at least 1, got 16,-1"),
+        ("--device cuda", "--device cuda needs a CUDA device and found none"),
+        ("--attention flash", "no variant is called 'flash': take one of "),
+        ("--attention sdpa_cudnn --device cpu", "b1-s128-w4096-h32-bf16: sdpa_cudnn cannot: "),
+        ("--out no/latency.json", "--out must be a file in a folder that is there, got no/latency.json"),
+        ("--out .", "--out must be a file in a folder that is there, got ."),
+    ],
+)
+def test_what_cannot_be_timed_is_said_in_a_line_before_anything_is(
+    options: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(block_latency, "climb", lambda *_: pytest.fail("this was timed"))
+    with pytest.raises(SystemExit) as ended:
+        block_latency.main(options.split())
+    assert ended.value.code == 2
+    assert f"error: {message}" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_above_standard_is_cudnns_attention_on_a_gpu_if_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
     anything = SimpleNamespace(why_not=lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(block_latency, "variant", lambda name: anything)
     monkeypatch.setattr(block_latency, "climb", lambda shape, rungs, fast, *_: timed.append(fast) or [])
     for options in ("--device cuda", "--device cpu", "--device cuda --attention triton_flash"):
@@ -281,7 +307,9 @@ def test_above_standard_is_cudnns_attention_on_a_gpu_if_none_is_asked_for(monkey
     assert timed == ["sdpa_cudnn", "sdpa_flash", "triton_flash"]
 
 
-def test_what_was_timed_is_kept_when_a_later_shape_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_timed_is_kept_when_a_later_shape_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = block_latency.error
 
     def wrong_when_long(*given: torch.Tensor) -> tuple[float, float]:
@@ -290,13 +318,17 @@ def test_what_was_timed_is_kept_when_a_later_shape_fails(tmp_path: Path, monkeyp
     monkeypatch.setattr(block_latency, "error", wrong_when_long)
     out = tmp_path / "latency.json"
     options = "--batches 1 --lengths 16,32 --width 64 --heads 4 --dtype fp32 --requests 100 --device cpu --out"
-    with pytest.raises(ValueError, match="wrong at b1-s32"):
-        block_latency.main([*options.split(), str(out)])
+    assert block_latency.main([*options.split(), str(out)]) == 1
+    assert "wrong at b1-s32" in capsys.readouterr().err
     assert {entry["shape"] for entry in json.loads(out.read_text())["record"]} == {"b1-s16-w64-h4-fp32"}
     assert [path.name for path in tmp_path.iterdir()] == ["latency.json"]
 
 
-def test_a_wrong_rung_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rung_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(block_latency, "error", lambda *given: (1.0, 0.5))
-    with pytest.raises(ValueError, match="standard is wrong at b1-s16-w64-h4-bf16: off by 1"):
-        block_latency.main(["--batches", "1", "--lengths", "16", "--width", "64", "--heads", "4", "--device", "cpu"])
+    options = "--batches 1 --lengths 16 --width 64 --heads 4 --device cpu"
+    assert block_latency.main(options.split()) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("standard is wrong at b1-s16-w64-h4-bf16: off by 1")
+    assert err.count("\n") == 1
