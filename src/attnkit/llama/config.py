@@ -79,28 +79,24 @@ class Config:
     def __post_init__(self) -> None:
         if self.hkv is None:
             object.__setattr__(self, "hkv", self.hq)
+        for name in ("hidden", "intermediate", "layers", "hq", "hkv", "vocab", "positions"):
+            _size(name, getattr(self, name))
         if self.d is None:
             object.__setattr__(self, "d", self.hidden // self.hq)
-        for name in ("hidden", "intermediate", "layers", "hq", "hkv", "d", "vocab", "positions"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        _size("d", self.d)
         if self.hq % self.hkv:
             raise ValueError(f"hkv must divide hq, got hq={self.hq} and hkv={self.hkv}")
         if self.d % 2:
             raise ValueError(f"d must be even, for rotations turn pairs, got {self.d}")
         for name in ("rope_theta", "epsilon"):
-            number = getattr(self, name)
-            if not (math.isfinite(number) and number > 0):
-                raise ValueError(f"{name} must be finite and positive, got {number!r}")
+            _positive(name, getattr(self, name))
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Config:
         """Read ``config.json`` of a Hugging Face folder.
 
         Raises:
-            ValueError: If there is none, or if it is of another architecture, of quantised weights or of a rotation
-                that is not known here.
+            ValueError: If there is none, or for what `from_dict` refuses.
         """
         path = Path(folder) / "config.json"
         if not path.is_file():
@@ -112,7 +108,8 @@ class Config:
         """Take what Hugging Face calls a ``LlamaConfig``, as the dictionary that its JSON is.
 
         Raises:
-            ValueError: If it is of another architecture, of quantised weights or of a rotation that is not known here.
+            ValueError: If it is of another architecture, of quantised weights or of a rotation that is not known here,
+                or if something in it is not what it should be.
         """
         if found.get("model_type") != "llama":
             raise ValueError(f"model_type must be 'llama', got {found.get('model_type')!r}")
@@ -126,20 +123,31 @@ class Config:
             if name not in found:
                 raise ValueError(f"a Llama's config must have {name!r}, got one without it")
         # since transformers 5 all of the rotation is in one dictionary; before, theta lay beside it
-        rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
+        place = "rope_parameters" if found.get("rope_parameters") else "rope_scaling"
+        rope = found.get(place) or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{place} must be an object, got {rope!r}")
+        tied = _given(found, "tie_word_embeddings", False)
+        if not isinstance(tied, bool):
+            raise ValueError(f"tie_word_embeddings must be true or false, got {tied!r}")
+
+        def size(name: str, default: int | None = None) -> int:
+            return _size(name, _given(found, name, default))
+
+        hidden, hq = size("hidden_size"), size("num_attention_heads")
         return cls(
-            hidden=found["hidden_size"],
-            intermediate=found["intermediate_size"],
-            layers=found["num_hidden_layers"],
-            hq=found["num_attention_heads"],
-            hkv=found.get("num_key_value_heads"),  # type: ignore[arg-type]  # filled in, as is d
-            d=found.get("head_dim"),  # type: ignore[arg-type]
-            vocab=found["vocab_size"],
-            positions=found.get("max_position_embeddings", 2048),
-            rope_theta=float(rope.get("rope_theta") or found.get("rope_theta") or 10000.0),
+            hidden=hidden,
+            intermediate=size("intermediate_size"),
+            layers=size("num_hidden_layers"),
+            hq=hq,
+            hkv=size("num_key_value_heads", hq),
+            d=size("head_dim", hidden // hq),
+            vocab=size("vocab_size"),
+            positions=size("max_position_embeddings", 2048),
+            rope_theta=_positive("rope_theta", _given(rope, "rope_theta", _given(found, "rope_theta", 10000.0))),
             rope_scaling=_scaling(rope),
-            epsilon=found.get("rms_norm_eps", 1e-6),
-            tied=bool(found.get("tie_word_embeddings", False)),
+            epsilon=_positive("rms_norm_eps", _given(found, "rms_norm_eps", 1e-6)),
+            tied=tied,
         )
 
     @property
@@ -204,12 +212,29 @@ def _scaling(rope: dict[str, Any]) -> RopeScaling | None:
         return None
     if kind != "llama3":
         raise ValueError(f"rope_type must be 'default' or 'llama3', got {kind!r}: other rotations are not known here")
-    return RopeScaling(
-        factor=rope["factor"],
-        low=rope["low_freq_factor"],
-        high=rope["high_freq_factor"],
-        original=rope["original_max_position_embeddings"],
-    )
+    factor, low, high = (_positive(name, rope.get(name)) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    if low >= high:
+        raise ValueError(f"low_freq_factor must be below high_freq_factor, got {low} and {high}")
+    name = "original_max_position_embeddings"
+    return RopeScaling(factor=factor, low=low, high=high, original=_size(name, rope.get(name)))
+
+
+def _given(found: dict[str, Any], name: str, default: object) -> Any:
+    """Return what is under a name, or the default where there is nothing or null."""
+    value = found.get(name)
+    return default if value is None else value
+
+
+def _size(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be finite and positive, got {value!r}")
+    return float(value)
 
 
 LLAMA_2_7B = Config(hidden=4096, intermediate=11008, layers=32, hq=32, vocab=32000)

@@ -65,11 +65,15 @@ class Tokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         generation = Path(folder) / "generation_config.json"
-        ends = _settings(folder, generation.name if generation.is_file() else "config.json").get("eos_token_id")
-        if ends is None:
+        file = generation.name if generation.is_file() else "config.json"
+        found = _settings(folder, file).get("eos_token_id")
+        if found is None:
             name = _settings(folder, "tokenizer_config.json").get("eos_token")
-            ends = [] if name is None else _number(tokenizer, name)
-        return cls(tokenizer, frozenset(ends if isinstance(ends, list) else [ends]))
+            found = [] if name is None else _number(tokenizer, name)
+        ends = found if isinstance(found, list) else [found]
+        if not all(type(end) is int for end in ends):
+            raise ValueError(f"eos_token_id of {file} must be a token's number or a list of such, got {found!r}")
+        return cls(tokenizer, frozenset(ends))
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a prompt.

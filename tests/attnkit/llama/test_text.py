@@ -331,6 +331,8 @@ def without(name: str) -> Callable[[Path], object]:
         ),
         (broken("tokenizer.json"), [], r"tokenizer\.json must be a tokenizer, got "),
         (broken("tokenizer_config.json", '{"eos_token": "<end>"}'), [], "eos_token of .* got '<end>'"),
+        (broken("generation_config.json", '{"eos_token_id": [[2]]}'), [], r"eos_token_id of gen.* got \[\[2\]\]"),
+        (broken("generation_config.json", '{"eos_token_id": "</s>"}'), [], "eos_token_id of gen.* got '</s>'"),
         (broken("model.safetensors", "version https://git-lfs"), [], r"model\.safetensors must be a safetensors file"),
         (None, ["--rung", "fast"], "no rung is called 'fast': take one of matmul, "),
         # what cannot be is said before weights are read

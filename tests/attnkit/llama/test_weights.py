@@ -35,6 +35,7 @@ def test_a_token_of_llama_2_7b_reads_what_is_known_of_it() -> None:
     [
         ({"hkv": 3}, "hkv must divide hq, got hq=4 and hkv=3"),
         ({"layers": 0}, "layers must be a whole number of at least 1, got 0"),
+        ({"hq": 0, "d": None}, "hq must be a whole number of at least 1, got 0"),
         ({"d": 15}, "d must be even"),
         ({"epsilon": 0.0}, "epsilon must be finite and positive"),
     ],
@@ -56,6 +57,46 @@ def test_what_is_no_llama_is_refused(change: dict[str, float], message: str) -> 
 )
 def test_models_that_are_not_known_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        Config.from_dict(THEIRS | change)
+
+
+LLAMA_3_1 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number of at least 1, got 0"),
+        ({"num_attention_heads": "4"}, "num_attention_heads must be a whole number of at least 1, got '4'"),
+        ({"num_key_value_heads": True}, "num_key_value_heads must be a whole number of at least 1, got True"),
+        ({"hidden_size": "a"}, "hidden_size must be a whole number of at least 1, got 'a'"),
+        ({"vocab_size": None}, "vocab_size must be a whole number of at least 1, got None"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be finite and positive, got '1e-5'"),
+        ({"rope_theta": [1e4]}, r"rope_theta must be finite and positive, got \[10000.0\]"),
+        ({"rope_scaling": [8.0]}, r"rope_scaling must be an object, got \[8.0\]"),
+        ({"rope_parameters": "default"}, "rope_parameters must be an object, got 'default'"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false, got 'false'"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "factor must be finite and positive, got None"),
+        ({"rope_scaling": LLAMA_3_1 | {"factor": "8"}}, "factor must be finite and positive, got '8'"),
+        (
+            {"rope_scaling": LLAMA_3_1 | {"low_freq_factor": 4.0}},
+            "low_freq_factor must be below high_freq_factor, got 4.0 and 4.0",
+        ),
+        (
+            {"rope_scaling": LLAMA_3_1 | {"original_max_position_embeddings": 8192.0}},
+            "original_max_position_embeddings must be a whole number of at least 1, got 8192.0",
+        ),
+    ],
+)
+def test_what_is_not_what_it_should_be_is_refused_by_its_name(change: dict[str, object], message: str) -> None:
+    assert Config.from_dict(THEIRS | {"rope_scaling": LLAMA_3_1}).rope_scaling is not None
+    with pytest.raises(ValueError, match=f"^{message}$"):
         Config.from_dict(THEIRS | change)
 
 
