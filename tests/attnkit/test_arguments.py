@@ -53,8 +53,8 @@ def test_what_does_not_fit_together_is_refused(name: str, change: Change, messag
     [
         ("casual", "mask must be one of full, causal, causal-top-left, or a Window, .* got 'casual'"),
         (None, "mask must be one of full, .* got None"),
-        (Documents((3, 4)), "lengths of documents must sum to sq = skv, got 7, sq=8, skv=8"),
         (Prefix(9), "a prefix must not be longer than skv, got 9 and skv=8"),
+        (Documents((3, 4)), "lengths of documents must sum to sq = skv, got 7, sq=8, skv=8"),
     ],
     ids=str,
 )
