@@ -60,9 +60,9 @@ def hidden_keys(way: Variant, device: torch.device) -> Callable[[], None]:
 
 
 def order(way: Variant, device: torch.device) -> Callable[[], None]:
-    """Batches and heads that come in another order are computed to the same bits, by torch on a GPU nearly.
+    """Batches and heads that come in another order are computed to the same bits, and nearly by products of torch.
 
-    Where in 16 bytes a row begins decides there in which order torch adds it up.
+    Where in 16 bytes a row begins decides there in which order it is added up.
     """
 
     @fuzzed
@@ -81,7 +81,7 @@ def order(way: Variant, device: torch.device) -> Callable[[], None]:
                 options[name] = options[name][queries]  # type: ignore[literal-required]
         q, k, v = inputs.q[batches][:, :, queries], inputs.k[batches][:, :, keys], inputs.v[batches][:, :, keys]
         found, expected = way.attention(q, k, v, **options), out[batches][:, :, queries]
-        if device.type == "cpu" or (way.name in OURS and way.name != "naive"):
+        if way.name in OURS and way.name not in ("naive", "triton_unfused"):
             assert torch.equal(found, expected)
         else:
             torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)

@@ -66,6 +66,10 @@ def in_pages(t: torch.Tensor, page: int, seed: int) -> tuple[torch.Tensor, torch
     # queries that see no key of any split
     b=1, heads=(2, 1), sq=8, skv=5, d=16, page=None, dtype="fp32", full=True, splits=3, modifiers={}, seed=0
 )  # fmt: skip
+@example(
+    # tiles that the splits do not divide
+    b=1, heads=(2, 1), sq=2, skv=300, d=16, page=None, dtype="fp32", full=True, splits=3, modifiers={}, seed=0
+)  # fmt: skip
 def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
     b: int,
     heads: tuple[int, int],
@@ -103,8 +107,9 @@ def test_any_split_of_any_cache_is_attention_on_the_keys_that_are_there(
             one = (q[i : i + 1], k[i : i + 1, :length], v[i : i + 1, :length])
             truth = oracle.forward(*one, **options)[0]
             plain = naive.VARIANT.attention(*one, **options | {"mask": cut(mask, int(length))})
-            # both round P and the output; ours rounds P before it is normalised
-            assert error(out[i : i + 1], truth) <= 1.5 * error(plain, truth) + 1e-6, f"{mask} in {parts} splits, {form}"
+            # both round P and the output; ours rounds P before it is normalised, and of few keys naive's may be exact
+            allowed = 1.5 * error(plain, truth) + torch.finfo(q.dtype).eps / 2 + 1e-6
+            assert error(out[i : i + 1], truth) <= allowed, f"{mask} in {parts} splits, {form}"
 
 
 @pytest.mark.parametrize("right", [0, 9, None])
