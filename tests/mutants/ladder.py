@@ -119,8 +119,8 @@ MUTANTS = (
     fa1(
         "output-by-width-of-keys",
         "transposed stride",
-        "p_o += i_row * DV",
-        "p_o += i_row * D",
+        "p_o + (o_m[:, None] * DV",
+        "p_o + (o_m[:, None] * D",
     ),
     fa1(
         "values-of-query-head",
