@@ -1,8 +1,6 @@
-"""A decoder as gpt-fast writes it: one function over tensors of fixed shapes, fused and replayed by torch.compile."""
+"""A decoder as gpt-fast writes and compiles it: one function over tensors of fixed shapes, replayed as a graph."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -11,16 +9,9 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from attnkit.llama import Weights, rotation
 from attnkit.llama.plain import rmsnorm
 from attnkit.llama.weights import LARGEST, quantize
-from perf.peers.stepwise import Stepwise, static
+from perf.peers.stepwise import SEARCHED, Stepwise, static
 
 __all__ = ["Compiled", "CompiledInt8", "RoundedInt8"]
-
-COMPILE: dict[str, Any] = {
-    "options": {"triton.cudagraphs": True, "coordinate_descent_tuning": True},
-    "fullgraph": True,
-}
-"""As gpt-fast sets the compiler up: whole, replayed as a CUDA graph, and with a search for tiles, without which
-inductor leaves matrix-vector products to cuBLAS."""
 
 
 class Matrix:
@@ -76,7 +67,7 @@ class Compiled(Stepwise):
         for layer in weights.layers:
             static(layer.attention_norm)
             static(layer.mlp_norm)
-        self._one = torch.compile(self._compute_one, **COMPILE) if compile else self._compute_one
+        self._one = torch.compile(self._compute_one, **SEARCHED) if compile else self._compute_one
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """A step is compiled, a prompt is not."""

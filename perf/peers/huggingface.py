@@ -13,7 +13,7 @@ from torch import nn
 
 from attnkit.llama import Config, Weights
 from attnkit.llama.weights import LARGEST, quantize
-from perf.peers.stepwise import COMPILE, Stepwise
+from perf.peers.stepwise import COMPILE, SEARCHED, Stepwise
 
 __all__ = ["BitsandbytesInt8", "TorchaoInt8", "Transformers", "of_transformers"]
 
@@ -110,21 +110,17 @@ class BitsandbytesInt8(Transformers):
         return theirs
 
 
-SEARCHED: dict[str, Any] = {
-    "fullgraph": True,
-    "options": {
-        "triton.cudagraphs": True,
-        "coordinate_descent_tuning": True,
-        "coordinate_descent_check_all_directions": True,
-    },
+EVERY_WAY: dict[str, Any] = {
+    **SEARCHED,
+    "options": {**SEARCHED["options"], "coordinate_descent_check_all_directions": True},
 }
-"""`COMPILE` as ``torchao.quantization.quantize_`` sets the compiler up for such weights: it searches for tiles."""
+"""As ``torchao.quantization.quantize_`` sets the compiler up for such weights."""
 
 
 class TorchaoInt8(Transformers):
     """With torchao's int8 weights."""
 
-    compiler = SEARCHED
+    compiler = EVERY_WAY
 
     def linear(self, layer: nn.Linear) -> nn.Module:
         """The layer with an Int8Tensor for a weight."""

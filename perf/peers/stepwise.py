@@ -10,10 +10,15 @@ import torch
 from attnkit.llama import Weights
 from attnkit.llama.decoder import check_prompt, check_rewind, check_room
 
-__all__ = ["COMPILE", "Stepwise", "graphs_skipped", "static"]
+__all__ = ["COMPILE", "SEARCHED", "Stepwise", "graphs_skipped", "static"]
 
 COMPILE: dict[str, Any] = {"mode": "reduce-overhead", "fullgraph": True}
 """How a step is compiled: whole, and replayed as a CUDA graph."""
+SEARCHED: dict[str, Any] = {
+    "options": {"triton.cudagraphs": True, "coordinate_descent_tuning": True},
+    "fullgraph": True,
+}
+"""The same with a search for tiles, without which inductor leaves matrix-vector products to cuBLAS."""
 
 
 def static(tensor: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -239,20 +240,15 @@ OF_VARIANTS = (
 )
 
 
+@on_gpu
 @pytest.mark.parametrize("way", TABLE, ids=lambda way: way.name)
 def test_a_replay_of_a_variant_is_its_eager_call_to_the_bit(way: Variant, device: torch.device) -> None:
     taken = [problem for problem in OF_VARIANTS if way.why_not(problem, device, "fwd") is None]
     if not taken:
         pytest.skip(f"{way.name} cannot: {way.why_not(OF_VARIANTS[0], device, 'fwd')}")
-    if device.type == "cpu" and way.name in ("flex", "naive_compiled"):
-        pytest.skip("takes seconds to compile, and the stand-in for a graph shows nothing of it")
     for problem in taken:
-        options = problem.options(device)
-
-        def call(*tensors: torch.Tensor) -> torch.Tensor:
-            return way.attention(*tensors, **options)  # noqa: B023 - called before the next problem
-
-        step = Graphed(call) if device.type == "cuda" else graphed(call)[0]
+        call = functools.partial(way.attention, **problem.options(device))
+        step = Graphed(call)
         for seed in range(3):
             q, k, v, _ = problem.inputs(device, seed=seed)
-            assert torch.equal(step(q, k, v), way.attention(q, k, v, **options))
+            assert torch.equal(step(q, k, v), call(q, k, v))

@@ -163,17 +163,17 @@ def gradients(
     """dq, dk, dv and dsink, of what `attention_with_lse` was given and what it returned.
 
     Args:
-        dout: ``[b, sq, hq, dv]``, in the dtype of out.
-        q: As it was given, and so are the others.
-        k: Keys.
-        v: Values.
-        out: What it returned,
-        lse: and this with it.
-        mask: As it was given.
-        scale: Likewise.
-        softcap: Likewise.
-        alibi: Likewise; no gradient.
-        sink: Likewise; without one there is no dsink.
+        dout: The gradient of out, ``[b, sq, hq, dv]`` in its dtype.
+        q: ``[b, sq, hq, d]``, as it was given; so are all others but out and lse.
+        k: ``[b, skv, hkv, d]``.
+        v: ``[b, skv, hkv, dv]``.
+        out: ``[b, sq, hq, dv]``, as it was returned.
+        lse: ``[b, hq, sq]``, as it was returned.
+        mask: Any of mask.py.
+        scale: ``1 / sqrt(d)`` unless given.
+        softcap: Of scores, or None.
+        alibi: ``[hq]``, or None; it has no gradient.
+        sink: ``[hq]``; where there is none, dsink is None.
     """
     scale = q.shape[3] ** -0.5 if scale is None else scale
     alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
