@@ -1,4 +1,4 @@
-"""Attention of the newest queries on a cache: of every variant, and of split keys on a cache in pages."""
+"""Attention of the newest queries on a cache: of every variant, and by one of them on a cache in pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def workspace(problem: Problem, device: torch.device) -> triton_splitkv.Workspac
 
 @pytest.mark.parametrize("problem", PAGED, ids=lambda problem: problem.name)
 def test_decode_in_pages(gpu_benchmark: GpuBenchmark, problem: Problem, device: torch.device) -> None:
-    way = triton_splitkv.VARIANT
+    way = triton_splitkv.PAGED
     if device.type != "cuda":
         pytest.skip("times a kernel, which needs a CUDA device")
     if reason := way.why_not(problem, device, PASS):
@@ -64,7 +64,7 @@ def test_decode_in_pages(gpu_benchmark: GpuBenchmark, problem: Problem, device: 
         call,
         inputs=inputs,
         work=Work(flops=problem.flops(PASS), bytes=problem.bytes(PASS), tokens=problem.tokens, dtype=problem.dtype),
-        name=f"decode/{way.name}_paged/{problem.name}",
+        name=f"decode/{way.name}/{problem.name}",
         group=f"decode/{problem.name}",
         check=check,
     )

@@ -15,10 +15,10 @@ BACKWARD = "backward"
 HEAD = """\
 # What each variant can do
 
-Every variant computes full and causal attention (aligned bottom-right), with any number of query heads to a key head.
-The columns are what a problem may ask for beyond that, and whether there is a backward; caches and fp8 are forward only
-in all of them. A number is the reason why a variant cannot. What depends on sizes, dtypes and devices it says when
-asked: `variant("flex").why_not(problem, device, "fwd")`.
+Every variant computes full and causal attention (aligned bottom-right), with any number of query heads to a key head;
+`triton_paged` does so on pages alone. The columns are what a problem may ask for beyond that, and whether there is a
+backward; caches and fp8 are forward only in all of them. A number is the reason why a variant cannot. What depends on
+sizes, dtypes and devices it says when asked: `variant("flex").why_not(problem, device, "fwd")`.
 """
 
 

@@ -42,6 +42,7 @@ NAMES = [
     "flash_attn",
     "triton_fa1",
     "triton_splitkv",
+    "triton_paged",
     "naive_compiled",
     "torch_varlen",
     "flash_attn_3",

@@ -17,7 +17,7 @@ from attnkit.variants import TABLE
 
 __all__ = ["LIMITS", "OURS", "commit", "summary"]
 
-OURS = ("triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv")
+OURS = ("triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv", "triton_paged")
 LIMITS = {"fwd": 1.2, "bwd": 1.5}
 """What the 99th percentile of ours may be."""
 

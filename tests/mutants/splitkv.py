@@ -16,6 +16,7 @@ FEATURED = "parity triton_splitkv fwd featured"
 
 kernel = planter("splitkv", KERNEL, *CHECKS)
 cached = planter("splitkv", KERNEL, FEATURED)
+paged = planter("splitkv", KERNEL, "parity triton_paged fwd featured")
 
 MUTANTS = (
     kernel("sums-merged-without-weights", "wrong LSE merge", "tl.sum(l_theirs * beta, 0)", "tl.sum(l_theirs, 0)"),
@@ -84,9 +85,9 @@ MUTANTS = (
     ),
     kernel("window-ignores-length", "length ignored", "upper += n - SQ", "upper += skv - SQ"),
     cached("key-behind-length", "length ignored", "n = tl.load(p_lengths + i_b)", "n = tl.load(p_lengths + i_b) + 1"),
-    cached("page-behind-the-last", "paged cache", "p_table + o_n // PAGE, mask", "p_table + o_n // PAGE + 1, mask"),
-    cached("page-of-a-tile", "paged cache", "p_table + o_n // PAGE, mask", "p_table + i_n // PAGE + o_n * 0, mask"),
-    cached("rows-by-stride-of-pages", "transposed stride", "% PAGE) * tl.cast(s_row", "% PAGE) * tl.cast(s_block"),
+    paged("page-behind-the-last", "paged cache", "p_table + o_n // PAGE, mask", "p_table + o_n // PAGE + 1, mask"),
+    paged("page-of-a-tile", "paged cache", "p_table + o_n // PAGE, mask", "p_table + i_n // PAGE + o_n * 0, mask"),
+    paged("rows-by-stride-of-pages", "transposed stride", "% PAGE) * tl.cast(s_row", "% PAGE) * tl.cast(s_block"),
     cached("window-of-capacity", "length ignored", "lower += n - SQ", "lower += skv - SQ"),
     cached("boolean-ignored", "wrong mask", "m_live & is_live(i_query, o_n, n - SQ, n, lower, upper, MASK)", "m_live"),
     cached("top-left-is-bottom-right", "wrong alignment", '"upper": sq - longest', '"upper": 0'),

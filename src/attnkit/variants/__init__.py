@@ -31,6 +31,7 @@ TABLE: tuple[Variant, ...] = (
     flash_attn.VARIANT,
     triton_fa1.VARIANT,
     triton_splitkv.VARIANT,
+    triton_splitkv.PAGED,
     naive.COMPILED,
     torch_varlen.VARIANT,
     flash_attn_3.VARIANT,

@@ -6,7 +6,8 @@ counts on a `Workspace`: a caller that decodes token after token keeps one, and 
 result does not depend on the order in which programs finish. The query heads of a key head, and up to eight queries,
 are the rows of one tile, so the cache is read once.
 
-The cache is contiguous, or in pages that a table finds (Kwon et al., vLLM, 2023). How many keys of it there are is read
+The cache is contiguous, or in pages that a table finds (Kwon et al., vLLM, 2023): the same kernels, under two names in
+the table of variants. How many keys of it there are is read
 on the device, so a graph captured once serves every length. The kernels are in triton_splitkv_kernel.py, their tiles
 in triton_splitkv_tiles.py.
 """
@@ -25,12 +26,15 @@ from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_splitkv_tiles import MAX_SPLITS, Form, choose, choose_splits, split_form
 
-__all__ = ["VARIANT", "Workspace", "attend", "attention"]
+__all__ = ["PAGED", "VARIANT", "Workspace", "attend", "attention"]
 
 LACKS: dict[Feature, str] = {
     "varlen": "sequences on a cache are not packed: they have lengths of their own",
     "fp8": "weights are multiplied in the dtype of the inputs, unscaled",
 }
+OF_ONE_LENGTH: tuple[Feature, ...] = ("causal-top-left", "documents", "boolean")
+"""Masks that sequences of different lengths do not have."""
+FORWARD_ONLY = "has no backward: it is made for decoding"
 MAX_D = 256
 MAX_ROWS = 128
 """Queries times the query heads of a key head: they are the rows of one tile."""
@@ -215,12 +219,30 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     return triton_device.rejects(device)
 
 
+def rejects_all_but_pages(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
+    """Say why the same kernels with a table of pages cannot compute a problem on a device."""
+    if problem.cache is None:
+        return "made for a cache in pages: what lies in one piece is read by triton_splitkv"
+    return rejects(problem, device, pass_)
+
+
 VARIANT = Variant(
     name="triton_splitkv",
     summary="Flash-Decoding in Triton: up to 8 queries, keys split over programs, grouped heads in one tile",
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks=LACKS,
-    forward_only="has no backward: it is made for decoding",
+    lacks=LACKS | {"paged": "pages are read by triton_paged"},
+    forward_only=FORWARD_ONLY,
+)
+PAGED = Variant(
+    name="triton_paged",
+    summary="Flash-Decoding in Triton, with a table that says in which pages of a cache keys and values are",
+    attention=attention,
+    rejects=rejects_all_but_pages,
+    absent=triton_device.absent,
+    lacks=LACKS
+    | {"cache": "a cache in one piece is read by triton_splitkv"}
+    | dict.fromkeys(OF_ONE_LENGTH, "sequences in a cache have full, causal, windows and a prefix"),
+    forward_only=FORWARD_ONLY,
 )
