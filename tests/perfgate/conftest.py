@@ -21,6 +21,8 @@ from pytest_benchmark.logger import PytestBenchmarkWarning
 from perfgate import baseline, preflight
 from perfgate.fresh import plugin_arguments
 
+from .ab_repository import Repository
+
 KEY = "Fake-GPU_torch2.11"
 NODES = {case: f"test_speed.py::test_speed[{case}]" for case in ("a", "b", "c")}
 
@@ -184,3 +186,19 @@ def document(processes: list[dict[str, Any]]) -> dict[str, Any]:
 def filed(suite: Suite, document: dict[str, Any]) -> Path:
     """That baseline where ``--benchmark-compare`` finds it."""
     return suite.file(document)
+
+
+@pytest.fixture
+def repository(
+    pytester: pytest.Pytester, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Repository]:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    # what no suite here uses takes a third of a worker's start
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio -p no:xdist -p no:timeout")
+    made = Repository(pytester, capfd)
+    yield made
+    assert len(made.worktrees()) == 1, "a worktree was left"
+    assert list(temporary.iterdir()) == [], "temporary files were left"
