@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from attnkit.parity import parity
-from attnkit.problem import Pass, Problem
+from attnkit.problem import Cache, Pass, Problem
 from attnkit.variants import triton_splitkv
 from perf.attention import time_attention
 from perf.problems import Lineup, decoding
@@ -17,7 +19,12 @@ PASS: Pass = "fwd"
 LINEUPS = decoding
 PAGE = 16
 
-PAGED = [Problem(b=b, hq=32, hkv=8, sq=1, skv=4096, d=128, mask="causal") for b in (1, 32)]
+IN_ONE_PIECE = [Problem(b=b, hq=32, hkv=8, sq=1, skv=4096, d=128, mask="causal") for b in (1, 32)]
+
+
+def in_pages(problem: Problem) -> Problem:
+    """The same, with keys and values in pages of a cache."""
+    return dataclasses.replace(problem, cache=Cache((problem.skv,) * problem.b, page=PAGE))
 
 
 def test_decode(gpu_benchmark: GpuBenchmark, lineup: Lineup, variant_name: str, device: torch.device) -> None:
@@ -30,12 +37,12 @@ def workspace(problem: Problem, device: torch.device) -> triton_splitkv.Workspac
     return triton_splitkv.Workspace.of(problem.b, problem.hkv, problem.sq * problem.group, problem.dv, device)
 
 
-@pytest.mark.parametrize("problem", PAGED, ids=lambda problem: problem.name)
+@pytest.mark.parametrize("problem", IN_ONE_PIECE, ids=lambda problem: problem.name)
 def test_decode_in_pages(gpu_benchmark: GpuBenchmark, problem: Problem, device: torch.device) -> None:
     way = triton_splitkv.PAGED
     if device.type != "cuda":
         pytest.skip("times a kernel, which needs a CUDA device")
-    if reason := way.why_not(problem, device, PASS):
+    if reason := way.why_not(in_pages(problem), device, PASS):
         pytest.skip(f"{way.name} cannot: {reason}")
     lengths = torch.full((problem.b,), problem.skv, dtype=torch.int32, device=device)
     kept = workspace(problem, device)
@@ -51,7 +58,7 @@ def test_decode_in_pages(gpu_benchmark: GpuBenchmark, problem: Problem, device: 
         return triton_splitkv.attend(q, k, v, lengths, table=table, workspace=kept)
 
     def check(out: torch.Tensor) -> dict[str, float]:
-        found = parity(way, problem, device, PASS)
+        found = parity(way, in_pages(problem), device, PASS)
         if not found.ok:
             pytest.fail(f"{way.name} is wrong at {problem.name}: {'; '.join(found.failures)}", pytrace=False)
         q, k, v, _ = problem.inputs(device, seed=0)
@@ -64,7 +71,7 @@ def test_decode_in_pages(gpu_benchmark: GpuBenchmark, problem: Problem, device: 
         call,
         inputs=inputs,
         work=Work(flops=problem.flops(PASS), bytes=problem.bytes(PASS), tokens=problem.tokens, dtype=problem.dtype),
-        name=f"decode/{way.name}/{problem.name}",
+        name=f"decode/{triton_splitkv.VARIANT.name}_paged/{problem.name}",  # as baselines have it
         group=f"decode/{problem.name}",
         check=check,
     )

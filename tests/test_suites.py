@@ -9,9 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from attnkit.problem import Problem
 from attnkit.products import product
+from attnkit.variants import variant
+from perf import test_decode
 from perf.test_linear import Case, compared
 from perf.test_llama import cases
 
@@ -62,6 +66,13 @@ def test_peers_that_take_long_to_start_are_timed_in_the_full_suite() -> None:
     assert ways("default") == set()
     assert ways("full") == slow
     assert ways("full", least=16) == {"transformers", "vllm"}
+
+
+@pytest.mark.parametrize("problem", test_decode.IN_ONE_PIECE, ids=lambda problem: problem.name)
+def test_what_is_timed_in_pages_is_what_the_variant_takes(problem: Problem) -> None:
+    pytest.importorskip("triton")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert variant("triton_paged").why_not(test_decode.in_pages(problem), device, test_decode.PASS) is None
 
 
 def test_a_product_that_rounds_its_input_is_not_let_off_for_more() -> None:
