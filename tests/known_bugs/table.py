@@ -12,13 +12,7 @@ from dataclasses import dataclass
 __all__ = ["BUGS", "KNOWN", "OURS", "Bug", "Known", "known"]
 
 OURS = ("naive", "triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv", "triton_paged")
-LEAST_D = {
-    "triton_fa1": math.inf,
-    "triton_splitkv": math.inf,
-    "triton_paged": math.inf,
-    "flashinfer": math.inf,
-    "flash_attn_4": 64,
-}
+LEAST_D = {"triton_splitkv": math.inf, "triton_paged": math.inf, "flashinfer": math.inf, "flash_attn_4": 64}
 """Variants that have no gradients, or none below a head dim, wherever they run."""
 HERE = "tests/attnkit/test_known_bugs.py"
 LAWS = "tests/attnkit/test_laws.py"

@@ -118,11 +118,11 @@ def test_a_library_is_right_of_bits_where_they_were_compared_alone() -> None:
 
 
 def test_what_has_no_gradients_is_not_right_of_them() -> None:
-    found = {"naive": "right", "triton_fa1": "right", "flash_attn_4": "right", "flex": "has it"}
+    found = {"naive": "right", "triton_splitkv": "right", "flash_attn_4": "right", "flex": "has it"}
     for number, right, cannot in [
-        (1, "`naive`", "`triton_fa1`, `flash_attn_4`"),
-        (23, "`naive`, `flash_attn_4`", "`triton_fa1`"),
-        (2, "`naive`, `triton_fa1`, `flash_attn_4`", ""),
+        (1, "`naive`", "`triton_splitkv`, `flash_attn_4`"),
+        (23, "`naive`, `flash_attn_4`", "`triton_splitkv`"),
+        (2, "`naive`, `triton_splitkv`, `flash_attn_4`", ""),
     ]:
         assert shown(number, found) == [f"| {number} | {BUGS[number - 1].kind} | {right} | `flex` |  | {cannot} |"]
 

@@ -1,13 +1,19 @@
-"""FlashAttention's first loop order (Dao et al., FlashAttention, 2022, algorithm 1): keys outside, queries inside.
+"""FlashAttention's first loop order (Dao et al., 2022, algorithms 1 and 4): keys outside, queries inside.
 
 One program computes one head. It takes a tile of keys and values and walks over all queries with it; output, maximum
 and sum of every row go back to memory and are read again for the next tile. So the scores never reach memory, but the
 output does, once for each tile of keys, and heads are all the parallelism there is: the two things that
-FlashAttention-2 turned around. Forward only. The kernel is in triton_fa1_kernel.py, masks and scores in
-attnkit/triton_scores.py: queries that see none of a tile of keys are not visited with it.
+FlashAttention-2 turned around. Backward has the same order: dK and dV of a tile stay on chip, and dQ goes to memory and
+back. There one program computes a key head with every query head that reads it, and so is deterministic.
+
+Where a gradient is wanted, and nowhere else, inputs, output, maxima and sums are kept for it. The kernels are in
+triton_fa1_kernel.py (forward) and triton_fa1_backward.py, masks and scores in attnkit/triton_scores.py: queries that
+see none of a tile of keys are not visited with it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -22,6 +28,36 @@ CACHES: tuple[Feature, ...] = ("cache", "paged")
 
 MAX_D = 256
 """Largest head dim: a program holds a tile of whole rows."""
+
+
+class Fa1(torch.autograd.Function):
+    """Forward and backward as one operation of autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sink: torch.Tensor | None, options: dict[str, Any]
+    ) -> torch.Tensor:
+        """Keep maximum and sum of every row, which are in memory as it is."""
+        from attnkit.variants import triton_fa1_kernel
+
+        out, m, l = triton_fa1_kernel.forward(q, k, v, sink=sink, **options)
+        ctx.save_for_backward(q, k, v, out, m, l, sink)
+        ctx.options = options
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Make dq, dk, dv and dsink."""
+        from attnkit.variants import triton_fa1_backward
+
+        q, k, v, out, m, l, sink = ctx.saved_tensors
+        dout = contiguous_rows(dout)
+        return *triton_fa1_backward.backward(q, k, v, out, m, l, dout, sink=sink, **ctx.options), None
+
+
+def contiguous_rows(t: torch.Tensor) -> torch.Tensor:
+    """``t [b, s, h, d]`` itself, or a copy where its last dimension is not contiguous."""
+    return t if t.stride(3) == 1 else t.contiguous()
 
 
 def attention(
@@ -45,8 +81,8 @@ def attention(
         mask: Any of mask.py; causal is aligned bottom-right.
         scale: ``1 / sqrt(d)`` unless given.
         softcap: Positive: scores stay between it and its negative.
-        alibi: ``[hq]``, float32: what a key's score loses by its distance.
-        sink: ``[hq]``, float32: a logit that takes weight and has no value.
+        alibi: ``[hq]``, float32: what a key's score loses by its distance. No gradient.
+        sink: ``[hq]``, float32: a logit that takes weight and has no value; with a gradient.
         varlen: The sequences that are packed into one batch; the mask is that of each.
 
     Returns:
@@ -60,12 +96,13 @@ def attention(
     check_tensors(q, k, v)
     check_mask(mask, q, k, varlen)
     check_modifiers(q, softcap, alibi, sink)
-    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
-    alibi = None if alibi is None else alibi.contiguous()
+    q, k, v = map(contiguous_rows, (q, k, v))
+    alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    return triton_fa1_kernel.forward(
-        q, k, v, mask=mask, scale=scale, softcap=softcap, alibi=alibi, sink=sink, varlen=varlen
-    )
+    options: dict[str, Any] = {"mask": mask, "scale": scale, "softcap": softcap, "alibi": alibi, "varlen": varlen}
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sink)):
+        return Fa1.apply(q, k, v, sink, options)
+    return triton_fa1_kernel.forward(q, k, v, sink=sink, **options)[0]
 
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
@@ -83,5 +120,4 @@ VARIANT = Variant(
     absent=triton_device.absent,
     lacks=dict.fromkeys(CACHES, "made for prompts: a cache is read by triton_splitkv")
     | {"fp8": "weights are multiplied in the dtype of the inputs, unscaled"},
-    forward_only="has no backward: take triton_flash",
 )

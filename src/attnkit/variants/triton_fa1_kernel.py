@@ -141,8 +141,12 @@ def tiles(dtype: torch.dtype, d: int, sq: int, mask: str) -> tuple[int, int]:
 def forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: Mask, scale: float, softcap: float | None = None,
     alibi: torch.Tensor | None = None, sink: torch.Tensor | None = None, varlen: Varlen | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]``, last dims contiguous, to out ``[b, sq, hq, dv]``."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """q ``[b, sq, hq, d]``, k, v ``[b, skv, hkv, ·]``, last dims contiguous, to out ``[b, sq, hq, dv]``, m and l.
+
+    These are ``[b, hq, sq]`` in float32: the maximum of each row's scores in base 2 and what their exponentials above
+    it sum to, a sink in both. A row without either has m ``-inf`` and l 0.
+    """
     b, sq, hq, d = q.shape
     skv, hkv, dv = v.shape[1:]
     out = torch.empty((b, sq, hq, dv), dtype=q.dtype, device=q.device)
@@ -173,7 +177,7 @@ def forward(
             D=d, DP=padded(d), DV=dv, DVP=padded(dv), BM=block_m, BN=block_n,
             PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee", num_warps=4, num_stages=1,
         )  # fmt: skip
-    return out
+    return out, m, l
 
 
 def padded(size: int) -> int:
