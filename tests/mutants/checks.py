@@ -24,6 +24,7 @@ from tests.attnkit import (
     test_parity,
     test_problem,
     test_products,
+    test_triton_fa1,
     test_triton_flash,
     test_triton_splitkv,
 )
@@ -56,6 +57,9 @@ LAWS: dict[str, Callable[..., Law]] = {
     "far-apart": lambda: test_triton_flash.test_batches_may_lie_more_than_two_to_the_31_elements_apart,
     "far-rows": lambda: test_triton_flash.test_rows_too_far_apart_for_offsets_of_32_bits_are_copied,
     "far-sequences": lambda: test_triton_flash.test_packed_rows_may_lie_more_than_two_to_the_31_elements_apart,
+    "far-sequences-fa1": lambda: test_triton_fa1.test_packed_rows_may_lie_more_than_two_to_the_31_elements_apart,
+    "far-below": lambda: test_triton_fa1.test_a_key_behind_the_last_takes_no_weight_where_scores_are_far_below_0,
+    "no-sink": lambda: test_triton_fa1.test_a_sink_of_no_weight_has_no_gradient_and_changes_none,
     "other-sequence": lambda name: functools.partial(
         test_laws.test_not_a_number_in_another_sequence_goes_nowhere, name, DEVICE
     ),

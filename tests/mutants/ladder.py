@@ -11,6 +11,7 @@ UNFUSED = ("parity triton_unfused fwd", "parity triton_unfused fwd+bwd")
 FEATURED = tuple(f"{check} featured" for check in UNFUSED)
 FA1 = ("parity triton_fa1 fwd",)
 FA1_FEATURED = ("parity triton_fa1 fwd featured",)
+FA1_BACKWARD = "variants/triton_fa1_backward.py"
 
 naive = planter("naive", "variants/naive.py", "float64")
 on_cache = planter("naive", "variants/naive.py", "float64-cached")
@@ -22,6 +23,12 @@ product_featured = planter("unfused", "variants/triton_unfused.py", FEATURED[1])
 fa1 = planter("fa1", "variants/triton_fa1_kernel.py", *FA1)
 fa1_featured = planter("fa1", "variants/triton_fa1_kernel.py", *FA1_FEATURED)
 fa1_sequence = planter("fa1", "variants/triton_fa1_kernel.py", "other-sequence triton_fa1")
+fa1_backward = planter("fa1-backward", FA1_BACKWARD, "parity triton_fa1 fwd+bwd")
+fa1_backward_featured = planter("fa1-backward", FA1_BACKWARD, "parity triton_fa1 fwd+bwd featured")
+fa1_backward_sequence = planter("fa1-backward", FA1_BACKWARD, "other-sequence triton_fa1")
+fa1_far = planter("fa1-backward", FA1_BACKWARD, "far-sequences-fa1")
+fa1_far_below = planter("fa1-backward", FA1_BACKWARD, "far-below")
+fa1_no_sink = planter("fa1-backward", FA1_BACKWARD, "no-sink")
 
 MUTANTS = (
     naive(
@@ -202,4 +209,96 @@ MUTANTS = (
         "b_v = rows_of(p_v, s_vs, i_n, skv, BN",
         "b_v = rows_of(p_v, s_vs, i_n, skv + 1, BN",
     ),
+    fa1_backward("delta-left-out", "delta", "b_pt * (b_dpt - b_delta[None, :])", "b_pt * b_dpt"),
+    fa1_backward("delta-without-dout", "delta", "tl.sum(b_out * b_dout, 1)", "tl.sum(b_out, 1)"),
+    fa1_backward("lse-without-sum", "wrong LSE", "b_lse2 = m + tl.log2(l)", "b_lse2 = m"),
+    fa1_backward(
+        "dq-of-last-tile", "stale accumulator", "tl.trans(b_dst), b_k, b_dq, input", "tl.trans(b_dst), b_k, input"
+    ),
+    fa1_backward("dk-of-last-tile", "stale accumulator", "b_dst, b_q, b_dk, input", "b_dst, b_q, input"),
+    fa1_backward("dv-of-last-tile", "stale accumulator", "b_dout, b_dv, input", "b_dout, input"),
+    fa1_backward("dq-begins-with-what-was-there", "stale accumulator", "dq = torch.zeros(", "dq = torch.ones("),
+    fa1_backward("dk-without-scale", "dropped scale", "(b_dk * scale)", "b_dk"),
+    fa1_backward("dq-without-scale", "dropped scale", "dq.mul_(scale)", "dq"),
+    fa1_backward("ds-in-bf16", "lost precision", "b_dst.to(b_q.dtype)", "b_dst.to(tl.bfloat16).to(b_q.dtype)"),
+    fa1_backward(
+        "dk-of-first-head",
+        "dK over wrong heads",
+        "for i_g in range(group):\n            i_h",
+        "for i_g in range(1):\n            i_h",
+    ),
+    fa1_backward(
+        "dk-of-strided-heads",
+        "dK over wrong heads",
+        "            i_h = i_hkv * group + i_g",
+        "            i_h = i_g * hkv + i_hkv",
+    ),
+    fa1_backward("dq-of-key-head", "wrong head under GQA", "p_dq + i_h * tl.cast", "p_dq + i_hkv * tl.cast"),
+    fa1_backward("statistics-of-key-head", "wrong head under GQA", "(i_b * hkv + i_hkv) * group * rows", "0 * rows"),
+    fa1_backward("causal-top-left", "wrong alignment", "diagonal = skv - sq", "diagonal = 0"),
+    fa1_backward(
+        "first-tile-of-queries-lost",
+        "wrong block range",
+        "queries_of(i_n, diagonal, sq",
+        "queries_of(i_n + BM, diagonal, sq",
+    ),
+    fa1_backward(
+        "last-tile-of-queries-lost",
+        "wrong block range",
+        "tl.range(i_begin, i_end, BM)",
+        "tl.range(i_begin, i_end // BM * BM, BM)",
+    ),
+    fa1_backward(
+        "last-column-unwritten",
+        "output not written",
+        "mask=m_n & (o_dv < DV)[None, :]",
+        "mask=m_n & (o_dv < DV - 1)[None, :]",
+    ),
+    fa1_backward_featured("dk-and-dq-of-capped-scores", "softcap", "b_dst *= b_bend", "b_dst *= 1.0"),
+    fa1_backward_featured("sink-gradient-with-its-sign-lost", "sink", "grad_sink = -(torch", "grad_sink = (torch"),
+    fa1_backward_featured("sink-in-base-e", "exp for exp2", "sink[:, None] * LOG2E - lse2", "sink[:, None] - lse2"),
+    fa1_backward_featured("slope-of-first-head", "ALiBi", "tl.load(p_slope + i_h)", "tl.load(p_slope)"),
+    fa1_backward_featured(
+        "masks-but-causal-forgotten", "mask not in backward", 'if MASK != "full":', 'if MASK == "causal":'
+    ),
+    fa1_backward_featured(
+        "spans-of-queries",
+        "wrong mask",
+        'mask_arguments(mask, sq, skv, q.device, of="keys")',
+        'mask_arguments(mask, sq, skv, q.device, of="queries")',
+    ),
+    fa1_backward_featured(
+        "band-not-moved",
+        "wrong alignment",
+        "lower += diagonal\n        upper += diagonal",
+        "lower += 0\n        upper += 0",
+    ),
+    fa1_backward_featured(
+        "keys-begin-as-queries", "wrong sequence", "o_k = tl.load(p_starts_k + i_b)", "o_k = tl.load(p_starts_q + i_b)"
+    ),
+    fa1_backward_featured(
+        "rows-of-its-own-length",
+        "wrong head",
+        "    rows = tl.cast(sq, tl.int64)\n",
+        "    rows = tl.cast(sq, tl.int64) - (tl.load(p_starts_q + 1) if p_starts_q is not None else 0)\n",
+    ),
+    fa1_backward_featured("delta-of-first-sequence", "wrong sequence", "p_delta += o_q", "p_delta += 0"),
+    fa1_backward_featured(
+        "dq-of-first-sequence", "wrong sequence", "p_dq += o_q * tl.cast(s_dqs, tl.int64)", "p_dq += o_q * 0"
+    ),
+    fa1_backward_featured(
+        "dk-of-first-sequence", "wrong sequence", "p_dk += o_k * tl.cast(s_dks, tl.int64)", "p_dk += o_k * 0"
+    ),
+    fa1_backward_sequence(
+        "key-of-the-next",
+        "padding takes part",
+        "b_k = rows_of(p_k, s_ks, i_n, skv, BN",
+        "b_k = rows_of(p_k, s_ks, i_n, skv + 1, BN",
+    ),
+    fa1_far("offset-of-queries-in-int32", "int32 offset", "p_q += o_q * tl.cast(s_qs, tl.int64)", "p_q += o_q * s_qs"),
+    fa1_far(
+        "offset-of-dout-in-int32", "int32 offset", "p_dout += o_q * tl.cast(s_gs, tl.int64)", "p_dout += o_q * s_gs"
+    ),
+    fa1_far_below("tail-not-masked", "tail not masked", "live = (o_n < skv)[:, None]", "live = (o_n >= 0)[:, None]"),
+    fa1_no_sink("no-live-key", "fully masked row", 'tl.where(b_lse2 == float("-inf"), float("inf"), b_lse2)', "b_lse2"),
 )
