@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "architecture",
     "compile",
     "cubin",
+    "target",
 ]
 
 SOURCES = Path(__file__).with_name("cuda")
@@ -39,6 +41,9 @@ SOURCES = Path(__file__).with_name("cuda")
 WATCHERS: list[Callable[[int, bytes], object]] = []
 """Called with each kernel that is loaded: the driver's ``CUfunction`` as an integer, and the cubin that it comes from.
 So whoever times kernels can tell two revisions of one apart."""
+
+VERSION = re.compile(r"^// Cuda compilation tools, release [\d.]+, V([\d.]+)$", re.MULTILINE)
+"""In the head of the PTX; the library itself answers with two numbers of the three."""
 
 UNASKED_SHARED = 48 * 1024
 """Bytes of shared memory that a kernel may use without having asked for more."""
@@ -61,12 +66,26 @@ class Cubin:
     Attributes:
         code: An ELF file.
         log: What the compiler said: warnings, and resources where ``--ptxas-options=-v`` asks for them.
+        ptx: What the code was assembled from.
     """
 
     code: bytes
     log: str
+    ptx: str
+
+    @property
+    def compiler(self) -> str:
+        """NVRTC with its whole version: ``nvrtc 13.0.88``.
+
+        Raises:
+            CompileError: If the PTX does not say it.
+        """
+        if found := VERSION.search(self.ptx):
+            return f"nvrtc {found[1]}"
+        raise CompileError(f"expected NVRTC's version in the head of its PTX, got {self.ptx[:200]!r}")
 
 
+@functools.cache
 def absent() -> str | None:
     """Why kernels cannot be compiled here, with the remedy, or None if they can."""
     try:
@@ -75,13 +94,25 @@ def absent() -> str | None:
         found = None
     if found is None:
         return "the package cuda-bindings is not installed: pip install 'cuda-bindings[all]'"
+    from cuda.bindings import nvrtc
+
+    try:
+        _checked(nvrtc.nvrtcVersion(), nvrtc)
+    except RuntimeError as error:  # the bindings look for the library when it is first called
+        why = str(error).partition("\n")[0]
+        return f"cuda-bindings finds no NVRTC ({why}): pip install 'cuda-bindings[all]'"
     return None
 
 
 def architecture(device: torch.device) -> str:
     """What to compile for on a device: ``sm_90a`` for a Hopper."""
     major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}" + ("a" if major in (9, 10) else "")
+    return target(10 * major + minor)
+
+
+def target(arch: int) -> str:
+    """What to compile for, by an architecture's number: ``sm_90a`` for 90."""
+    return f"sm_{arch}" + ("a" if arch // 10 in (9, 10) else "")
 
 
 @functools.cache
@@ -105,9 +136,11 @@ def cubin(source: str, arch: str, options: tuple[str, ...] = ()) -> Cubin:
             raise CompileError(f"for {arch} with {' '.join(options) or 'no options'}: {said or status.name}")
         code = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program), nvrtc))
         _checked(nvrtc.nvrtcGetCUBIN(program, code), nvrtc)
+        ptx = bytearray(_checked(nvrtc.nvrtcGetPTXSize(program), nvrtc))
+        _checked(nvrtc.nvrtcGetPTX(program, ptx), nvrtc)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return Cubin(bytes(code), said)
+    return Cubin(bytes(code), said, ptx.rstrip(b"\0").decode(errors="replace"))
 
 
 class Kernel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ MODULE = """
     class Build:
         name: str
         arch: int = 90
+
+        def absent(self):
+            return None
 
         def compile(self):
             if self.name == "aborts":
@@ -50,6 +53,16 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 Found = dict[str, Profile | str]
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A build that nobody compiles; one called ``foreign ...`` has a compiler that is not here."""
+
+    name: str
+
+    def absent(self) -> str | None:
+        return "no c++: pip install c++" if self.name.startswith("foreign") else None
+
+
 @pytest.fixture
 def run(module: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run the command with these profiles in place of a compiler."""
@@ -58,7 +71,7 @@ def run(module: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
         def compiled(_module: str, keys: Any, **_: Any) -> Iterator[tuple[tuple[int, str], Profile | str]]:
             return ((key, found[key[1]]) for key in keys)
 
-        monkeypatch.setattr(command, "builds_of", lambda _: dict.fromkeys((90, name) for name in found))
+        monkeypatch.setattr(command, "builds_of", lambda _: {(90, name): Listed(name) for name in found})
         monkeypatch.setattr(command, "compile_all", compiled)
         return main(["static", module, "--storage", "base", *arguments])
 
@@ -104,6 +117,31 @@ def test_new_and_missing_builds_fail_a_strict_run_alone(run: Callable[..., int])
 def test_another_compiler_is_refused(run: Callable[..., int]) -> None:
     run({"k": GOOD}, "--renew")
     assert run({"k": replace(GOOD, compiler="c 2")}) == Exit.REFUSED
+
+
+def test_of_two_compilers_the_one_that_changed_is_refused(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(GOOD, compiler="nvrtc 13.0.88")
+    run({"k": GOOD, "c": other}, "--renew")
+    assert run({"k": GOOD, "c": other}) == Exit.OK
+    capsys.readouterr()
+    assert run({"k": GOOD, "c": replace(other, compiler="nvrtc 13.1.80", stack=64)}) == Exit.REFUSED
+    said = capsys.readouterr().out
+    assert "1 refused, 1 unchanged" in said
+    assert "compiled by nvrtc 13.1.80, the baseline by nvrtc 13.0.88: use that one, or renew the baseline" in said
+
+
+def test_without_a_compiler_nothing_is_compiled_and_it_is_said_once(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: Found = {"k": GOOD, "foreign a": GOOD, "foreign b": GOOD}
+    for arguments in ((), ("--renew",)):
+        assert run(found, *arguments) == Exit.USAGE
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "got none for 2 of 3 builds (no c++: pip install c++): install it, or --select others" in line
+    assert not Path("base").exists()
+    assert run(found, "--renew", "--select", "k") == Exit.OK
 
 
 def test_a_selection_is_renewed_and_judged_alone(run: Callable[..., int]) -> None:

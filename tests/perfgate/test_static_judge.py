@@ -19,7 +19,7 @@ GOOD = Profile(
     stack=0,
     shared=98304,
     warps=4,
-    counts={"HGMMA": 48, "MUFU.EX2": 136, "UTMALDG": 4, "WARPGROUP.DEPBAR": 3, "BAR": 9},
+    counts={"HGMMA": 48, "MUFU.EX2": 136, "UTMALDG": 4, "UBLKCP": 2, "WARPGROUP.DEPBAR": 3, "BAR": 9},
     loop={"HGMMA": 24, "MUFU.EX2": 32, "WARPGROUP.DEPBAR": 2, "BAR": 3},
     order="HGMMA*8 MUFU.EX2*32 WARPGROUP.DEPBAR*1",
     covered=32,
@@ -42,6 +42,7 @@ def test_a_profile_never_differs_from_itself() -> None:
         ({"counts": {**GOOD.counts, "STL": 2}}, "spills: 0 bytes a thread and 2 loads and stores"),
         ({"counts": {**GOOD.counts, "HGMMA": 0, "HMMA": 500}}, "lost HGMMA (48 before); matrix instructions now: HMMA"),
         ({"counts": {**GOOD.counts, "UTMALDG": 0}}, "lost UTMALDG (4 before)"),
+        ({"counts": {**GOOD.counts, "UBLKCP": 0}}, "lost UBLKCP (2 before)"),
         (
             {"covered": 0},
             "a wait moved before the exponentials: 0 of 32 run under a product in flight, 32 of 32 before",

@@ -8,6 +8,11 @@ from dataclasses import dataclass
 __all__ = ["Binary", "Build"]
 
 
+def here() -> str | None:
+    """Nothing is lacking: of a compiler that comes with the disassembler."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Binary:
     """A compiled kernel.
@@ -37,8 +42,10 @@ class Build:
         name: Its identity among the builds of its architecture: ``variant/kernel/dtype-and-sizes``.
         arch: The architecture's number, such as 90.
         compile: Makes the binary.
+        absent: Why its compiler is not here, with the remedy, or None.
     """
 
     name: str
     arch: int
     compile: Callable[[], Binary]
+    absent: Callable[[], str | None] = here

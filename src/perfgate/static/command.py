@@ -7,13 +7,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perfgate.gate import Exit
 from perfgate.static import files, table
 from perfgate.static.judge import exit_code, judge_all
-from perfgate.static.profile import Profile, disassembler
+from perfgate.static.profile import Build, Profile, disassembler
 from perfgate.static.workers import Key, builds_of, compile_all
 
 __all__ = ["add_parser", "run"]
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     keys = [key for key in listed if key[0] in archs and select.search(key[1])]
     if not keys:
         raise ValueError(f"--select finds no build, got {options.select!r}")
+    _have_compilers([listed[key] for key in keys])
     profiles = dict(compile_all(options.module, keys, jobs=jobs, progress=Progress(len(keys))))
     if options.renew:
         return _renew(options.storage, baselines, profiles, complete=not options.select)
@@ -99,6 +101,14 @@ def _renew(
         file = files.write(storage, arch, new if complete else {**old, **new})
         print(f"{file}: {len(new)} builds")
     return Exit.OK
+
+
+def _have_compilers(builds: Sequence[Build]) -> None:
+    """Raise a ValueError if a compiler is not here: what cannot be compiled is not left out."""
+    lacking = Counter(why for build in builds if (why := build.absent()))
+    if lacking:
+        said = "; ".join(f"{number} of {len(builds)} builds ({why})" for why, number in lacking.items())
+        raise ValueError(f"expected a compiler for every build, got none for {said}: install it, or --select others")
 
 
 def _pattern(text: str | None) -> re.Pattern[str]:

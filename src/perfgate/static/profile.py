@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -54,6 +55,9 @@ class Build(Protocol):
     @property
     def arch(self) -> int:
         """The architecture's number, such as 90."""
+
+    def absent(self) -> str | None:
+        """Why its compiler is not here, with the remedy, or None: asked before anything is compiled."""
 
     def compile(self) -> Binary:
         """Compile it; whatever is raised is why it cannot be."""
@@ -159,15 +163,25 @@ def read(binary: Binary, arch: int) -> Profile:
     Raises:
         ValueError: If the binary cannot be disassembled or does not hold the function.
     """
+    functions = listed(binary.cubin, arch)
+    if binary.function not in functions:
+        raise ValueError(f"expected the function {binary.function} in the binary, got {sorted(functions)}")
+    function = functions[binary.function]
+    return Profile.of(function, arch, warps=binary.warps, shared=binary.shared, compiler=binary.compiler)
+
+
+@functools.lru_cache(maxsize=1)
+def listed(cubin: bytes, arch: int) -> dict[str, sass.Function]:
+    """The functions of a binary, disassembled; the last one's are kept, for its other functions are mostly asked next.
+
+    Raises:
+        ValueError: If it cannot be disassembled.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.cubin)
+        file.write(cubin)
         file.flush()
         command = [str(disassembler()), "-sass", "-res-usage", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"expected a binary for sm_{arch}, and cuobjdump says: {done.stderr.strip()}")
-    functions = sass.parse(done.stdout)
-    if binary.function not in functions:
-        raise ValueError(f"expected the function {binary.function} in the binary, got {sorted(functions)}")
-    function = functions[binary.function]
-    return Profile.of(function, arch, warps=binary.warps, shared=binary.shared, compiler=binary.compiler)
+    return sass.parse(done.stdout)

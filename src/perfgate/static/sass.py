@@ -42,7 +42,7 @@ EXPONENTIAL = "MUFU.EX2"
 WAIT = "WARPGROUP.DEPBAR"
 PHASE = "SYNCS.PHASECHK"
 LOCAL = ("LDL", "STL")
-COPIES = ("LDGSTS", "UTMALDG", "UTMASTG")
+COPIES = ("LDGSTS", "UTMALDG", "UTMASTG", "UBLKCP")
 ASYNCHRONOUS = re.compile(r"(?:[HQIB]GMMA|UTC[A-Z]MMA)$")
 MATRIX = re.compile(r"(?:[HQIBDO]?G?MMA|UTC[A-Z]MMA)$")
 """Kinds of matrix instruction: HMMA and its like for a warp, HGMMA for a warpgroup, UTCHMMA for the tensor memory."""
