@@ -244,7 +244,7 @@ def kernels(session: nox.Session) -> None:
     """Compile our kernels for GPUs that are not here and compare with baselines/static; `-- --renew` renews those."""
     target = provision(session)
     if session.venv_backend != "none":
-        session.install("--no-deps", *pins("kernels"))  # torch's CUDA build asks for another and is not used
+        session.install("--no-deps", *pins("kernels"))  # torch's CUDA build asks for others and is not used
     target.run("-m", "perfgate", "static", "attnkit.ahead", *session.posargs)
 
 

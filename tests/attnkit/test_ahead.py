@@ -5,10 +5,7 @@ A few builds are compiled here; `nox -s kernels` compiles all, with the compiler
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +15,8 @@ pytest.importorskip("triton")
 from attnkit import ahead
 from perfgate.static import files
 from perfgate.static.profile import Profile
+from tests.attnkit.static_run import ROOT, builds_said, static
 
-ROOT = Path(__file__).parents[2]
 STORAGE = ROOT / "baselines" / "static"
 BUILD = "triton_flash/forward/bf16-d64-causal-even-pointer"
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
@@ -95,31 +92,14 @@ def builds():
 """One build under as many names, each with its change or, where CHANGE is False, without."""
 
 
-def static(folder: Path, changed: bool, *arguments: str) -> tuple[int, str]:
-    """Compile the builds and hold them against what is in the folder."""
-    (folder / "planted_builds.py").write_text(PLANTED.replace("CHANGED = CHANGE", f"CHANGED = {changed}"))
-    # a process of its own: the interpreter and the compiler cannot share one
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT / "src")])}
-    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "TRITON_CACHE_DIR": str(folder / "cache")}
-    command = [sys.executable, "-m", "perfgate", "static", "planted_builds", "--storage", "base", "--jobs", "1"]
-    done = subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=400
-    )
-    output = done.stdout + done.stderr
-    assert "Traceback" not in output
-    return done.returncode, output
-
-
 @pytest.mark.timeout(900)
 def test_planted_changes_are_found_and_what_was_not_changed_is_not(tmp_path: Path) -> None:
     """All in two processes: to import torch and Triton takes longer than to compile a build."""
-    code, output = static(tmp_path, False, "--renew")
+    code, output = static(tmp_path, PLANTED.replace("CHANGED = CHANGE", "CHANGED = False"), "--renew")
     assert code == 0, output
-    code, output = static(tmp_path, True, "--all")
+    code, output = static(tmp_path, PLANTED.replace("CHANGED = CHANGE", "CHANGED = True"), "--all")
     assert code == 1, output
-    # a build's line, and below it the reasons
-    said = dict(re.findall(r"^(\S+) (.*(?:\n    .*)*)$", output, re.MULTILINE))
+    said = builds_said(output)
     for name, state, why in (
         ("as-it-is", "unchanged", ""),
         ("forced-spills", "regressed", "spills: "),
