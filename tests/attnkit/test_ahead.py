@@ -20,6 +20,12 @@ from tests.attnkit.static_run import ROOT, builds_said, static
 STORAGE = ROOT / "baselines" / "static"
 BUILD = "triton_flash/forward/bf16-d64-causal-even-pointer"
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+KERNELS = {
+    f"{file.stem}.{name}"
+    for file in (ROOT / "src/attnkit").rglob("*.py")
+    for name in re.findall(r"^@(?:triton|gluon)\.jit.*\n(?:#.*\n)*def (\w+_kernel)\(", file.read_text(), re.MULTILINE)
+}
+"""What is launched: ``module.function``."""
 FITS = {80: 101376, 90: 232448, 100: 232448}
 """Bytes of shared memory; what is built for sm_80 also runs on sm_86 and sm_89, which have less."""
 
@@ -38,8 +44,8 @@ def test_every_build_has_a_committed_profile(arch: int) -> None:
 def test_flash_in_half_precision_uses_the_tensor_cores_and_hardly_spills(arch: int) -> None:
     kernels = ("forward", "dkdv", "dq", "dk", "dv")
     flash = {n: p for n, p in committed(arch).items() if n.split("/")[1] in kernels and n.startswith("triton_flash/")}
-    half = {n: p for n, p in flash.items() if "/bf16-" in n}
-    assert half
+    half = {n: p for n, p in flash.items() if "/bf16-" in n or "/fp16-" in n}
+    assert {n.split("/")[2][:4] for n in half} == {"bf16", "fp16"}
     assert [n for n, p in half.items() if not p.counts.get(MATRIX[arch])] == []
     assert [n for n, p in flash.items() if p.shared > FITS[arch]] == []
     assert [n for n, p in flash.items() if n.endswith("-tma") and not p.counts.get("UTMALDG")] == []
@@ -50,6 +56,23 @@ def test_flash_in_half_precision_uses_the_tensor_cores_and_hardly_spills(arch: i
 
 def test_no_kernel_reads_a_register_that_nothing_has_written() -> None:
     assert [(arch, n, p.unset) for arch in ahead.ARCHS for n, p in committed(arch).items() if p.unset] == []
+
+
+@pytest.mark.parametrize("arch", ahead.ARCHS)
+def test_float16_gets_bfloat16_s_instructions(arch: int) -> None:
+    """So a few builds stand for all of it."""
+    profiles = committed(arch)
+    twins = {n: n.replace("fp16", "bf16") for n in profiles if n.startswith("triton_flash/") and "/fp16-" in n}
+    assert twins
+    kinds = {n: {k: v for k, v in profiles[n].counts.items() if k == MATRIX[arch]} for n in (*twins, *twins.values())}
+    assert [n for n, twin in twins.items() if kinds[n] != kinds[twin]] == []
+
+
+@pytest.mark.parametrize("kernel", sorted(KERNELS))
+def test_every_triton_kernel_is_named_by_a_module_of_builds(kernel: str) -> None:
+    module, _, name = kernel.partition(".")
+    listing = [file.read_text() for file in (ROOT / "src/attnkit/ahead").glob("triton_*.py")]
+    assert [text for text in listing if re.search(rf"\b{module}\b", text) and re.search(rf"\b{name}\b", text)]
 
 
 @pytest.mark.parametrize(("arch", "matrix"), [(90, "QGMMA"), (100, "UTCQMMA")])

@@ -20,6 +20,7 @@ from attnkit.ahead import (
     triton_fa1,
     triton_flash,
     triton_product,
+    triton_softmax,
     triton_splitkv,
     triton_unfused,
 )
@@ -32,7 +33,7 @@ ARCHS = (80, 90, 100)
 
 MODULES = (
     triton_flash, triton_unfused, triton_fa1, triton_splitkv, triton_append, triton_product, triton_dynamic,
-    cuda_matvec, cuda_llama,
+    triton_softmax, cuda_matvec, cuda_llama,
 )  # fmt: skip
 FAMILIES = tuple(module.builds for module in MODULES)
 """Each takes an architecture's number and yields what is built for it."""

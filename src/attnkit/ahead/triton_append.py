@@ -21,6 +21,7 @@ def builds(arch: int) -> Iterator[Build]:
     """A kernel for each head dim and kind of cache."""
     for d, page in itertools.product(DS, PAGES):
         yield Build(f"triton_append/bf16-d{d}-page{page}", arch, partial(binary, arch, "bf16", d, page))
+    yield Build("triton_append/fp16-d128-page16", arch, partial(binary, arch, "fp16", 128, 16))
 
 
 def binary(arch: int, dtype: str, d: int, page: int) -> Binary:

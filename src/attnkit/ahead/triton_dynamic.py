@@ -1,6 +1,6 @@
 """The builds of triton_dynamic: every form of its product that the table gives, and what rounds rows of Llama's.
 
-One form adds a residual, and rows are rounded with a norm before it, too.
+One form adds a residual, and rows are rounded with a norm before it, too. float16 has one of each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import partial
 
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
-from attnkit.ahead.triton_product import NARROW, forms, loaded
+from attnkit.ahead.triton_product import NARROW, WIDE, forms, loaded
 from attnkit.products.product_tiles import Tiles, tiles
 
 __all__ = ["binary", "builds", "rounding"]
@@ -26,21 +26,25 @@ def builds(arch: int) -> Iterator[Build]:
     for k in KS:
         yield Build(f"triton_dynamic/rows/bf16-k{k}", arch, partial(rounding, arch, k))
         yield Build(f"triton_dynamic/rows/bf16-k{k}-norm", arch, partial(rounding, arch, k, norm=True))
+    many = tiles(arch, "dynamic", 2048, WIDE)
+    yield Build("triton_dynamic/integers/fp16-m2048", arch, partial(binary, arch, many, dtype="fp16"))
+    yield Build("triton_dynamic/rows/fp16-k4096-norm", arch, partial(rounding, arch, 4096, norm=True, dtype="fp16"))
     narrow = tiles(arch, "dynamic", 512, NARROW)
     yield Build("triton_dynamic/integers/bf16-residual", arch, partial(binary, arch, narrow, residual=True))
 
 
-def binary(arch: int, form: Tiles, *, residual: bool = False) -> Binary:
-    """Compile the product."""
+def binary(arch: int, form: Tiles, *, residual: bool = False, dtype: str = "bf16") -> Binary:
+    """Compile the product, for an out of this dtype."""
     if form.loads == "async":
-        return hopper(arch, form, residual=residual)
+        return hopper(arch, form, residual=residual, dtype=dtype)
     from attnkit.products.triton_dynamic_kernel import integers_kernel
 
     constants = {
         "BM": form.block_m, "BN": form.block_n, "BK": form.block_k, "LOADS": form.loads, "EVEN": False,
         "OVERLAP": arch >= 90, "p_bias" if residual else "p_residual": None,
     }  # fmt: skip
-    types = {"p_unit": "*fp32", "p_scale": "*fp32", "p_bias": "*bf16", "p_residual": "*bf16", "p_out": "*bf16"}
+    types = dict.fromkeys(("p_unit", "p_scale"), "*fp32")
+    types |= dict.fromkeys(("p_bias", "p_residual", "p_out"), f"*{dtype}")
     types |= loaded("p_x", "i8", form.block_m, form) | loaded("p_weight", "i8", form.block_n, form)
     return compile_kernel(
         integers_kernel,
@@ -54,7 +58,7 @@ def binary(arch: int, form: Tiles, *, residual: bool = False) -> Binary:
     )
 
 
-def hopper(arch: int, form: Tiles, *, residual: bool) -> Binary:
+def hopper(arch: int, form: Tiles, *, residual: bool, dtype: str) -> Binary:
     """Compile Hopper's own."""
     from attnkit.products.triton_dynamic_hopper import integers_kernel, layout, registers
 
@@ -62,7 +66,8 @@ def hopper(arch: int, form: Tiles, *, residual: bool) -> Binary:
         "BM": form.block_m, "BN": form.block_n, "BK": form.block_k, "STAGES": form.stages, "WARPS": form.warps,
         "p_bias" if residual else "p_residual": None,
     }  # fmt: skip
-    types = {"p_unit": "*fp32", "p_scale": "*fp32", "p_bias": "*bf16", "p_residual": "*bf16", "p_out": "*bf16"}
+    types = dict.fromkeys(("p_unit", "p_scale"), "*fp32")
+    types |= dict.fromkeys(("p_bias", "p_residual", "p_out"), f"*{dtype}")
     for name, rows in (("p_x", form.block_m), ("p_weight", form.block_n)):
         types[name] = f"tensordesc<i8[{rows},{form.block_k}],{layout(rows, form)!r}>"
     return compile_kernel(
@@ -77,13 +82,13 @@ def hopper(arch: int, form: Tiles, *, residual: bool) -> Binary:
     )
 
 
-def rounding(arch: int, k: int, *, norm: bool = False) -> Binary:
-    """Compile what rounds rows."""
+def rounding(arch: int, k: int, *, norm: bool = False, dtype: str = "bf16") -> Binary:
+    """Compile what rounds rows of this dtype."""
     from attnkit.products.triton_dynamic import rows_form
     from attnkit.products.triton_dynamic_kernel import rows_kernel
 
     padded, warps = rows_form(k)
-    types = {"p_x": "*bf16", "p_gain": "*bf16", "p_shift": "*bf16", "p_rounded": "*i8", "p_unit": "*fp32"}
+    types = dict.fromkeys(("p_x", "p_gain", "p_shift"), f"*{dtype}") | {"p_rounded": "*i8", "p_unit": "*fp32"}
     constants: dict[str, object] = {"DP": padded, "NORM": norm, "OVERLAP": arch >= 90}
     constants |= {} if norm else {"p_gain": None, "p_shift": None}
     return compile_kernel(rows_kernel, arch, types | {"epsilon": "fp32"}, constants, aligned=("k",), num_warps=warps)

@@ -2,15 +2,15 @@
 
 Of other masks and of modified scores there are a few, which their builds name.
 ``causal-ragged`` is the causal mask on lengths that no tile divides, the form with the most masks; ``full-even`` has
-none; ``causal-even`` is what is timed most. float16 is left out: it has bfloat16's tiles, and instructions that differ
-in the names of their types alone. fp8 has them too, but other products and a way for V; there is no backward of it, and
-no Ampere GPU that has it.
+none; ``causal-even`` is what is timed most. float16 has bfloat16's tiles, and instructions that differ in the names of
+their types alone: it has a few builds, of what is timed most. fp8 has those tiles too, but other products and a way for
+V; there is no backward of it, and no Ampere GPU that has it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -23,8 +23,10 @@ from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, off
 
 __all__ = ["ABSENT", "MASKS", "MODIFIERS", "Modifier", "Want", "binary", "builds", "configs", "tiles", "wants"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": FP8}
-TRITON_TYPE = {"bf16": "bf16", "fp32": "fp32", "fp8": "fp8e4nv"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": FP8}
+TRITON_TYPE = {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "fp8": "fp8e4nv"}
+WHOLE = ("bf16", "fp32", "fp8")
+"""The dtypes that have a build for every row of the table."""
 DS = (64, 128, 256)
 """The head dims that the table tells apart."""
 FORMS: dict[str, tuple[Literal["full", "causal"], bool]] = {
@@ -33,6 +35,8 @@ FORMS: dict[str, tuple[Literal["full", "causal"], bool]] = {
     "full-even": ("full", True),
 }
 """The mask, and whether tiles divide the lengths."""
+HALF = (("causal-even", 64), ("causal-even", 128), ("full-even", 128))
+"""The forms and head dims that float16 is built for."""
 
 MASKS: dict[str, dict[str, str]] = {
     "full": {},
@@ -57,6 +61,7 @@ ABSENT = ("lower", "upper", "scale_cap", "cap_log2", "p_slope", "p_sink", "p_sta
 OTHERS: dict[str, tuple[Form, str, tuple[Modifier, ...], int]] = {
     "d128-window": ("other", "band", (), 128),
     "d128-documents": ("other", "documents", (), 128),
+    "d128-prefix": ("other", "prefix", (), 128),
     "d128-boolean": ("boolean", "boolean", (), 128),
     "d128-causal-softcap": ("other", "causal", ("softcap",), 128),
     "d128-window-softcap-alibi-sink": ("other", "band", ("softcap", "alibi", "sink"), 128),
@@ -86,7 +91,7 @@ Want = Literal["", "dk", "dv"]
 
 def builds(arch: int) -> Iterator[Build]:
     """Every configuration that the table can give to full and causal attention on this architecture, and the others."""
-    for kernel, dtype, d, form, loads in itertools.product(get_args(Kernel), DTYPES, DS, FORMS, get_args(Loads)):
+    for kernel, dtype, d, form, loads in itertools.product(get_args(Kernel), WHOLE, DS, FORMS, get_args(Loads)):
         if not has(arch, kernel, dtype):
             continue
         mask, even = FORMS[form]
@@ -94,20 +99,29 @@ def builds(arch: int) -> Iterator[Build]:
             for want in wants(config):
                 name = f"triton_flash/{want or kernel}/{dtype}-d{d}-{form}{queries}-{loads}"
                 yield Build(name, arch, partial(binary, arch, kernel, dtype, d, mask, even, config, want))
-    for dtype, d in itertools.product(filter(TRAINED.__contains__, DTYPES), DS):
+    for dtype, d in itertools.product(filter(TRAINED.__contains__, WHOLE), DS):
         yield Build(f"triton_flash/statistics/{dtype}-d{d}", arch, partial(statistics, arch, dtype, d))
+    yield from half(arch)
     yield from others(arch)
     yield from unaligned(arch)
+
+
+def half(arch: int) -> Iterator[Build]:
+    """float16, loaded the fastest way there is."""
+    for kernel, (form, d) in itertools.product(get_args(Kernel), HALF):
+        mask, even = FORMS[form]
+        config = fastest(arch, kernel, "fp16", d, mask)
+        for want in wants(config):
+            name = f"triton_flash/{want or kernel}/fp16-d{d}-{form}-{config.loads}"
+            yield Build(name, arch, partial(binary, arch, kernel, "fp16", d, mask, even, config, want))
+    yield Build("triton_flash/statistics/fp16-d128", arch, partial(statistics, arch, "fp16", 128))
 
 
 def others(arch: int) -> Iterator[Build]:
     """What else attention may be, in one dtype, on lengths that no tile divides, loaded the fastest way there is."""
     for kernel, (form, (kind, mask, modifiers, d)) in itertools.product(get_args(Kernel), OTHERS.items()):
         # packed sequences are not for the copy engine
-        fast = None if "varlen" in modifiers else tiles(arch, kernel, "bf16", d, kind, "tma")
-        config = fast or tiles(arch, kernel, "bf16", d, kind, "pointer")
-        if config is None:
-            raise LookupError(f"no tiles for {kernel}, {form}")
+        config = fastest(arch, kernel, "bf16", d, kind, ("pointer",) if "varlen" in modifiers else ("tma", "pointer"))
         for want in wants(config):
             name = f"triton_flash/{want or kernel}/bf16-{form}-{config.loads}"
             compiled = partial(binary, arch, kernel, "bf16", d, mask, False, config, want, dv=DV, modifiers=modifiers)
@@ -146,6 +160,16 @@ def tiles(arch: int, kernel: Kernel, dtype: str, d: int, form: Form, loads: Load
     """Take a row of the table as `choose` does."""
     config = row(arch, kernel, DTYPES[dtype], d, form, loads)
     return row(80, kernel, DTYPES[dtype], d, form, loads) if config is None and loads == "pointer" else config
+
+
+def fastest(
+    arch: int, kernel: Kernel, dtype: str, d: int, form: Form, ways: Sequence[Loads] = ("tma", "pointer")
+) -> Config:
+    """Take the first of these ways to load that the table has a row for."""
+    for loads in ways:
+        if config := tiles(arch, kernel, dtype, d, form, loads):
+            return config
+    raise LookupError(f"no tiles for {kernel}, {dtype}, d={d}, {form}")
 
 
 def wants(config: Config) -> tuple[Want, ...]:

@@ -1,7 +1,8 @@
-"""The builds of triton_product: every form that its table gives, with weights of 8 and 16 bits."""
+"""The builds of triton_product: every form that its table gives, with weights of 8 and 16 bits; a few in float16."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,10 +11,12 @@ from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
 from attnkit.products.product_tiles import Kind, Tiles, tiles
 
-__all__ = ["NARROW", "WEIGHTS", "binary", "builds", "forms", "loaded"]
+__all__ = ["NARROW", "WEIGHTS", "WIDE", "binary", "builds", "forms", "loaded"]
 
 ROWS = (1, 64, 2048, 128, 256, 512)
 """Rows of x."""
+HALF = (1, 2048)
+"""Those in float16."""
 WIDE, NARROW = 12288, 4096
 """Rows of weight."""
 WEIGHTS: dict[str, Kind] = {"i8": "int8", "bf16": "half"}
@@ -24,6 +27,10 @@ def builds(arch: int) -> Iterator[Build]:
     for weight, kind in WEIGHTS.items():
         for name, form in forms(arch, kind).items():
             yield Build(f"triton_product/bf16-{weight}-{name}", arch, partial(binary, arch, form, weight))
+    for rows, kind in itertools.product(HALF, WEIGHTS.values()):
+        weight = "i8" if kind == "int8" else "fp16"
+        half = partial(binary, arch, tiles(arch, kind, rows, WIDE), weight, "fp16")
+        yield Build(f"triton_product/fp16-{weight}-m{rows}", arch, half)
 
 
 def forms(arch: int, kind: Kind) -> dict[str, Tiles]:
@@ -40,16 +47,16 @@ def forms(arch: int, kind: Kind) -> dict[str, Tiles]:
     return found
 
 
-def binary(arch: int, form: Tiles, weight: str) -> Binary:
-    """Compile it."""
+def binary(arch: int, form: Tiles, weight: str, dtype: str = "bf16") -> Binary:
+    """Compile it, for an x of this dtype."""
     from attnkit.products.triton_product_kernel import product_kernel
 
     constants = {
         "BM": form.block_m, "BN": form.block_n, "BK": form.block_k,
         "LOADS": form.loads, "EVEN": False, "LEFT": form.left,
     }  # fmt: skip
-    types = {name: "*bf16" for name in product_kernel.arg_names if name.startswith("p_")} | {"p_scale": "*fp32"}
-    types |= loaded("p_x", "bf16", form.block_m, form) | loaded("p_weight", weight, form.block_n, form)
+    types = {name: f"*{dtype}" for name in product_kernel.arg_names if name.startswith("p_")} | {"p_scale": "*fp32"}
+    types |= loaded("p_x", dtype, form.block_m, form) | loaded("p_weight", weight, form.block_n, form)
     return compile_kernel(
         product_kernel, arch, types, constants, aligned=("k",), num_warps=form.warps, num_stages=form.stages
     )

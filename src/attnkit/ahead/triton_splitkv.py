@@ -32,6 +32,10 @@ def builds(arch: int) -> Iterator[Build]:
     yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 16, modified=True))
     name = "triton_splitkv/decode/bf16-d128-rows8-page0-boolean"
     yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 0, boolean=True))
+    for rows in ROWS[:2]:
+        name = f"triton_splitkv/decode/fp16-d128-rows{rows}-page16"
+        yield Build(name, arch, partial(binary, arch, "fp16", 128, rows, 16))
+    yield Build("triton_splitkv/combine/fp16-d128", arch, partial(combining, arch, "fp16", 128))
     for d in DS:
         yield Build(f"triton_splitkv/combine/bf16-d{d}", arch, partial(combining, arch, "bf16", d))
 

@@ -10,19 +10,25 @@ import torch
 
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_flash import MASKS
 
 __all__ = ["binary", "builds"]
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+WHOLE = ("bf16", "fp32")
+"""The dtypes that have a build for everything."""
 DS = (64, 128, 256)
 """The head dims that its tiles tell apart."""
 
 
 def builds(arch: int) -> Iterator[Build]:
     """What a call can ask for; its lengths are never taken to be multiples of the tiles."""
-    for dtype, d, mask in itertools.product(DTYPES, DS, ("causal", "full")):
+    for dtype, d, mask in itertools.product(WHOLE, DS, ("causal", "full")):
         name = f"triton_unfused/probabilities/{dtype}-d{d}-{mask}"
         yield Build(name, arch, partial(binary, arch, dtype, d, mask))
+    for dtype, mask in (("fp16", "causal"), ("bf16", "prefix")):
+        name = f"triton_unfused/probabilities/{dtype}-d128-{mask}"
+        yield Build(name, arch, partial(binary, arch, dtype, 128, mask))
     name = "triton_unfused/probabilities/bf16-d128-window-softcap-alibi-sink"
     yield Build(name, arch, partial(binary, arch, "bf16", 128, "band", modified=True))
 
@@ -40,8 +46,7 @@ def binary(arch: int, dtype: str, d: int, mask: str, modified: bool = False) -> 
     if modified:
         types |= {"p_bend": f"*{dtype}", "scale_cap": "fp32", "cap_log2": "fp32"}
         types |= dict.fromkeys(("p_weight", "p_slope", "p_sink"), "*fp32")
-    if mask == "band":
-        types |= {"lower": "i32", "upper": "i32"}
+    types |= MASKS[mask]
     optional = ("p_bend", "p_weight", "lower", "upper", "scale_cap", "cap_log2", "p_slope", "p_sink")
     constants |= {name: None for name in optional if name not in types}
     return compile_kernel(unfused.probabilities_kernel, arch, types, constants, num_warps=warps, num_stages=2)

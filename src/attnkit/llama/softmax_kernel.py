@@ -41,5 +41,10 @@ def softmax(x: torch.Tensor, scale: float) -> torch.Tensor:
     out = torch.empty_like(x)
     block = max(16, triton.next_power_of_2(n))
     with current(x.device):
-        softmax_kernel[(x.numel() // n,)](x, out, n, scale * LOG2E, BLOCK=block, num_warps=4 if block <= 2048 else 8)
+        softmax_kernel[(x.numel() // n,)](x, out, n, scale * LOG2E, BLOCK=block, num_warps=warps(block))
     return out
+
+
+def warps(block: int) -> int:
+    """Of the program that has a row of so many elements."""
+    return 4 if block <= 2048 else 8
