@@ -99,7 +99,7 @@ def absent() -> str | None:
     try:
         _checked(nvrtc.nvrtcVersion(), nvrtc)
     except RuntimeError as error:  # the bindings look for the library when it is first called
-        why = str(error).partition("\n")[0]
+        why = str(error).partition(":")[0]
         return f"cuda-bindings finds no NVRTC ({why}): pip install 'cuda-bindings[all]'"
     return None
 

@@ -279,6 +279,18 @@ def test_an_error_in_a_source_is_told() -> None:
         nvrtc.cubin('extern "C" __global__ void kernel(int* p) { *p = nothing; }', "sm_90a")
 
 
+def test_bindings_without_a_library_are_told_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    bindings = pytest.importorskip("cuda.bindings.nvrtc")
+
+    def fails() -> None:
+        raise RuntimeError('Failure finding "libnvrtc.so.13": No such file\nand much more')
+
+    monkeypatch.setattr(bindings, "nvrtcVersion", fails)
+    found, remedy = nvrtc.absent.__wrapped__().split(": ")
+    assert found == 'cuda-bindings finds no NVRTC (Failure finding "libnvrtc.so.13")'
+    assert remedy == "pip install 'cuda-bindings[all]'"
+
+
 def test_two_kernels_that_overlap_fit_on_a_multiprocessor() -> None:
     """Else the next begins only when the one before has left."""
     for weights in ("half", "int8"):
