@@ -17,7 +17,7 @@ import torch
 
 from attnkit import testing
 from attnkit.variants import TABLE
-from tests.fuzz import page, shares
+from tests.fuzz import page, shares, trial
 from tests.fuzz.draw import Share
 from tests.fuzz.summary import commit, summary
 
@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> int:
     folder = chosen.out.with_suffix("")
     records = shares.run(parts, chosen.seconds, folder)
     asked = {name: getattr(chosen, name) for name in ("problems", "longest", "processes", "seed")}
+    asked |= {"draws": trial.DRAWS, "enough": trial.ENOUGH}
     found = summary(records, chosen.commit or commit(), device="cuda" if gpu else "cpu", **asked)
     chosen.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(page.page(found))

@@ -118,17 +118,14 @@ def trials(share: Share, device: torch.device) -> Iterator[Trial]:
     each = -(-share.problems // (3 * len(share.cells)))
     fp8: tuple[Dtype, int] = ("fp8", share.cells[0][1])
     ways = [way for way in TABLE if way.name in share.variants and way.absent() is None]
-    columns = [
-        drawn(
-            f"{share.seed} {share.index} {n}",
-            count,
-            dtypes=(dtype,),
-            head_dims=(d,),
-            longest=share.longest,
-        )
-        for n, ((dtype, d), count) in enumerate([*((cell, each) for cell in share.cells), (fp8, -(-each // FP8_EVERY))])
-    ]
-    rows = itertools.zip_longest(*columns)
+    counts = [*((cell, each) for cell in share.cells), (fp8, -(-each // FP8_EVERY))]
+    *trained, in_fp8 = (
+        drawn(f"{share.seed} {share.index} {n}", count, dtypes=(dtype,), head_dims=(d,), longest=share.longest)
+        for n, ((dtype, d), count) in enumerate(counts)
+    )
+    # spread over the others, so that of a run that is cut short it has no larger share
+    spread = itertools.chain.from_iterable((found, *[None] * (FP8_EVERY - 1)) for found in in_fp8)
+    rows = itertools.zip_longest(*trained, spread)
     for number, found in enumerate(problem for row in rows for problem in row if problem is not None):
         problem, seed = found
         for pass_ in PASSES:

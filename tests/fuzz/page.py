@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.summary import LIMITS, OURS
-from tests.fuzz.trial import DRAWS, ENOUGH
 
 __all__ = ["page"]
 
@@ -21,7 +20,7 @@ HEAD = """\
 every variant that does not reject it, forward alone and with its gradients; those that compile for each problem get
 few. What is wrong by the rule of `attnkit.parity` is a failure, and so is what raises or ends its process.
 """
-ERRORS = f"""\
+ERRORS = """\
 ## Errors
 
 The largest error of a tensor, over that of the textbook computation in the same dtype (`naive`), for out in the rows of
@@ -29,7 +28,7 @@ fwd and for each gradient in those of bwd. `median` and `plain p99` are of this 
 as with a single key, and then it is no yardstick: in `p99` and `max` the error of rounding the truth once, or what sums
 in float32 leave open (`oracle.uncertainty`), counts where that is larger; in float32 it is larger nearly always. For
 dq, dk and dsink what a backward inherits from a rounded out counts as naive's error in all four. The largest of few
-errors is chance: a problem whose out has fewer than {ENOUGH} numbers is drawn up to {DRAWS} times, and its errors are
+errors is chance: a problem whose out has fewer than {enough} numbers is drawn up to {draws} times, and its errors are
 the largest of all draws.
 """
 
@@ -60,7 +59,7 @@ def page(found: dict[str, Any]) -> str:
     if found["failures"]:
         lines += ["", "## Failures", "", *(failure(entry, run["device"]) for entry in found["failures"])]
     if found["errors"]:
-        lines += ["", ERRORS, "| variant | dtype | pass | tensors | median | plain p99 | p99 | max | |"]
+        lines += ["", ERRORS.format(draws=run["draws"], enough=run["enough"]), "| variant | dtype | pass | tensors | median | plain p99 | p99 | max | |"]
         lines.append("|---|---|---|--:|--:|--:|--:|--:|---|")
     for row in found["errors"]:
         numbers = [row[name] for name in ("plain_median", "plain_p99", "p99", "max")]

@@ -48,7 +48,8 @@ def test_a_process_draws_of_all_kinds_but_of_few_dtypes_and_head_dims_and_some_i
     (cell,) = one.cells
     problems = list(dict.fromkeys(each.problem for each in trials(one, CPU)))
     assert {(problem.dtype, problem.d) for problem in problems} == {cell, ("fp8", cell[1])}
-    assert 3 < len(problems) / sum(problem.dtype == "fp8" for problem in problems) < 7
+    for some in (problems, problems[: len(problems) // 2]):  # as many of a run that is cut short
+        assert 3 < len(some) / sum(problem.dtype == "fp8" for problem in some) < 7
     kinds = {type(problem.mask) for problem in problems}
     assert kinds >= {str, Window, Prefix, Documents, Boolean}
     assert any(problem.sink for problem in problems)
@@ -117,7 +118,7 @@ def test_a_small_problem_is_drawn_several_times_and_its_errors_are_the_largest(m
     assert said(Trial("naive", "fwd", PROBLEM, 3), CPU) == {"failures": [], "ratios": {"out 0": [0.75, 0.75]}}
     large = replace(PROBLEM, sq=4096)
     assert said(Trial("naive", "fwd", large, 3), CPU) == {"failures": [], "ratios": {"out 0": [0.5, 0.5]}}
-    half = replace(PROBLEM, sq=64)  # half of what is enough
+    half = replace(PROBLEM, sq=512)  # half of what is enough
     assert said(Trial("naive", "fwd", half, 3), CPU)["ratios"] == {"out 0": [1.5, 1.5]}
     errors[5] = (9.0, 0.0)
     found = said(Trial("naive", "fwd", PROBLEM, 3), CPU)
@@ -212,7 +213,7 @@ def record(variant: str, pass_: str, ratios: dict[str, float], failures: tuple[s
     }
 
 
-RUN = {"problems": 100, "longest": 24, "processes": 1, "seed": 0, "device": "cpu"}
+RUN = {"problems": 100, "longest": 24, "processes": 1, "seed": 0, "draws": 5, "enough": 77, "device": "cpu"}
 
 
 @pytest.mark.parametrize(("ratio", "flagged"), [(LIMITS["fwd"], False), (LIMITS["fwd"] + 0.01, True)])
@@ -253,6 +254,7 @@ def test_problems_are_counted_by_variant_and_pass_and_failures_can_be_computed_a
     text = page.page(json.loads(json.dumps(found)))
     assert "**3 problems, 1 failures.**" in text
     assert "100 were asked for; the time was over before." in text
+    assert "has fewer than 77 numbers is drawn up to 5 times" in text
     assert "| `naive` | 2 |  | 0 |" in text
     assert f'parity(variant("triton_flash"), {PROBLEM!r}, "cpu", "fwd+bwd", 5)' in text
 

@@ -27,7 +27,7 @@ __all__ = ["DONE", "LOST", "main", "said"]
 
 DONE = 0
 LOST = 3
-DRAWS, ENOUGH = 8, 4096
+DRAWS, ENOUGH = 8, 2**15
 """How often a problem is drawn at most, and of how many numbers out is where once will do: of few numbers the largest
 error is chance. As many truths as draws are kept (`attnkit.parity`), so the variants share them."""
 WITHOUT_KERNELS = 90.0
