@@ -59,7 +59,11 @@ def page(found: dict[str, Any]) -> str:
     if found["failures"]:
         lines += ["", "## Failures", "", *(failure(entry, run["device"]) for entry in found["failures"])]
     if found["errors"]:
-        lines += ["", ERRORS.format(draws=run["draws"], enough=run["enough"]), "| variant | dtype | pass | tensors | median | plain p99 | p99 | max | |"]
+        lines += [
+            "",
+            ERRORS.format(draws=run["draws"], enough=run["enough"]),
+            "| variant | dtype | pass | tensors | median | plain p99 | p99 | max | |",
+        ]
         lines.append("|---|---|---|--:|--:|--:|--:|--:|---|")
     for row in found["errors"]:
         numbers = [row[name] for name in ("plain_median", "plain_p99", "p99", "max")]
