@@ -63,8 +63,8 @@ def page(found: dict[str, Any]) -> str:
             "",
             ERRORS.format(draws=run["draws"], enough=run["enough"]),
             "| variant | dtype | pass | tensors | median | plain p99 | p99 | max | |",
+            "|---|---|---|--:|--:|--:|--:|--:|---|",
         ]
-        lines.append("|---|---|---|--:|--:|--:|--:|--:|---|")
     for row in found["errors"]:
         numbers = [row[name] for name in ("plain_median", "plain_p99", "p99", "max")]
         written = ["" if number is None else f"{number:.2f}" for number in numbers]
