@@ -57,12 +57,14 @@ class Compiled(Stepwise):
         self.gate_up = [of(torch.cat((layer.gate, layer.up))) for layer in weights.layers]
         self.down = [of(layer.down) for layer in weights.layers]
         self.head = of(weights.head)
-        shape = (config.layers, batch, config.hkv, capacity, config.d)
-        self.k_cache = torch.zeros(shape, dtype=weights.dtype, device=weights.device)
-        self.v_cache = torch.zeros_like(self.k_cache)
+        # a tensor a layer: what is written into a part of one is copied, and in the end all of it
+        shape = (batch, config.hkv, capacity, config.d)
+        self.k_cache, self.v_cache = (
+            [torch.zeros(shape, dtype=weights.dtype, device=weights.device) for _ in weights.layers] for _ in "kv"
+        )
         self.turns = rotation.table(config, capacity, weights.device)
         self.keys = torch.arange(capacity, device=weights.device)
-        for tensor in (self.k_cache, self.v_cache, self.turns, self.keys, weights.embedding, weights.norm):
+        for tensor in (*self.k_cache, *self.v_cache, self.turns, self.keys, weights.embedding, weights.norm):
             static(tensor)
         for layer in weights.layers:
             static(layer.attention_norm)
