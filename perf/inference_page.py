@@ -279,7 +279,7 @@ def _decode(results: Results) -> str:
     read = _read(results)
     by_problem = sizes(results)
     variants = list(dict.fromkeys(name for rows in by_problem.values() for name in rows))
-    variants.sort(key=lambda name: (not name.startswith(("triton_splitkv", "triton_paged")), name))
+    variants.sort(key=lambda name: (not name.startswith("triton_splitkv"), name))
     table = []
     for problem, rows in by_problem.items():
         work = next(iter(rows.values())).case.work

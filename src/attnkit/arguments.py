@@ -13,7 +13,7 @@ from attnkit import varlen as packing
 from attnkit.mask import Mask
 from attnkit.varlen import Varlen
 
-__all__ = ["check_mask", "check_modifiers", "check_tensors"]
+__all__ = ["check_derivative", "check_mask", "check_modifiers", "check_tensors"]
 
 
 def check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, pages: bool = False) -> None:
@@ -77,3 +77,13 @@ def check_modifiers(
         if x is not None and (x.shape != q.shape[2:3] or x.dtype != torch.float32 or x.device != q.device):
             got = f"{list(x.shape)}, {x.dtype} on {x.device}"
             raise ValueError(f"{name} must be [{q.shape[2]}], float32 on {q.device}, got {got}")
+
+
+def check_derivative(name: str) -> None:
+    """Refuse a backward that is to be differentiated itself: the kernels' results would be constants in it.
+
+    Raises:
+        RuntimeError: If autograd asks for one (``create_graph=True``).
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{name} has no second derivative, got create_graph=True: take naive")

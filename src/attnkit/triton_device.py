@@ -17,11 +17,16 @@ def absent() -> str | None:
     return None
 
 
-def rejects(device: torch.device, least: tuple[int, int] = (8, 0)) -> str | None:
+MISREAD = {torch.bfloat16, torch.float8_e4m3fn}
+"""What Triton's interpreter computes with as if the bits were integers (triton#11584), unless somebody repaired it."""
+
+
+def rejects(device: torch.device, dtype: torch.dtype | None = None, *, least: tuple[int, int] = (8, 0)) -> str | None:
     """Say why no kernel runs on this device; None if it does. Triton must not be absent.
 
     Args:
         device: The device.
+        dtype: What is computed with; None for a kernel that computes nothing.
         least: The compute capability that the kernel needs.
     """
     if device.type == "cuda":
@@ -31,17 +36,19 @@ def rejects(device: torch.device, least: tuple[int, int] = (8, 0)) -> str | None
 
     if not triton.knobs.runtime.interpret:
         return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
+    if dtype in MISREAD:
+        return f"would be wrong in Triton's interpreter, which misreads {dtype}: take float16 or float32 there"
     return None
 
 
-def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def current(device: torch.device, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[object]:
     """Make it the device where Triton launches.
 
     Raises:
-        ValueError: If it is no CUDA device, and there is no interpreter for it.
+        ValueError: If it is no CUDA device, and there is no interpreter for it, or none for what is computed with.
     """
     if device.type == "cuda":
         return torch.cuda.device(device)
-    if reason := rejects(device):
+    if reason := rejects(device, dtype):
         raise ValueError(f"a Triton kernel {reason}")
     return contextlib.nullcontext()

@@ -23,6 +23,8 @@ import numpy as np
 import pytest
 import torch
 
+from attnkit import triton_device
+
 __all__ = ["from_bits", "from_fp8", "install", "to_bits", "to_fp8"]
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -71,6 +73,7 @@ def install() -> None:
             "set it, or run the tests of attnkit alone"
         )
     builder = interpreter.InterpreterBuilder
+    triton_device.MISREAD.clear()
 
     # float32 of the bits, bits of float32, and a name
     narrow = {tl.bfloat16: (from_bits, to_bits, "bfloat16"), tl.float8e4nv: (from_fp8, to_fp8, "fp8")}

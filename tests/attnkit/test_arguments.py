@@ -80,6 +80,43 @@ def test_sequences_in_a_cache_have_few_masks(name: str) -> None:
         variant(name).attention(q, k, v, mask="casual", lengths=lengths)
 
 
+TRAINED = ("triton_unfused", "triton_flash", "triton_fa1")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_heads_that_are_too_wide_are_refused(name: str) -> None:
+    q, k, v, _ = Problem(b=1, hq=2, sq=2, skv=8, d=264, dtype="fp32").inputs(DEVICE)
+    with pytest.raises(ValueError, match=r"d (and dv )?must be at most 256, got 264"):
+        variant(name).attention(q, k, v)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_second_derivative_is_refused(name: str) -> None:
+    q, k, v, _ = Problem(b=1, hq=2, sq=8, d=16, dtype="fp32").inputs(DEVICE, requires_grad=True)
+    out = variant(name).attention(q, k, v)
+    with pytest.raises(RuntimeError, match=f"{name} has no second derivative, got create_graph=True: take naive"):
+        torch.autograd.grad(out.sum(), q, create_graph=True)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_derivative_in_forward_mode_is_refused(name: str) -> None:
+    q, k, v, _ = Problem(b=1, hq=2, sq=8, d=16, dtype="fp32").inputs(DEVICE)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(q, torch.ones_like(q))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            variant(name).attention(dual, k, v)
+
+
+@pytest.mark.parametrize("name", ["triton_flash", "triton_fa1"])
+def test_slopes_that_were_changed_before_backward_are_refused(name: str) -> None:
+    q, k, v, dout = Problem(b=1, hq=2, sq=8, d=16, dtype="fp32").inputs(DEVICE, requires_grad=True)
+    alibi = q.new_ones(2)
+    out = variant(name).attention(q, k, v, alibi=alibi)
+    alibi.mul_(4)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(out, q, dout)
+
+
 def test_no_variant_of_ours_is_forgotten() -> None:
     ours = {way.name: way.attention for way in TABLE if way.name.startswith(("naive", "sdpa", "flex", "triton"))}
     assert ours.pop("triton_paged") is ours["triton_splitkv"]

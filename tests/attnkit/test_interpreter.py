@@ -13,6 +13,9 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from attnkit import triton_device
+from attnkit.problem import Dtype, Problem
+from attnkit.variants import variant
 from tests.attnkit.interpreter import from_bits, from_fp8, to_bits, to_fp8
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU kernels are compiled")
@@ -115,6 +118,20 @@ def total(x):  # type: ignore[no-untyped-def]
 def calling(p_x, p_y):  # type: ignore[no-untyped-def]
     x = tl.load(p_x + tl.arange(0, 16))
     tl.store(p_y, total(x) + tl.sum(x, 0))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp16"])
+def test_what_the_interpreter_as_it_is_would_misread_is_refused(dtype: Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_device, "MISREAD", {torch.bfloat16, torch.float8_e4m3fn})
+    way, problem = variant("triton_flash"), Problem(b=1, hq=1, sq=4, d=16, dtype=dtype)
+    reason, (q, k, v, _) = way.rejects(problem, torch.device("cpu"), "fwd"), problem.inputs("cpu")
+    if dtype == "fp16":
+        assert reason is None
+        return
+    assert reason is not None
+    assert reason.startswith("would be wrong in Triton's interpreter, which misreads torch.")
+    with pytest.raises(ValueError, match=r"a Triton kernel would be wrong .* take float16 or float32 there"):
+        way.attention(q, k, v)
 
 
 def test_a_launch_takes_back_what_it_patched_also_where_it_calls_functions() -> None:

@@ -40,7 +40,7 @@ def softmax(x: torch.Tensor, scale: float) -> torch.Tensor:
         raise ValueError(f"x must be contiguous with rows of at most {LONGEST}, got rows of {n}")
     out = torch.empty_like(x)
     block = max(16, triton.next_power_of_2(n))
-    with current(x.device):
+    with current(x.device, x.dtype):
         softmax_kernel[(x.numel() // n,)](x, out, n, scale * LOG2E, BLOCK=block, num_warps=warps(block))
     return out
 

@@ -44,7 +44,7 @@ def rounded(x: torch.Tensor, norm: torch.nn.LayerNorm | None = None) -> tuple[to
     steps = torch.empty(m, -(-k // COPY_ALIGNMENT) * COPY_ALIGNMENT, dtype=torch.int8, device=x.device)[:, :k]
     unit = torch.empty(m, dtype=torch.float32, device=x.device)
     padded, warps = rows_form(k)
-    with triton_device.current(x.device):
+    with triton_device.current(x.device, x.dtype):
         rows_kernel[(m,)](
             x, norm and norm.weight, norm and norm.bias, steps, unit, k, x.stride(0), steps.stride(0),
             norm.eps if norm else 0.0, DP=padded, NORM=norm is not None, OVERLAP=overlaps(x.device), num_warps=warps,
@@ -102,7 +102,7 @@ def multiply_rounded(
     if form.loads == "async":
         from attnkit.products.triton_dynamic_hopper import launch
 
-        with triton_device.current(steps.device):
+        with triton_device.current(steps.device, dtype):
             launch(steps, unit, weight, scale, bias, residual, out, form)
         return out
     from attnkit.products.triton_dynamic_kernel import integers_kernel
@@ -110,7 +110,7 @@ def multiply_rounded(
     grid = (-(-n // form.block_n) * -(-m // form.block_m),)
     options: dict[str, Any] = {"num_warps": form.warps, "num_stages": form.stages}
     overlap = overlaps(steps.device)
-    with triton_device.current(steps.device):
+    with triton_device.current(steps.device, dtype):
         integers_kernel[grid](
             source(steps, form.block_m, form), unit, source(weight, form.block_n, form), scale, bias, residual, out,
             m, n, k, steps.stride(0), weight.stride(0),
@@ -141,7 +141,7 @@ def rejects(
         return "weight must have rows, got none"
     if x.stride(1) != 1 or weight.stride(1) != 1:
         return "rows of x and weight must be contiguous"
-    return triton_device.rejects(x.device)
+    return triton_device.rejects(x.device, x.dtype)
 
 
 PRODUCT = Product(

@@ -48,7 +48,7 @@ def multiply(
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     grid = (-(-n // form.block_n) * -(-m // form.block_m),)
     options: dict[str, Any] = {"num_warps": form.warps, "num_stages": form.stages}
-    with triton_device.current(x.device):
+    with triton_device.current(x.device, x.dtype):
         product_kernel[grid](
             source(x, form.block_m, form), source(weight, form.block_n, form), scale, bias, out,
             m, n, k, x.stride(0), weight.stride(0),
@@ -74,7 +74,7 @@ def rejects(
         return "rows of x and weight must be contiguous"
     if not (x.numel() and weight.numel()):
         return f"x and weight must have elements, got {list(x.shape)} and {list(weight.shape)}"
-    return triton_device.rejects(x.device)
+    return triton_device.rejects(x.device, x.dtype)
 
 
 PRODUCT = Product("triton_product", "dequantised in registers, on the tensor cores, in Triton", multiply, rejects)

@@ -18,13 +18,16 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.arguments import check_mask, check_modifiers, check_tensors
+from attnkit.arguments import check_derivative, check_mask, check_modifiers, check_tensors
 from attnkit.problem import Mask, Pass, Problem, Varlen
 from attnkit.variant import Feature, Variant
 
 __all__ = ["VARIANT", "attention"]
 
-CACHES: tuple[Feature, ...] = ("cache", "paged")
+CACHES: dict[Feature, str] = {
+    "cache": "made for prompts: a cache is read by triton_splitkv",
+    "paged": "made for prompts: pages are read by triton_paged",
+}
 
 MAX_D = 256
 """Largest head dim: a program holds a tile of whole rows."""
@@ -41,7 +44,8 @@ class Fa1(torch.autograd.Function):
         from attnkit.variants import triton_fa1_kernel
 
         out, m, l = triton_fa1_kernel.forward(q, k, v, sink=sink, **options)
-        ctx.save_for_backward(q, k, v, out, m, l, sink)
+        # what has no gradient is kept here, too: autograd sees to it that nobody changed it meanwhile
+        ctx.save_for_backward(q, k, v, out, m, l, sink, options["alibi"])
         ctx.options = options
         return out
 
@@ -50,7 +54,8 @@ class Fa1(torch.autograd.Function):
         """Make dq, dk, dv and dsink."""
         from attnkit.variants import triton_fa1_backward
 
-        q, k, v, out, m, l, sink = ctx.saved_tensors
+        check_derivative("triton_fa1")
+        q, k, v, out, m, l, sink, _alibi = ctx.saved_tensors
         dout = contiguous_rows(dout)
         return *triton_fa1_backward.backward(q, k, v, out, m, l, dout, sink=sink, **ctx.options), None
 
@@ -91,25 +96,23 @@ def attention(
     Raises:
         ValueError: For shapes, dtypes, devices, a mask or modifiers that do not fit together.
     """
-    from attnkit.variants import triton_fa1_kernel
-
     check_tensors(q, k, v)
+    if max(q.shape[3], v.shape[3]) > MAX_D:
+        raise ValueError(f"d and dv must be at most {MAX_D}, got {q.shape[3]} and {v.shape[3]}")
     check_mask(mask, q, k, varlen)
     check_modifiers(q, softcap, alibi, sink)
     q, k, v = map(contiguous_rows, (q, k, v))
     alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     options: dict[str, Any] = {"mask": mask, "scale": scale, "softcap": softcap, "alibi": alibi, "varlen": varlen}
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sink)):
-        return Fa1.apply(q, k, v, sink, options)
-    return triton_fa1_kernel.forward(q, k, v, sink=sink, **options)[0]
+    return Fa1.apply(q, k, v, sink, options)
 
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this variant cannot compute a problem on a device."""
     if max(problem.d, problem.dv) > MAX_D:
         return f"d and dv must be at most {MAX_D}, got {problem.d} and {problem.dv}"
-    return triton_device.rejects(device)
+    return triton_device.rejects(device, problem.torch_dtype)
 
 
 VARIANT = Variant(
@@ -118,6 +121,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks=dict.fromkeys(CACHES, "made for prompts: a cache is read by triton_splitkv")
-    | {"fp8": "weights are multiplied in the dtype of the inputs, unscaled"},
+    lacks=CACHES | {"fp8": "weights are multiplied in the dtype of the inputs, unscaled"},
 )

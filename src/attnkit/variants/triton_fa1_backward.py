@@ -189,7 +189,7 @@ def backward(
     arguments |= score_arguments(scale, softcap, alibi)
     del arguments["SCALED"]  # here scores are, always
     strides = [stride for t in (q, k, v, out, dout, dq, grad_k, grad_v) for stride in t.stride()[:3]]
-    with current(q.device):
+    with current(q.device, q.dtype):
         backward_kernel[(n * hkv,)](
             q, k, v, out, dout, dq, grad_k, grad_v, m, l, lse2, delta, scale, scale * LOG2E,
             *strides, hkv, hq // hkv, sq, skv,

@@ -168,7 +168,7 @@ def forward(
     block_m, block_n = tiles(q.dtype, max(d, dv), longest, str(arguments["MASK"]))
     arguments |= score_arguments(scale, softcap, alibi)
     del arguments["SCALED"]  # here scores are, always
-    with current(q.device):
+    with current(q.device, q.dtype):
         forward_kernel[(n * hq,)](
             q, k, v, out, o, m, l, scale * LOG2E,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], hq, hq // hkv, sq, skv,

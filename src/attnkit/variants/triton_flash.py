@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.arguments import check_mask, check_modifiers, check_tensors
+from attnkit.arguments import check_derivative, check_mask, check_modifiers, check_tensors
 from attnkit.problem import TORCH_DTYPE, TRAINED, Mask, Pass, Problem, Varlen
 from attnkit.variant import Feature, Variant
 from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_here, form_of, loadable
@@ -35,7 +35,10 @@ from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, c
 __all__ = ["VARIANT", "Config", "attention", "attention_with_lse", "gradients"]
 
 Configs = dict[Kernel, Config]
-CACHES: tuple[Feature, ...] = ("cache", "paged")
+CACHES: dict[Feature, str] = {
+    "cache": "made for prompts: a cache is read by triton_splitkv",
+    "paged": "made for prompts: pages are read by triton_paged",
+}
 FP8_SINCE = (8, 9)
 """Compute capability of the first tensor cores that multiply fp8."""
 
@@ -82,14 +85,16 @@ class Flash(torch.autograd.Function):
         q, k, v = loadable(q), loadable(k), loadable(v)
         config = call.config("forward", q, k, v)
         out, lse = triton_flash_forward.forward(q, k, v, sink=sink, config=config, **call.options())
-        ctx.save_for_backward(q, k, v, out, lse, sink)
+        # what has no gradient is kept here, too: autograd sees to it that nobody changed it meanwhile
+        ctx.save_for_backward(q, k, v, out, lse, sink, call.alibi)
         ctx.mark_non_differentiable(lse)
         ctx.call = call
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor, _dlse: object) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, out, lse, sink = ctx.saved_tensors
+        check_derivative("triton_flash")
+        q, k, v, out, lse, sink, _alibi = ctx.saved_tensors
         return *_gradients(dout, q, k, v, out, lse, sink, ctx.call), None
 
 
@@ -193,7 +198,7 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Why these kernels cannot compute a problem on a device. Forward and backward take the same problems, but fp8."""
     if max(problem.d, problem.dv) > MAX_D:
         return f"d and dv must be at most {MAX_D}, got {problem.d} and {problem.dv}"
-    return triton_device.rejects(device, least=FP8_SINCE if problem.dtype == "fp8" else (8, 0))
+    return triton_device.rejects(device, problem.torch_dtype, least=FP8_SINCE if problem.dtype == "fp8" else (8, 0))
 
 
 VARIANT = Variant(
@@ -202,5 +207,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks=dict.fromkeys(CACHES, "made for prompts: a cache is read by triton_splitkv"),
+    lacks=CACHES,
 )

@@ -307,10 +307,10 @@ def backward(
             **batch.arguments(dq, q, k, v, mask), **scores,
         )  # fmt: skip
 
-    launch(statistics, q.device)
+    launch(statistics, q)
     for wanted in ((True, False), (False, True)) if dkdv.split else ((True, True),):
-        launch(partial(keys, *wanted), q.device)
-    launch(queries, q.device)
+        launch(partial(keys, *wanted), q)
+    launch(queries, q)
     grad_sink = None
     if sink is not None:
         # its weight in each row, exp(sink - lse), is 0 behind the last row

@@ -208,6 +208,6 @@ def forward(
             p_sink=sink, OFFSET=offset(v.dtype), total=None if varlen is None else sq,
             **batch.arguments(config, q, k, v, mask), **score_arguments(scale, softcap, alibi),
         ),
-        q.device,
+        q,
     )  # fmt: skip
     return out, lse

@@ -284,7 +284,7 @@ def source(t: torch.Tensor, rows: int, config: Config) -> Any:
     return TensorDescriptor(t, [b, h, s, d], [*strides, 1], [1, 1, rows, padded(d, t.dtype)])
 
 
-def launch(call: Callable[[], object], device: torch.device) -> None:
-    """Run ``call`` with ``device`` as the current one, which is where Triton launches."""
-    with current(device):
+def launch(call: Callable[[], object], q: torch.Tensor) -> None:
+    """Run ``call`` with the device of q as the current one, which is where Triton launches."""
+    with current(q.device, q.dtype):
         call()

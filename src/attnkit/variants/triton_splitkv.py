@@ -7,9 +7,8 @@ result does not depend on the order in which programs finish. The query heads of
 are the rows of one tile, so the cache is read once.
 
 The cache is contiguous, or in pages that a table finds (Kwon et al., vLLM, 2023): the same kernels, under two names in
-the table of variants. How many keys of it there are is read
-on the device, so a graph captured once serves every length. The kernels are in triton_splitkv_kernel.py, their tiles
-in triton_splitkv_tiles.py.
+the table of variants. How many keys of it there are is read on the device, so a graph captured once serves every
+length. The kernels are in triton_splitkv_kernel.py, their tiles in triton_splitkv_tiles.py.
 """
 
 from __future__ import annotations
@@ -216,13 +215,13 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this variant cannot compute a problem on a device."""
     if reason := _too_large(problem.sq, problem.group, problem.d, problem.dv):
         return reason
-    return triton_device.rejects(device)
+    return triton_device.rejects(device, problem.torch_dtype)
 
 
 def rejects_all_but_pages(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why the same kernels with a table of pages cannot compute a problem on a device."""
     if problem.cache is None:
-        return "made for a cache in pages: what lies in one piece is read by triton_splitkv"
+        return "made for a cache in pages: without pages take triton_splitkv, for up to 8 queries"
     return rejects(problem, device, pass_)
 
 
@@ -243,6 +242,6 @@ PAGED = Variant(
     absent=triton_device.absent,
     lacks=LACKS
     | {"cache": "a cache in one piece is read by triton_splitkv"}
-    | dict.fromkeys(OF_ONE_LENGTH, "sequences in a cache have full, causal, windows and a prefix"),
+    | dict.fromkeys(OF_ONE_LENGTH, "pages have full, causal, windows and a prefix: without pages take triton_splitkv"),
     forward_only=FORWARD_ONLY,
 )

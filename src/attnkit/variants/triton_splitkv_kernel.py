@@ -245,7 +245,7 @@ def attend(
     apart = form.apart and splits > 1
     # programmatic dependent launch; the interpreter has neither the launch nor its instructions
     overlap = apart and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (9, 0)
-    with current(q.device):
+    with current(q.device, q.dtype):
         splitkv_kernel[(splits, b * hkv)](
             q, k, v, out, lengths if lengths is not None else q, table if table is not None else q, partial, arrived,
             scale * LOG2E, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],

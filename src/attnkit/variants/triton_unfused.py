@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from attnkit import triton_device
-from attnkit.arguments import check_mask, check_modifiers, check_tensors
+from attnkit.arguments import check_derivative, check_mask, check_modifiers, check_tensors
 from attnkit.problem import Mask, Pass, Problem
 from attnkit.variant import Feature, Variant
 
@@ -61,6 +61,7 @@ class Unfused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Make dq, dk, dv and dsink from P; dS is rounded to the dtype of q for its products, as P was."""
+        check_derivative("triton_unfused")
         q, k, v, p, bend, weight = ctx.saved_tensors
         b, sq, hq, d = q.shape
         q, p, dout = (by_group(t, k.shape[2]) for t in (q.transpose(1, 2), p, dout.transpose(1, 2)))
@@ -106,6 +107,8 @@ def attention(
         ValueError: For shapes, dtypes, devices, a mask or modifiers that do not fit together.
     """
     check_tensors(q, k, v)
+    if q.shape[3] > MAX_D:
+        raise ValueError(f"d must be at most {MAX_D}, got {q.shape[3]}")
     check_mask(mask, q, k)
     check_modifiers(q, softcap, alibi, sink)
     alibi, sink = (None if x is None else x.contiguous() for x in (alibi, sink))
@@ -117,7 +120,7 @@ def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this variant cannot compute a problem on a device."""
     if problem.d > MAX_D:
         return f"d must be at most {MAX_D}, got {problem.d}"
-    return triton_device.rejects(device)
+    return triton_device.rejects(device, problem.torch_dtype)
 
 
 VARIANT = Variant(

@@ -184,7 +184,7 @@ def probabilities(
     block_m, block_n, warps = tiles(q.dtype, d)
     arguments = mask_arguments(mask, sq, skv, q.device) | score_arguments(scale, softcap, alibi)
     del arguments["SCALED"]  # here scores are, always
-    with current(q.device):
+    with current(q.device, q.dtype):
         probabilities_kernel[(triton.cdiv(sq, block_m) * b * hq,)](
             q, k, p, bend, weight, scale * LOG2E, *q.stride()[:3], *k.stride()[:3], hq, hq // hkv, sq, skv,
             D=d, DP=max(16, triton.next_power_of_2(d)), BM=block_m, BN=block_n, p_sink=sink, **arguments,
