@@ -23,8 +23,6 @@ import numpy as np
 import pytest
 import torch
 
-from attnkit import triton_device
-
 __all__ = ["from_bits", "from_fp8", "install", "to_bits", "to_fp8"]
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -66,6 +64,8 @@ def install() -> None:
     """
     import triton.language as tl
     from triton.runtime import interpreter
+
+    from attnkit import triton_device  # not sooner: a mutant's is chosen after this module was imported
 
     if not isinstance(tl.zeros, interpreter.InterpretedFunction):
         raise pytest.UsageError(
