@@ -17,8 +17,10 @@ def absent() -> str | None:
     return None
 
 
-MISREAD = {torch.bfloat16, torch.float8_e4m3fn}
-"""What Triton's interpreter computes with as if the bits were integers (triton#11584), unless somebody repaired it."""
+NARROW = (torch.bfloat16, torch.float8_e4m3fn)
+REPAIRED = "reads_narrow"
+"""What whoever repairs Triton's interpreter sets on its builder; as it comes, bits of these dtypes are integers to it
+(triton#11584)."""
 
 
 def rejects(device: torch.device, dtype: torch.dtype | None = None, *, least: tuple[int, int] = (8, 0)) -> str | None:
@@ -36,7 +38,9 @@ def rejects(device: torch.device, dtype: torch.dtype | None = None, *, least: tu
 
     if not triton.knobs.runtime.interpret:
         return f"runs on a CUDA device, got {device.type}: set TRITON_INTERPRET=1 for Triton's interpreter"
-    if dtype in MISREAD:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    if dtype in NARROW and not getattr(InterpreterBuilder, REPAIRED, False):
         return f"would be wrong in Triton's interpreter, which misreads {dtype}: take float16 or float32 there"
     return None
 

@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
 from attnkit import triton_device
 from attnkit.problem import Dtype, Problem
@@ -122,7 +123,7 @@ def calling(p_x, p_y):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp16"])
 def test_what_the_interpreter_as_it_is_would_misread_is_refused(dtype: Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_device, "MISREAD", {torch.bfloat16, torch.float8_e4m3fn})
+    monkeypatch.delattr(interpreter.InterpreterBuilder, triton_device.REPAIRED)
     way, problem = variant("triton_flash"), Problem(b=1, hq=1, sq=4, d=16, dtype=dtype)
     reason, (q, k, v, _) = way.rejects(problem, torch.device("cpu"), "fwd"), problem.inputs("cpu")
     if dtype == "fp16":
