@@ -84,6 +84,12 @@ def test_what_is_wrong_is_caught_what_is_right_survives_and_what_does_not_run_is
     assert [verdict.good for verdict in (wrong, harmless, broken, dead, control)] == [True, False, False, False, True]
 
 
+def test_how_a_process_ends_is_no_matter_once_it_has_said_all() -> None:
+    ends = "import os, multiprocessing.util as util\nutil.Finalize(None, os._exit, args=(255,), exitpriority=1)\n"
+    (late,) = verdicts([int8("late", Edit(LINEAR, "LARGEST = 127\n", f"LARGEST = 127\n{ends}"))], processes=1)
+    assert (late.result, late.example) == ("survived", 200)
+
+
 def test_a_process_that_dies_of_a_bug_shows_it_and_one_without_end_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     in_quantize = "    largest = exact.abs().amax(1) if"
     bug = Edit(LINEAR, in_quantize, f"    import os; os.kill(os.getpid(), 11)\n{in_quantize}")
