@@ -72,6 +72,10 @@ def test_spills_that_were_there_fail_when_they_double_or_enter_the_loop() -> Non
     assert judge("k", 90, old, replace(old, stack=72)).state is State.CHANGED
     assert judge("k", 90, old, replace(old, stack=80)).state is State.REGRESSED
     assert judge("k", 90, old, replace(old, loop={**old.loop, "LDL": 1})).state is State.REGRESSED
+    assert judge("k", 90, old, replace(old, counts={**old.counts, "STL": 9})).state is State.CHANGED
+    verdict = judge("k", 90, old, replace(old, counts={**old.counts, "STL": 10}))
+    assert verdict.state is State.REGRESSED
+    assert verdict.why[0] == "spills: 20 loads and stores of local memory, 10 before"
 
 
 @pytest.mark.parametrize(

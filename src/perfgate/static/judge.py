@@ -66,7 +66,7 @@ class Verdict:
 
 
 def spills(old: Profile, new: Profile, arch: int) -> str | None:
-    """Local memory is used where it was not, enters the main loop, or doubles."""
+    """Local memory is used where it was not, enters the main loop, or doubles: its bytes, or its loads and stores."""
     before, after = _in_loop(old), _in_loop(new)
     if (new.stack or new.local) and not (old.stack or old.local):
         return f"spills: {new.stack} bytes a thread and {new.local} loads and stores of local memory, none before"
@@ -74,6 +74,8 @@ def spills(old: Profile, new: Profile, arch: int) -> str | None:
         return f"spills in the main loop: {after} loads and stores of local memory, none before"
     if new.stack >= 2 * old.stack > 0:
         return f"spills {new.stack} bytes a thread, {old.stack} before"
+    if new.local >= 2 * old.local > 0:
+        return f"spills: {new.local} loads and stores of local memory, {old.local} before"
     return None
 
 
