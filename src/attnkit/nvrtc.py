@@ -86,21 +86,21 @@ class Cubin:
 
 
 @functools.cache
-def absent() -> str | None:
+def absent(remedy: str = "pip install 'cuda-bindings[all]'") -> str | None:
     """Why kernels cannot be compiled here, with the remedy, or None if they can."""
     try:
         found = importlib.util.find_spec("cuda.bindings.nvrtc")
     except ModuleNotFoundError:
         found = None
     if found is None:
-        return "the package cuda-bindings is not installed: pip install 'cuda-bindings[all]'"
-    from cuda.bindings import nvrtc
-
+        return f"the package cuda-bindings is not installed: {remedy}"
     try:
+        from cuda.bindings import nvrtc
+
         _checked(nvrtc.nvrtcVersion(), nvrtc)
-    except RuntimeError as error:  # the bindings look for the library when it is first called
+    except (ImportError, RuntimeError) as error:  # the bindings look for the library when it is first called
         why = str(error).partition(":")[0]
-        return f"cuda-bindings finds no NVRTC ({why}): pip install 'cuda-bindings[all]'"
+        return f"cuda-bindings finds no NVRTC ({why}): {remedy}"
     return None
 
 

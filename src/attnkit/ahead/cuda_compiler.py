@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnkit import nvrtc
-from attnkit.ahead.build import Binary
+from attnkit.ahead.build import REMEDY, Binary
 from attnkit.products.matvec_tiles import Limits
 
-__all__ = ["DEVICES", "compile_kernel"]
+__all__ = ["DEVICES", "absent", "compile_kernel"]
 
 DEVICES = {
     80: Limits((8, 0), sms=108, shared=163 * 1024),
@@ -18,6 +18,11 @@ DEVICES = {
 }
 """An A100, an H200 and a B200: how keys are split and what a block keeps in shared memory depend on how many
 multiprocessors there are."""
+
+
+def absent() -> str | None:
+    """Why NVRTC is not here, with the remedy, or None if it is."""
+    return nvrtc.absent(REMEDY)
 
 
 def compile_kernel(
@@ -36,7 +41,7 @@ def compile_kernel(
     Raises:
         RuntimeError: If NVRTC is not here, or refuses the source.
     """
-    if reason := nvrtc.absent():
+    if reason := absent():
         raise RuntimeError(reason)
     compiled = nvrtc.cubin(source.read_text(), nvrtc.target(arch), tuple(options))
     return Binary(compiled.code, function, threads // 32, shared, compiled.compiler, compiled.ptx)

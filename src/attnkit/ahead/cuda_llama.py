@@ -10,9 +10,8 @@ import itertools
 from collections.abc import Iterator
 from functools import partial
 
-from attnkit import nvrtc
 from attnkit.ahead.build import Build
-from attnkit.ahead.cuda_compiler import DEVICES, compile_kernel
+from attnkit.ahead.cuda_compiler import DEVICES, absent, compile_kernel
 from attnkit.llama.config import LLAMA_2_7B
 from attnkit.llama.fused import FORMS, MAX_BATCH, SOURCES, Launch
 from attnkit.llama.sizes import Sizes
@@ -36,4 +35,4 @@ def builds(arch: int) -> Iterator[Build]:
                 compiled = partial(
                     compile_kernel, source, kernel, arch, sizes.options, threads=sizes.threads, shared=sizes.shared
                 )
-                yield Build(name, arch, compiled, nvrtc.absent)
+                yield Build(name, arch, compiled, absent)

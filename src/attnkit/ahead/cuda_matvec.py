@@ -13,7 +13,7 @@ import torch
 
 from attnkit import nvrtc
 from attnkit.ahead.build import Build
-from attnkit.ahead.cuda_compiler import DEVICES, compile_kernel
+from attnkit.ahead.cuda_compiler import DEVICES, absent, compile_kernel
 from attnkit.products.matvec_tiles import MAX_ROWS, Config, Weights, choose, launch_shape
 
 __all__ = ["builds", "forms"]
@@ -38,7 +38,7 @@ def builds(arch: int) -> Iterator[Build]:
                 compile_kernel, nvrtc.SOURCES / config.source, "matvec", arch, config.options(element, weights),
                 threads=config.threads, shared=shape.shared,
             )  # fmt: skip
-            yield Build(named, arch, compiled, nvrtc.absent)
+            yield Build(named, arch, compiled, absent)
 
 
 def forms(arch: int, weights: Weights, overlap: bool) -> dict[str, tuple[Config, int, int, int]]:

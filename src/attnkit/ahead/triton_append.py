@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from attnkit.ahead.build import Binary, Build
-from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_compiler import absent, compile_kernel
 
 __all__ = ["binary", "builds"]
 
@@ -20,8 +20,8 @@ HEADS = 8
 def builds(arch: int) -> Iterator[Build]:
     """A kernel for each head dim and kind of cache."""
     for d, page in itertools.product(DS, PAGES):
-        yield Build(f"triton_append/bf16-d{d}-page{page}", arch, partial(binary, arch, "bf16", d, page))
-    yield Build("triton_append/fp16-d128-page16", arch, partial(binary, arch, "fp16", 128, 16))
+        yield Build(f"triton_append/bf16-d{d}-page{page}", arch, partial(binary, arch, "bf16", d, page), absent)
+    yield Build("triton_append/fp16-d128-page16", arch, partial(binary, arch, "fp16", 128, 16), absent)
 
 
 def binary(arch: int, dtype: str, d: int, page: int) -> Binary:

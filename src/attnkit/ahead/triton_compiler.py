@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from attnkit.ahead.build import Binary
+from attnkit.ahead.build import REMEDY, Binary
 
-__all__ = ["ALIGNMENT", "compile_kernel"]
+__all__ = ["ALIGNMENT", "absent", "compile_kernel"]
 
 ALIGNMENT = 16
 """What addresses and strides of almost every tensor are multiples of, and what a launch tells the compiler then."""
+
+
+def absent() -> str | None:
+    """Say that there is no Triton, with the remedy; None if there is."""
+    return None if importlib.util.find_spec("triton") else f"the package triton is not installed: {REMEDY}"
 
 
 def compile_kernel(

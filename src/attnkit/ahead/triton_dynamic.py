@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from attnkit.ahead.build import Binary, Build
-from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_compiler import absent, compile_kernel
 from attnkit.ahead.triton_product import NARROW, WIDE, forms, loaded
 from attnkit.products.product_tiles import Tiles, tiles
 
@@ -22,15 +22,17 @@ KS = (4096, 11008)
 def builds(arch: int) -> Iterator[Build]:
     """Each for sizes that tiles do not divide."""
     for name, form in forms(arch, "dynamic").items():
-        yield Build(f"triton_dynamic/integers/bf16-{name}", arch, partial(binary, arch, form))
+        yield Build(f"triton_dynamic/integers/bf16-{name}", arch, partial(binary, arch, form), absent)
     for k in KS:
-        yield Build(f"triton_dynamic/rows/bf16-k{k}", arch, partial(rounding, arch, k))
-        yield Build(f"triton_dynamic/rows/bf16-k{k}-norm", arch, partial(rounding, arch, k, norm=True))
+        yield Build(f"triton_dynamic/rows/bf16-k{k}", arch, partial(rounding, arch, k), absent)
+        yield Build(f"triton_dynamic/rows/bf16-k{k}-norm", arch, partial(rounding, arch, k, norm=True), absent)
     many = tiles(arch, "dynamic", 2048, WIDE)
-    yield Build("triton_dynamic/integers/fp16-m2048", arch, partial(binary, arch, many, dtype="fp16"))
-    yield Build("triton_dynamic/rows/fp16-k4096-norm", arch, partial(rounding, arch, 4096, norm=True, dtype="fp16"))
+    yield Build("triton_dynamic/integers/fp16-m2048", arch, partial(binary, arch, many, dtype="fp16"), absent)
+    yield Build(
+        "triton_dynamic/rows/fp16-k4096-norm", arch, partial(rounding, arch, 4096, norm=True, dtype="fp16"), absent
+    )
     narrow = tiles(arch, "dynamic", 512, NARROW)
-    yield Build("triton_dynamic/integers/bf16-residual", arch, partial(binary, arch, narrow, residual=True))
+    yield Build("triton_dynamic/integers/bf16-residual", arch, partial(binary, arch, narrow, residual=True), absent)
 
 
 def binary(arch: int, form: Tiles, *, residual: bool = False, dtype: str = "bf16") -> Binary:

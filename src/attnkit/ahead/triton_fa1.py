@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 
 from attnkit.ahead.build import Binary, Build
-from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_compiler import absent, compile_kernel
 from attnkit.ahead.triton_flash import ABSENT, MASKS, MODIFIERS, Modifier
 
 __all__ = ["binary", "builds"]
@@ -37,13 +37,13 @@ def builds(arch: int) -> Iterator[Build]:
     """Every dtype and head dim with the causal mask, which needs more than none does, and one with the others."""
     for kernel, dtype, d in itertools.product(get_args(Kernel), DTYPES, DS):
         compiled = partial(binary, arch, kernel, dtype, d, "causal")
-        yield Build(f"triton_fa1/{kernel}/{dtype}-d{d}-causal", arch, compiled)
+        yield Build(f"triton_fa1/{kernel}/{dtype}-d{d}-causal", arch, compiled, absent)
     for kernel, (form, (mask, modifiers)) in itertools.product(get_args(Kernel), OTHERS.items()):
         compiled = partial(binary, arch, kernel, "bf16", 128, mask, modifiers)
-        yield Build(f"triton_fa1/{kernel}/bf16-d128-{form}", arch, compiled)
+        yield Build(f"triton_fa1/{kernel}/bf16-d128-{form}", arch, compiled, absent)
     for d, dv in UNALIGNED:
         compiled = partial(binary, arch, "backward", "bf16", d, "full", ("varlen",), dv=dv, aligned=False)
-        yield Build(f"triton_fa1/backward/bf16-d{d}-dv{dv}-full-varlen-unaligned", arch, compiled)
+        yield Build(f"triton_fa1/backward/bf16-d{d}-dv{dv}-full-varlen-unaligned", arch, compiled, absent)
 
 
 def binary(

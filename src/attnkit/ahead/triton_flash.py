@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from attnkit.ahead.build import Binary, Build
-from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_compiler import absent, compile_kernel
 from attnkit.problem import FP8, TRAINED
 from attnkit.variants.triton_flash_tiles import Config, Form, Kernel, Loads, offset, padded, precision, row, widths
 
@@ -98,9 +98,9 @@ def builds(arch: int) -> Iterator[Build]:
         for queries, config in configs(arch, kernel, dtype, d, mask, loads).items():
             for want in wants(config):
                 name = f"triton_flash/{want or kernel}/{dtype}-d{d}-{form}{queries}-{loads}"
-                yield Build(name, arch, partial(binary, arch, kernel, dtype, d, mask, even, config, want))
+                yield Build(name, arch, partial(binary, arch, kernel, dtype, d, mask, even, config, want), absent)
     for dtype, d in itertools.product(filter(TRAINED.__contains__, WHOLE), DS):
-        yield Build(f"triton_flash/statistics/{dtype}-d{d}", arch, partial(statistics, arch, dtype, d))
+        yield Build(f"triton_flash/statistics/{dtype}-d{d}", arch, partial(statistics, arch, dtype, d), absent)
     yield from half(arch)
     yield from others(arch)
     yield from unaligned(arch)
@@ -113,8 +113,8 @@ def half(arch: int) -> Iterator[Build]:
         config = fastest(arch, kernel, "fp16", d, mask)
         for want in wants(config):
             name = f"triton_flash/{want or kernel}/fp16-d{d}-{form}-{config.loads}"
-            yield Build(name, arch, partial(binary, arch, kernel, "fp16", d, mask, even, config, want))
-    yield Build("triton_flash/statistics/fp16-d128", arch, partial(statistics, arch, "fp16", 128))
+            yield Build(name, arch, partial(binary, arch, kernel, "fp16", d, mask, even, config, want), absent)
+    yield Build("triton_flash/statistics/fp16-d128", arch, partial(statistics, arch, "fp16", 128), absent)
 
 
 def others(arch: int) -> Iterator[Build]:
@@ -125,7 +125,7 @@ def others(arch: int) -> Iterator[Build]:
         for want in wants(config):
             name = f"triton_flash/{want or kernel}/bf16-{form}-{config.loads}"
             compiled = partial(binary, arch, kernel, "bf16", d, mask, False, config, want, dv=DV, modifiers=modifiers)
-            yield Build(name, arch, compiled)
+            yield Build(name, arch, compiled, absent)
 
 
 def unaligned(arch: int) -> Iterator[Build]:
@@ -138,7 +138,9 @@ def unaligned(arch: int) -> Iterator[Build]:
         for want in wants(config):
             name = f"triton_flash/{want or kernel}/{dtype}-{form}-full-varlen-unaligned-pointer"
             options: dict[str, Any] = {"dv": dv, "modifiers": packed, "aligned": False}
-            yield Build(name, arch, partial(binary, arch, kernel, dtype, d, "full", False, config, want, **options))
+            yield Build(
+                name, arch, partial(binary, arch, kernel, dtype, d, "full", False, config, want, **options), absent
+            )
 
 
 def has(arch: int, kernel: Kernel, dtype: str) -> bool:

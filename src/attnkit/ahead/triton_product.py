@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from attnkit.ahead.build import Binary, Build
-from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_compiler import absent, compile_kernel
 from attnkit.products.product_tiles import Kind, Tiles, tiles
 
 __all__ = ["NARROW", "WEIGHTS", "WIDE", "binary", "builds", "forms", "loaded"]
@@ -26,11 +26,11 @@ def builds(arch: int) -> Iterator[Build]:
     """Each for sizes that tiles do not divide."""
     for weight, kind in WEIGHTS.items():
         for name, form in forms(arch, kind).items():
-            yield Build(f"triton_product/bf16-{weight}-{name}", arch, partial(binary, arch, form, weight))
+            yield Build(f"triton_product/bf16-{weight}-{name}", arch, partial(binary, arch, form, weight), absent)
     for rows, kind in itertools.product(HALF, WEIGHTS.values()):
         weight = "i8" if kind == "int8" else "fp16"
         half = partial(binary, arch, tiles(arch, kind, rows, WIDE), weight, "fp16")
-        yield Build(f"triton_product/fp16-{weight}-m{rows}", arch, half)
+        yield Build(f"triton_product/fp16-{weight}-m{rows}", arch, half, absent)
 
 
 def forms(arch: int, kind: Kind) -> dict[str, Tiles]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from attnkit.ahead.build import Binary, Build
-from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_compiler import absent, compile_kernel
 
 __all__ = ["binary", "builds"]
 
@@ -19,7 +19,7 @@ BLOCKS = (512, 4096)
 def builds(arch: int) -> Iterator[Build]:
     """A kernel for each dtype and length."""
     for dtype, block in itertools.product(DTYPES, BLOCKS):
-        yield Build(f"triton_softmax/{dtype}-n{block}", arch, partial(binary, arch, dtype, block))
+        yield Build(f"triton_softmax/{dtype}-n{block}", arch, partial(binary, arch, dtype, block), absent)
 
 
 def binary(arch: int, dtype: str, block: int) -> Binary:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from attnkit.ahead.build import Binary, Build
-from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_compiler import absent, compile_kernel
 from attnkit.variants.triton_splitkv_tiles import FEW_ROWS, HOPPER, split_form, whole_form
 
 __all__ = ["binary", "builds"]
@@ -25,19 +25,19 @@ def builds(arch: int) -> Iterator[Build]:
     """A kernel for each head dim, group of heads and kind of cache."""
     for d, rows, page in itertools.product(DS, ROWS, PAGES):
         name = f"triton_splitkv/decode/bf16-d{d}-rows{rows}-page{page}"
-        yield Build(name, arch, partial(binary, arch, "bf16", d, rows, page))
+        yield Build(name, arch, partial(binary, arch, "bf16", d, rows, page), absent)
         if rows <= FEW_ROWS and arch == 10 * HOPPER:
-            yield Build(f"{name}-whole", arch, partial(binary, arch, "bf16", d, rows, page, whole=True))
+            yield Build(f"{name}-whole", arch, partial(binary, arch, "bf16", d, rows, page, whole=True), absent)
     name = "triton_splitkv/decode/bf16-d128-rows8-page16-window-softcap-alibi-sink"
-    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 16, modified=True))
+    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 16, modified=True), absent)
     name = "triton_splitkv/decode/bf16-d128-rows8-page0-boolean"
-    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 0, boolean=True))
+    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 0, boolean=True), absent)
     for rows in ROWS[:2]:
         name = f"triton_splitkv/decode/fp16-d128-rows{rows}-page16"
-        yield Build(name, arch, partial(binary, arch, "fp16", 128, rows, 16))
-    yield Build("triton_splitkv/combine/fp16-d128", arch, partial(combining, arch, "fp16", 128))
+        yield Build(name, arch, partial(binary, arch, "fp16", 128, rows, 16), absent)
+    yield Build("triton_splitkv/combine/fp16-d128", arch, partial(combining, arch, "fp16", 128), absent)
     for d in DS:
-        yield Build(f"triton_splitkv/combine/bf16-d{d}", arch, partial(combining, arch, "bf16", d))
+        yield Build(f"triton_splitkv/combine/bf16-d{d}", arch, partial(combining, arch, "bf16", d), absent)
 
 
 def binary(

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from attnkit.ahead.build import Binary, Build
-from attnkit.ahead.triton_compiler import compile_kernel
+from attnkit.ahead.triton_compiler import absent, compile_kernel
 from attnkit.ahead.triton_flash import MASKS
 
 __all__ = ["binary", "builds"]
@@ -25,12 +25,12 @@ def builds(arch: int) -> Iterator[Build]:
     """What a call can ask for; its lengths are never taken to be multiples of the tiles."""
     for dtype, d, mask in itertools.product(WHOLE, DS, ("causal", "full")):
         name = f"triton_unfused/probabilities/{dtype}-d{d}-{mask}"
-        yield Build(name, arch, partial(binary, arch, dtype, d, mask))
+        yield Build(name, arch, partial(binary, arch, dtype, d, mask), absent)
     for dtype, mask in (("fp16", "causal"), ("bf16", "prefix")):
         name = f"triton_unfused/probabilities/{dtype}-d128-{mask}"
-        yield Build(name, arch, partial(binary, arch, dtype, 128, mask))
+        yield Build(name, arch, partial(binary, arch, dtype, 128, mask), absent)
     name = "triton_unfused/probabilities/bf16-d128-window-softcap-alibi-sink"
-    yield Build(name, arch, partial(binary, arch, "bf16", 128, "band", modified=True))
+    yield Build(name, arch, partial(binary, arch, "bf16", 128, "band", modified=True), absent)
 
 
 def binary(arch: int, dtype: str, d: int, mask: str, modified: bool = False) -> Binary:
