@@ -8,11 +8,18 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from attnkit import nvrtc
 from perfgate import assembler
 from tests.attnkit import interpreter
 
 if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
     interpreter.install()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What needs NVRTC can be chosen by its mark: CI has it after the other tests alone."""
+    if item.get_closest_marker("needs_nvrtc") and (reason := nvrtc.absent()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,6 @@ from perfgate.static import files
 from perfgate.static.profile import Profile
 from tests.attnkit.static_run import ROOT, builds_said, static
 
-needs_nvrtc = pytest.mark.skipif(nvrtc.absent() is not None, reason=str(nvrtc.absent()))
-
 FILES = sorted(nvrtc.SOURCES.glob("*.cu"))
 
 
@@ -60,7 +58,7 @@ def test_every_kernel_of_every_source_has_builds(source: Path) -> None:
         assert {function for file, function in listed if file == source} == kernels
 
 
-@needs_nvrtc
+@pytest.mark.needs_nvrtc
 @pytest.mark.parametrize("launch", ["stages", "persistent"])
 def test_what_is_read_off_a_source_is_what_is_compiled(launch: str) -> None:
     source, kernels = SOURCES[launch]  # type: ignore[index]
@@ -136,7 +134,7 @@ PLANTS = {
 """The build, what is planted in which source, and what is said of it; nothing is changed of the last one's code."""
 
 
-@needs_nvrtc
+@pytest.mark.needs_nvrtc
 def test_planted_spills_in_sources_are_found_and_what_was_not_changed_is_not(tmp_path: Path) -> None:
     shutil.copytree(nvrtc.SOURCES, tmp_path / "cuda")
     module = PLANTED.replace("FOLDER", str(tmp_path / "cuda")).replace("NAMED", repr(list(PLANTS)))

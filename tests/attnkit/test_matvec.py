@@ -34,7 +34,6 @@ from perf.tune_matvec import CANDIDATES, SHAPES
 from tests.attnkit import cuda_on_host, host_build
 
 needs_compiler = pytest.mark.skipif(cuda_on_host.absent() is not None, reason=str(cuda_on_host.absent()))
-needs_nvrtc = pytest.mark.skipif(nvrtc.absent() is not None, reason=str(nvrtc.absent()))
 
 FORMS = [
     (torch.bfloat16, "half", Config("registers", 2, 2, 2)),
@@ -254,7 +253,7 @@ def forms() -> list[tuple[Weights, Config]]:
     return list(found)
 
 
-@needs_nvrtc
+@pytest.mark.needs_nvrtc
 @pytest.mark.parametrize(("weights", "config"), forms(), ids=str)
 def test_it_compiles_for_hopper_and_spills_nothing(weights: Weights, config: Config) -> None:
     text = compiled(config, weights, "sm_90a")
@@ -267,20 +266,21 @@ def test_it_compiles_for_hopper_and_spills_nothing(weights: Weights, config: Con
     assert len(re.findall(r"LDG\S*\.128\.CONSTANT", start)) == 2 * config.span * config.depth
 
 
-@needs_nvrtc
+@pytest.mark.needs_nvrtc
 def test_it_compiles_for_ampere() -> None:
     text = compiled(Config("registers", 8, 4, 4), "int8", "sm_80")
     assert re.search(r"STACK:(\d+)", text)[1] == "0"  # type: ignore[index]
 
 
-@needs_nvrtc
+@pytest.mark.needs_nvrtc
 def test_an_error_in_a_source_is_told() -> None:
     with pytest.raises(nvrtc.CompileError, match='identifier "nothing" is undefined'):
         nvrtc.cubin('extern "C" __global__ void kernel(int* p) { *p = nothing; }', "sm_90a")
 
 
+@pytest.mark.needs_nvrtc
 def test_bindings_without_a_library_are_told_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    bindings = pytest.importorskip("cuda.bindings.nvrtc")
+    from cuda.bindings import nvrtc as bindings
 
     def fails() -> None:
         raise RuntimeError('Failure finding "libnvrtc.so.13": No such file\nand much more')
@@ -289,6 +289,17 @@ def test_bindings_without_a_library_are_told_before_anything_is_compiled(monkeyp
     found, remedy = nvrtc.absent.__wrapped__().split(": ")
     assert found == 'cuda-bindings finds no NVRTC (Failure finding "libnvrtc.so.13")'
     assert remedy == "pip install 'cuda-bindings[all]'"
+    assert str(nvrtc.absent.__wrapped__("another remedy")).endswith(": another remedy")
+
+
+@pytest.mark.needs_nvrtc
+def test_bindings_that_cannot_be_imported_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import cuda.bindings
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.delattr(cuda.bindings, "nvrtc", raising=False)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+    assert str(nvrtc.absent.__wrapped__()).startswith("cuda-bindings finds no NVRTC (")
 
 
 def test_two_kernels_that_overlap_fit_on_a_multiprocessor() -> None:

@@ -23,6 +23,7 @@ FUNCTION = re.compile(
 )
 
 
+@pytest.mark.needs_nvrtc
 @pytest.mark.parametrize(
     ("model", "launch", "int8", "batch", "fixed"),
     [
@@ -37,8 +38,6 @@ FUNCTION = re.compile(
     ],
 )
 def test_real_models_compile(model: str, launch: Launch, int8: bool, batch: int, fixed: bool) -> None:
-    if reason := nvrtc.absent():
-        pytest.skip(reason)
     form = dataclasses.replace(FORMS[launch], fixed=fixed)
     sizes = Sizes(MODELS[model], int8, batch, 4096, 132, form)
     source, kernels = SOURCES[launch]
