@@ -1,7 +1,7 @@
 """Our kernels compiled ahead of time, for GPUs that are not there: their tunings as a list of builds.
 
-float16 has a few of them: in attention it differs from bfloat16 in names of types alone. Conversions of int8 and kernels
-of rows are other code in it, and have builds of their own. Of masks and modifiers there is a choice.
+float16 has a few of them: in attention it differs from bfloat16 in names of types alone. Conversions of int8 and
+kernels of rows are other code in it, and have builds of their own. Of masks and modifiers there is a choice.
 
 A family of kernels is a module here with a function ``builds(arch)``, and an entry in ``MODULES``. A build has a name,
 the number of an architecture, and ``compile()``; that makes a binary, and needs neither a GPU nor a driver. Kernels in
