@@ -5,6 +5,8 @@ A few builds are compiled here; `nox -s kernels` compiles all, with the compiler
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from attnkit import ahead
+from attnkit import ahead, nvrtc
+from attnkit.ahead.build import REMEDY
 from perfgate.static import files
 from perfgate.static.profile import Profile
 from tests.attnkit.static_run import ROOT, builds_said, static
@@ -26,6 +29,8 @@ KERNELS = {
     for name in re.findall(r"^@(?:triton|gluon)\.jit.*\n(?:#.*\n)*def (\w+_kernel)\(", file.read_text(), re.MULTILINE)
 }
 """What is launched: ``module.function``."""
+ATTENTION = {"triton_flash", "triton_unfused", "triton_fa1", "triton_splitkv"}
+COMPILERS = {"triton_compiler", "cuda_compiler"}
 FITS = {80: 101376, 90: 232448, 100: 232448}
 """Bytes of shared memory; what is built for sm_80 also runs on sm_86 and sm_89, which have less."""
 
@@ -59,20 +64,25 @@ def test_no_kernel_reads_a_register_that_nothing_has_written() -> None:
 
 
 @pytest.mark.parametrize("arch", ahead.ARCHS)
-def test_float16_gets_bfloat16_s_instructions(arch: int) -> None:
+def test_attention_in_float16_has_bfloat16_s_profiles(arch: int) -> None:
     """So a few builds stand for all of it."""
     profiles = committed(arch)
-    twins = {n: n.replace("fp16", "bf16") for n in profiles if n.startswith("triton_flash/") and "/fp16-" in n}
-    assert twins
-    kinds = {n: {k: v for k, v in profiles[n].counts.items() if k == MATRIX[arch]} for n in (*twins, *twins.values())}
-    assert [n for n, twin in twins.items() if kinds[n] != kinds[twin]] == []
+    half = [n for n in profiles if "/fp16-" in n and n.partition("/")[0] in ATTENTION and "/statistics/" not in n]
+    assert {n.partition("/")[0] for n in half} == ATTENTION
+    assert [n for n in half if profiles[n] != profiles[n.replace("fp16", "bf16")]] == []
 
 
-@pytest.mark.parametrize("kernel", sorted(KERNELS))
-def test_every_triton_kernel_is_named_by_a_module_of_builds(kernel: str) -> None:
-    module, _, name = kernel.partition(".")
-    listing = [file.read_text() for file in (ROOT / "src/attnkit/ahead").glob("triton_*.py")]
-    assert [text for text in listing if re.search(rf"\b{module}\b", text) and re.search(rf"\b{name}\b", text)]
+def test_every_module_of_builds_is_listed() -> None:
+    stems = {file.stem for way in ("triton", "cuda") for file in (ROOT / "src/attnkit/ahead").glob(f"{way}_*.py")}
+    assert {module.__name__.rpartition(".")[2] for module in ahead.MODULES} == stems - COMPILERS
+
+
+def test_every_triton_kernel_is_named_by_a_module_of_builds() -> None:
+    assert KERNELS
+    listed = [inspect.getsource(module) for module in ahead.MODULES]
+    for kernel in sorted(KERNELS):
+        named = [rf"\b{word}\b" for word in kernel.split(".")]
+        assert [text for text in listed if all(re.search(word, text) for word in named)], kernel
 
 
 @pytest.mark.parametrize(("arch", "matrix"), [(90, "QGMMA"), (100, "UTCQMMA")])
@@ -133,6 +143,15 @@ def test_planted_changes_are_found_and_what_was_not_changed_is_not(tmp_path: Pat
     ):
         assert re.search(rf"  {state}$", said[name].partition("\n")[0]), output
         assert why in said[name], output
+
+
+def test_a_compiler_that_is_not_here_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(nvrtc, "absent", nvrtc.absent.__wrapped__)
+    packages = {"triton": "triton", "cuda": "cuda-bindings"}
+    said = {(build.name.partition("_")[0], build.absent()) for build in ahead.builds()}
+    expected = {(way, f"the package {name} is not installed: {REMEDY}") for way, name in packages.items()}
+    assert said == expected
 
 
 def test_compiling_under_the_interpreter_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from attnkit import ahead, nvrtc
 from attnkit.ahead import cuda_llama, cuda_matvec
 from attnkit.ahead.build import Build
 from attnkit.llama import LADDER, LLAMA_2_7B
-from attnkit.llama.fused import FORMS, SOURCES
+from attnkit.llama.fused import FORMS, MAX_BATCH, SOURCES
 from attnkit.llama.sizes import Sizes
 from attnkit.products.matvec_tiles import OVERLAPPING, TABLE
 from perfgate.static import files
@@ -71,11 +72,14 @@ def test_what_is_read_off_a_source_is_what_is_compiled(launch: str) -> None:
 
 @pytest.mark.parametrize("arch", [90, 100])
 def test_every_rung_of_fused_kernels_has_builds(arch: int) -> None:
-    rungs = {(r.launch, r.int8) for r in LADDER if r.launch} | {("overlapped", True)}
+    rungs = {(r.launch, r.int8) for r in LADDER if r.launch}
     names = [build.name for build in cuda_llama.builds(arch)]
-    for launch, int8 in rungs:
-        ending = f"bf16-{'i8' if int8 else 'bf16'}-b1-{launch}"
+    for (launch, int8), batch in itertools.product(rungs, (1, MAX_BATCH)):
+        ending = f"bf16-{'i8' if int8 else 'bf16'}-b{batch}-{launch}"
         assert {n.split("/")[1] for n in names if n.endswith(ending)} == set(SOURCES[launch][1])  # type: ignore[index]
+    attending = {"stages": "attend_kernel", "overlapped": "attend_kernel", "persistent": "decode"}
+    grouped = {f"cuda_llama/{kernel}/bf16-bf16-b1-{launch}-llama3" for launch, kernel in attending.items()}
+    assert {n for n in names if n.endswith("-llama3")} == grouped
 
 
 @pytest.mark.parametrize("arch", ahead.ARCHS)
@@ -88,18 +92,27 @@ def test_every_form_of_a_matvec_that_runs_there_has_a_build(arch: int) -> None:
 
 
 @pytest.mark.parametrize("arch", ahead.ARCHS)
+def test_every_form_that_converts_int8_has_a_build_in_float16_too(arch: int) -> None:
+    converting = {n: form for n, (form, *_) in cuda_matvec.forms(arch, "int8", False).items() if not form.fixed}
+    assert converting
+    names = {build.name for build in cuda_matvec.builds(arch)}
+    assert {f"cuda_matvec/{form.design}/fp16-i8-{n}" for n, form in converting.items()} <= names
+
+
+@pytest.mark.parametrize("arch", ahead.ARCHS)
 def test_no_cuda_kernel_spills_and_those_with_bulk_copies_have_them(arch: int) -> None:
     found = committed(arch)
     assert found.keys() == {build.name for build in cuda_builds(arch)}
     assert {p.compiler.split()[0] for p in found.values()} == {"nvrtc"}
-    # the newest tokens of several sequences are an array, read once a token
+    # the sums of several sequences are an array, of which a lane takes its own once a pair of rows
     assert [n for n, p in found.items() if p.stack > (32 if "-b4-" in n else 0) or p.loop.keys() & {"LDL", "STL"}] == []
     assert [n for n, p in found.items() if p.unset or not p.blocks(arch)] == []
     weightless = ("attend_kernel", "embed_kernel", "choose_kernel")
     copying = [n for n in found if "/registers/" not in n and n.split("/")[1] not in weightless]
     assert [n for n in copying if not found[n].counts.get("UBLKCP")] == []
     # the next kernel's block begins beside the last's, where x is no longer than a row
-    overlapping = [n for n in found if "overlap" in n and "attend" not in n and "-m8-" not in n]
+    many = re.compile("-m8-|-b4-")
+    overlapping = [n for n in found if "overlap" in n and "attend" not in n and not many.search(n)]
     assert [n for n in overlapping if found[n].blocks(arch) < 2] == []
 
 

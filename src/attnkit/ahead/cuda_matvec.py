@@ -27,10 +27,13 @@ ROWS = (1, MAX_ROWS)
 
 
 def builds(arch: int) -> Iterator[Build]:
-    """A kernel for each form, in bfloat16; in float16, whose conversions of int8 are others, what one row gets."""
+    """A kernel for each form in bfloat16; in float16, whose conversions of int8 are others, all that may convert it.
+
+    Forms that overlap with the kernel before them convert as the others do.
+    """
     for (dtype, element), weights, overlap in itertools.product(DTYPES.items(), WEIGHTS, (False, True)):
         for name, (config, m, n, k) in forms(arch, weights, overlap).items():
-            if dtype == "fp16" and (m > 1 or overlap):
+            if dtype == "fp16" and (overlap or (m > 1 and weights == "half")):
                 continue
             named = f"cuda_matvec/{config.design}/{dtype}-{dtype if weights == 'half' else 'i8'}-{name}"
             shape = launch_shape(config, weights, m, n, k, DEVICES[arch].sms)

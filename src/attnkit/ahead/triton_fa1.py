@@ -16,13 +16,18 @@ from attnkit.ahead.triton_flash import ABSENT, MASKS, MODIFIERS, Modifier
 __all__ = ["binary", "builds"]
 
 Kernel = Literal["forward", "backward"]
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+WHOLE = ("bf16", "fp32")
+"""The dtypes that have a build for every head dim."""
+HALF = ("fp16", 128)
+"""The head dim that float16 is built for."""
 DS = (64, 128, 256)
 MANY = 128
 """Queries."""
 OTHERS: dict[str, tuple[str, tuple[Modifier, ...]]] = {
     "window": ("band", ()),
     "documents": ("documents", ()),
+    "prefix": ("prefix", ()),
     "boolean": ("boolean", ()),
     "window-softcap-alibi": ("band", ("softcap", "alibi")),
     "causal-varlen": ("causal", ("varlen",)),
@@ -35,7 +40,8 @@ they share a place there has to be one way to read it; see triton_flash_tiles.py
 
 def builds(arch: int) -> Iterator[Build]:
     """Every dtype and head dim with the causal mask, which needs more than none does, and one with the others."""
-    for kernel, dtype, d in itertools.product(get_args(Kernel), DTYPES, DS):
+    sizes = [*itertools.product(WHOLE, DS), HALF]
+    for kernel, (dtype, d) in itertools.product(get_args(Kernel), sizes):
         compiled = partial(binary, arch, kernel, dtype, d, "causal")
         yield Build(f"triton_fa1/{kernel}/{dtype}-d{d}-causal", arch, compiled, absent)
     for kernel, (form, (mask, modifiers)) in itertools.product(get_args(Kernel), OTHERS.items()):

@@ -10,6 +10,7 @@ import torch
 
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import absent, compile_kernel
+from attnkit.ahead.triton_flash import MASKS
 from attnkit.variants.triton_splitkv_tiles import FEW_ROWS, HOPPER, split_form, whole_form
 
 __all__ = ["binary", "builds"]
@@ -19,6 +20,8 @@ ROWS = (1, 8, 32)
 """Query heads of a key head, which are the rows of a tile."""
 PAGES = (0, 16)
 """Keys a page; 0 is a cache without pages."""
+OPTIONAL = ("lower", "upper", "scale_cap", "cap_log2", "p_slope", "p_sink")
+"""None where neither mask nor modifiers need them."""
 
 
 def builds(arch: int) -> Iterator[Build]:
@@ -29,9 +32,12 @@ def builds(arch: int) -> Iterator[Build]:
         if rows <= FEW_ROWS and arch == 10 * HOPPER:
             yield Build(f"{name}-whole", arch, partial(binary, arch, "bf16", d, rows, page, whole=True), absent)
     name = "triton_splitkv/decode/bf16-d128-rows8-page16-window-softcap-alibi-sink"
-    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 16, modified=True), absent)
+    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 16, "band", modified=True), absent)
     name = "triton_splitkv/decode/bf16-d128-rows8-page0-boolean"
-    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 0, boolean=True), absent)
+    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 0, "boolean"), absent)
+    name = "triton_splitkv/decode/bf16-d128-rows8-page0-prefix"
+    yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 0, "prefix"), absent)
+    yield Build("triton_splitkv/decode/bf16-d256-rows8-page16", arch, partial(binary, arch, "bf16", 256, 8, 16), absent)
     for rows in ROWS[:2]:
         name = f"triton_splitkv/decode/fp16-d128-rows{rows}-page16"
         yield Build(name, arch, partial(binary, arch, "fp16", 128, rows, 16), absent)
@@ -41,30 +47,25 @@ def builds(arch: int) -> Iterator[Build]:
 
 
 def binary(
-    arch: int, dtype: str, d: int, rows: int, page: int,
-    *, modified: bool = False, boolean: bool = False, whole: bool = False,
+    arch: int, dtype: str, d: int, rows: int, page: int, mask: str = "causal",
+    *, modified: bool = False, whole: bool = False,
 ) -> Binary:  # fmt: skip
-    """Compile it, plain, with a window and all that modifies scores or with a boolean mask, for keys split or whole."""
+    """Compile it, plain or with all that modifies scores, for keys split or whole; a boolean mask has no lengths."""
     from attnkit.variants.triton_splitkv_kernel import splitkv_kernel, tiles
 
     form = whole_form(torch.bfloat16, rows, d, d, arch // 10) if whole else None
     form = form or split_form(torch.bfloat16, rows, d, d)
     constants: dict[str, object] = tiles(form, 1, rows, d, d) | {
-        "PAGE": page, "MASK": "band" if modified else "boolean" if boolean else "causal",
-        "HAS_LENGTHS": not boolean, "PRECISION": "ieee",
+        "PAGE": page, "MASK": mask, "HAS_LENGTHS": mask != "boolean", "PRECISION": "ieee",
         "APART": form.apart, "EARLY": form.apart and arch >= 90,
     }  # fmt: skip
     types = {name: f"*{dtype}" for name in splitkv_kernel.arg_names if name.startswith("p_")}
     types |= dict.fromkeys(("p_lengths", "p_table", "p_arrived"), "*i32") | {"p_partial": "*fp32"}
-    optional = {"lower": "i32", "upper": "i32", "scale_cap": "fp32", "cap_log2": "fp32"}
-    optional |= dict.fromkeys(("p_slope", "p_sink"), "*fp32")
+    optional = dict(MASKS[mask])
     if modified:
-        types |= optional
-    else:
-        constants |= dict.fromkeys(optional)
-    if boolean:
-        types["lower"] = "*u8"
-        del constants["lower"]
+        optional |= {"scale_cap": "fp32", "cap_log2": "fp32", "p_slope": "*fp32", "p_sink": "*fp32"}
+    types |= optional
+    constants |= {name: None for name in OPTIONAL if name not in optional}
     warps, stages = form.warps, form.stages
     return compile_kernel(
         splitkv_kernel, arch, types, constants, unaligned=("s_tb",), num_warps=warps, num_stages=stages
