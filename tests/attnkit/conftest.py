@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from attnkit import nvrtc
 from perfgate import assembler
 from tests.attnkit import interpreter
 
@@ -18,6 +17,8 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton"):
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """What needs NVRTC can be chosen by its mark: CI has it after the other tests alone."""
+    from attnkit import nvrtc  # here, for what plants bugs imports this module before it has an attnkit
+
     if item.get_closest_marker("needs_nvrtc") and (reason := nvrtc.absent()):
         pytest.skip(reason)
 
