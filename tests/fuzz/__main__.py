@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,10 +20,22 @@ from attnkit import testing
 from attnkit.variants import TABLE
 from tests.fuzz import page, shares, trial
 from tests.fuzz.draw import Share
-from tests.fuzz.summary import commit, summary
+from tests.fuzz.summary import commit, environment, summary
 
 # without a GPU kernels are interpreted: as many as take a minute or two
 GPU, CPU = {"problems": 20_000, "longest": 600}, {"problems": 300, "longest": 48}
+BEGAN = "run.json"
+"""What a run was asked for and where, in the folder of its shares."""
+
+
+def another(file: Path, now: dict[str, Any]) -> str | None:
+    """Say in what a run that began differs from one that is to go on with it; None if in nothing."""
+    try:
+        then = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"expected {file}, which a run leaves, got {type(error).__name__}"
+    differs = [f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value]
+    return "; ".join(differs) or None
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +51,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="another one draws other problems")
     parser.add_argument("--variants", default=",".join(names), metavar="A,B", help="these alone")
+    parser.add_argument("--resume", action="store_true", help="go on where the time of an earlier run was over")
     parser.add_argument("--commit", help="of the sources, where they are in no repository")
     parser.add_argument("--out", type=Path, default=Path(".perfgate/fuzz.json"), metavar="FILE")
     chosen = parser.parse_args(arguments)
@@ -66,11 +80,18 @@ def main(arguments: list[str]) -> int:
         )
         for index in range(chosen.processes)
     ]
-    folder = chosen.out.with_suffix("")
-    records = shares.run(parts, chosen.seconds, folder)
     asked = {name: getattr(chosen, name) for name in ("problems", "longest", "processes", "seed")}
-    asked |= {"draws": trial.DRAWS, "enough": trial.ENOUGH}
-    found = summary(records, chosen.commit or commit(), device="cuda" if gpu else "cpu", **asked)
+    asked |= {"draws": trial.DRAWS, "enough": trial.ENOUGH, "device": "cuda" if gpu else "cpu"}
+    sources, folder = chosen.commit or commit(), chosen.out.with_suffix("")
+    began = {**asked, "variants": list(ways), "commit": sources, "environment": environment()}
+    if chosen.resume:
+        if reason := another(folder / BEGAN, began):
+            parser.error(f"--resume goes on with the same run: {reason}")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / BEGAN).write_text(json.dumps(began), encoding="utf-8")
+    records = shares.run(parts, chosen.seconds, folder, resume=chosen.resume)
+    found = summary(records, sources, **asked)
     chosen.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(page.page(found))
     seconds = time.perf_counter() - started

@@ -28,20 +28,25 @@ MOST_DEATHS = 20
 COMMAND = (sys.executable, "-m", "tests.fuzz.trial")
 
 
-def run(shares: Sequence[Share], seconds: float, folder: Path) -> list[dict[str, Any]]:
-    """Do the shares and return a record a trial, in no order; what processes say besides is left in the folder."""
+def run(shares: Sequence[Share], seconds: float, folder: Path, *, resume: bool = False) -> list[dict[str, Any]]:
+    """Do the shares and return a record a trial, in no order; what processes say besides is left in the folder.
+
+    To resume is to go on behind what an earlier run of the same shares left there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     until = time.time() + seconds
     with ThreadPoolExecutor(len(shares)) as pool:
-        found = pool.map(lambda share: finished(share, until, folder), shares)
+        found = pool.map(lambda share: finished(share, until, folder, resume), shares)
         return [record for records in found for record in records]
 
 
-def finished(share: Share, until: float, folder: Path) -> list[dict[str, Any]]:
+def finished(share: Share, until: float, folder: Path, resume: bool) -> list[dict[str, Any]]:
     """Do one share to its end, or as long as there is time."""
     file, log = folder / f"share{share.index}.jsonl", folder / f"share{share.index}.log"
-    file.write_text("")
-    log.write_text("")
+    for left in (file, log):
+        if not (resume and left.exists()):
+            left.write_text("")
+    drop_unanswered(file)
     for _ in range(MOST_DEATHS):
         found = records(file)
         first = found[-1]["number"] + 1 if found else 0
@@ -69,6 +74,14 @@ def finished(share: Share, until: float, folder: Path) -> list[dict[str, Any]]:
         if time.time() > until:
             break
     return records(file)
+
+
+def drop_unanswered(file: Path) -> None:
+    """Take off a last trial, or a piece of a line, that an earlier run did not come to the end of."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    while lines and (not lines[-1].endswith("\n") or "number" in json.loads(lines[-1])):
+        lines.pop()
+    file.write_text("".join(lines), encoding="utf-8")
 
 
 def records(file: Path) -> list[dict[str, Any]]:

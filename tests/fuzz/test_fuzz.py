@@ -273,6 +273,27 @@ def test_the_command_computes_what_was_asked_for_and_writes_it_down(
     assert capsys.readouterr().out.startswith(page.page(found))
 
 
+def test_a_run_whose_time_was_over_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "fuzz.json"
+    options = ["--problems=40", "--processes=1", "--longest=16", "--variants=naive,sdpa_math", f"--out={out}"]
+    assert command.main(options) == 0
+    whole, lines = json.loads(out.read_text()), (tmp_path / "fuzz" / "share0.jsonl")
+    *kept, begun = lines.read_text().splitlines(keepends=True)[:23]  # 11 trials, and one that did not end
+    lines.write_text("".join(kept) + begun + '{"failures": [')
+    assert command.main([*options, "--resume"]) == 0
+    assert lines.read_text().startswith("".join(kept))
+    resumed = json.loads(out.read_text())
+    assert resumed["problems"] == whole["problems"] == 40
+    for changed in ("--seed=1", "--problems=41", "--commit=another"):
+        with pytest.raises(SystemExit, match="2"):
+            command.main([*options, changed, "--resume"])
+        assert re.search(r"--resume goes on with the same run: \w+ was .*, is ", capsys.readouterr().err)
+    (tmp_path / "fuzz" / "run.json").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        command.main([*options, "--resume"])
+    assert "run.json, which a run leaves, got FileNotFoundError" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
