@@ -16,7 +16,7 @@ import torch
 
 from attnkit.problem import TRAINED, Boolean, Documents, Pass, Prefix, Problem, Window
 
-__all__ = ["FEATURES", "Attention", "Feature", "Variant", "features"]
+__all__ = ["FEATURES", "FOR_PROMPTS", "Attention", "Feature", "Variant", "features"]
 
 Feature = Literal[
     "causal-top-left",
@@ -35,6 +35,11 @@ Feature = Literal[
 """What a problem may ask for beyond full and causal attention in 16 and 32 bits."""
 
 FEATURES: tuple[Feature, ...] = get_args(Feature)
+FOR_PROMPTS: dict[Feature, str] = {
+    "cache": "made for prompts: a cache is read by triton_splitkv",
+    "paged": "made for prompts: pages are read by triton_paged",
+}
+"""What variants of ours lack that are made for prompts."""
 
 
 def none_of_them() -> Mapping[Feature, str]:

@@ -56,8 +56,12 @@ LAWS: dict[str, Callable[..., Law]] = {
     "lse": lambda: test_fuzzed_laws.test_the_log_sum_exp_is_that_of_the_scores,
     "far-apart": lambda: test_triton_flash.test_batches_may_lie_more_than_two_to_the_31_elements_apart,
     "far-rows": lambda: test_triton_flash.test_rows_too_far_apart_for_offsets_of_32_bits_are_copied,
-    "far-sequences": lambda: test_triton_flash.test_packed_rows_may_lie_more_than_two_to_the_31_elements_apart,
-    "far-sequences-fa1": lambda: test_triton_fa1.test_packed_rows_may_lie_more_than_two_to_the_31_elements_apart,
+    "far-sequences": lambda: functools.partial(
+        test_triton_flash.test_packed_rows_may_lie_more_than_two_to_the_31_elements_apart, "triton_flash"
+    ),
+    "far-sequences-fa1": lambda: functools.partial(
+        test_triton_flash.test_packed_rows_may_lie_more_than_two_to_the_31_elements_apart, "triton_fa1"
+    ),
     "far-below": lambda: test_triton_fa1.test_a_key_behind_the_last_takes_no_weight_where_scores_are_far_below_0,
     "no-sink": lambda: test_triton_fa1.test_a_sink_of_no_weight_has_no_gradient_and_changes_none,
     "other-sequence": lambda name: functools.partial(

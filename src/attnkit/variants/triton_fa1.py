@@ -20,14 +20,10 @@ import torch
 from attnkit import triton_device
 from attnkit.arguments import check_derivative, check_mask, check_modifiers, check_tensors
 from attnkit.problem import Mask, Pass, Problem, Varlen
-from attnkit.variant import Feature, Variant
+from attnkit.variant import FOR_PROMPTS, Variant
 
 __all__ = ["VARIANT", "attention"]
 
-CACHES: dict[Feature, str] = {
-    "cache": "made for prompts: a cache is read by triton_splitkv",
-    "paged": "made for prompts: pages are read by triton_paged",
-}
 
 MAX_D = 256
 """Largest head dim: a program holds a tile of whole rows."""
@@ -121,5 +117,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks=CACHES | {"fp8": "weights are multiplied in the dtype of the inputs, unscaled"},
+    lacks=FOR_PROMPTS | {"fp8": "weights are multiplied in the dtype of the inputs, unscaled"},
 )

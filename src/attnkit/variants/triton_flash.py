@@ -29,16 +29,12 @@ import torch
 from attnkit import triton_device
 from attnkit.arguments import check_derivative, check_mask, check_modifiers, check_tensors
 from attnkit.problem import TORCH_DTYPE, TRAINED, Mask, Pass, Problem, Varlen
-from attnkit.variant import Feature, Variant
+from attnkit.variant import FOR_PROMPTS, Variant
 from attnkit.variants.triton_flash_tiles import MAX_D, Config, Kernel, choose, copyable, form_here, form_of, loadable
 
 __all__ = ["VARIANT", "Config", "attention", "attention_with_lse", "gradients"]
 
 Configs = dict[Kernel, Config]
-CACHES: dict[Feature, str] = {
-    "cache": "made for prompts: a cache is read by triton_splitkv",
-    "paged": "made for prompts: pages are read by triton_paged",
-}
 FP8_SINCE = (8, 9)
 """Compute capability of the first tensor cores that multiply fp8."""
 
@@ -207,5 +203,5 @@ VARIANT = Variant(
     attention=attention,
     rejects=rejects,
     absent=triton_device.absent,
-    lacks=CACHES,
+    lacks=FOR_PROMPTS,
 )
