@@ -95,6 +95,14 @@ __device__ inline void let_next_kernel_begin() {
 }
 
 #if __CUDA_ARCH__ >= 900
+// Whether this is the lane that acts for its warp, the same each time; all lanes must ask. What only it does the compiler
+// knows to be done by one thread: a bulk copy takes its operands from that thread, without a loop over all that might.
+__device__ inline bool elected() {
+  word is;
+  asm volatile("{\n.reg .pred me;\nelect.sync _|me, 0xffffffff;\nselp.u32 %0, 1, 0, me;\n}" : "=r"(is));
+  return is;
+}
+
 __device__ inline word shared_address(const void* pointer) { return (word)__cvta_generic_to_shared(pointer); }
 
 __device__ inline void barrier_init(barrier* b, int arrivals) {

@@ -167,6 +167,8 @@ inline std::string run(int grid, int block, int shared_bytes, unsigned seed, std
 inline void __syncwarp() { host::meet(1 + host::warp(), 32); }
 inline void __syncthreads() { host::meet(0, host::threads); }
 
+inline bool elected() { return threadIdx.x % 32 == 0; }
+
 inline void barrier_init(barrier* b, int arrivals) {
   if (arrivals != 1) host::fail("barriers of one arrival are all that is known here");
   host::barriers[b] = {};
@@ -206,6 +208,7 @@ inline void copy_bulk(void* to, const char* from, int bytes, barrier* b) {
 inline float as_float(word bits) { return __uint_as_float(bits); }
 inline word as_bits(float f) { return __float_as_uint(f); }
 inline float infinity() { return INFINITY; }
+inline float quotient(float a, float b) { return a / b; }
 
 inline char* shared_memory() {
   return (char*)(((uintptr_t)host::shared[blockIdx.x].data() + 127) / 128 * 128);

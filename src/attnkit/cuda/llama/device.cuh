@@ -43,6 +43,9 @@ __device__ inline unsigned hear(const unsigned* counter) {
   return value;
 }
 
+// a / b, but for the last bits.
+__device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
+
 __device__ inline float as_float(word bits) { return __uint_as_float(bits); }
 __device__ inline word as_bits(float number) { return __float_as_uint(number); }
 __device__ inline float infinity() { return __uint_as_float(0x7f800000); }

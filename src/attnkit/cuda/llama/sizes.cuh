@@ -13,6 +13,15 @@ enum Kind { QKV, OUT, GATE_UP, DOWN, HEAD, KINDS };
 constexpr int PAIRS[KINDS] = {(HQ + 2 * HKV) * D / 2, HIDDEN / 2, INTERMEDIATE, HIDDEN / 2, VOCAB / 2};
 constexpr int WIDTH[KINDS] = {HIDDEN, HQ * D, HIDDEN, INTERMEDIATE, HIDDEN};
 
+// The same of a kind that is not known before: from registers, for a table would be read from memory.
+__device__ inline int one_of(const int (&numbers)[KINDS], int kind) {
+  int number = numbers[0];
+  #pragma unroll
+  for (int i = 1; i < KINDS; ++i)
+    if (kind == i) number = numbers[i];
+  return number;
+}
+
 constexpr int WEIGHT_BYTES = INT8 ? 1 : 2;
 constexpr int LANES = 32;
 constexpr int THREADS = LANES * WARPS;
@@ -44,7 +53,7 @@ static_assert(HIDDEN % 16 == 0 && INTERMEDIATE % 16 == 0 && (HQ * D) % 16 == 0, 
 static_assert(VOCAB % 2 == 0, "rows come in pairs");
 static_assert(D == 16 || D == 32 || D == 64 || D == 128 || D == 256, "lanes share a key evenly");
 static_assert(CHUNK % (VECTOR * LANES) == 0, "a chunk is read by whole warps");
-static_assert(VOCAB < 1 << 22 && INTERMEDIATE < 1 << 22, "pairs times blocks are 32 bits");
+static_assert(HIDDEN < 1 << 22, "numbers of the residual stream times blocks are 32 bits");
 static_assert(BATCH <= LANES, "a lane a sequence finishes a sum");
 static_assert(WARPS <= 16, "scratch has room for so many");
 static_assert(INT8 || !FIXED, "fixed-point x is for int8 weights");
@@ -79,10 +88,10 @@ struct Sampling {
 // Things from `first` on, before `last`.
 struct Share { int first, last; };
 
-// This block's pairs: those of all blocks differ by one at most.
-__device__ inline Share share_of(int pairs) {
+// This block's: those of all blocks differ by one at most.
+__device__ inline Share share_of(int things) {
   const unsigned block = blockIdx.x, blocks = gridDim.x;
-  return {(int)(block * pairs / blocks), (int)((block + 1) * pairs / blocks)};
+  return {(int)(block * things / blocks), (int)((block + 1) * things / blocks)};
 }
 
 // Shared memory of a block, from its start on.

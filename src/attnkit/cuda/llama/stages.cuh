@@ -41,14 +41,13 @@ __device__ inline Eight fresh_eight(const float* address) {
   return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
 }
 
-// The sum over all threads of the block, for each of them.
+// The sum over all threads of the block, for each of them. Between two of these all threads meet once more.
 __device__ inline float sum_of_block(float value, float* scratch) {
   value = sum_of_warp(value);
   if (lane_id() == 0) scratch[warp_id()] = value;
   __syncthreads();
   float sum = 0.f;
   for (int i = 0; i < WARPS; ++i) sum += scratch[i];
-  __syncthreads();
   return sum;
 }
 
@@ -66,7 +65,6 @@ __device__ inline float sum_of_block(float value, word& largest, float* scratch)
     sum += scratch[i];
     largest = max(largest, as_bits(scratch[16 + i]));
   }
-  __syncthreads();
   return sum;
 }
 
@@ -87,21 +85,23 @@ __device__ inline word larger(word size, const Eight& e) {
 __device__ inline float per_unit(const Shared& shared, int b, word largest, float factor) {
   const float size = as_float(largest);
   const bool some = size > 1e-30f;
-  if (threadIdx.x == 0) shared.scratch[32 + b] = largest >= 0x7f800000 ? as_float(0x7fc00000) : some ? size / LARGEST * factor : 0.f;
-  return some ? LARGEST / size : 0.f;
+  const float unit = some ? size * (1.f / LARGEST) * factor : 0.f;
+  if (threadIdx.x == 0) shared.scratch[32 + b] = largest < 0x7f800000 ? unit : as_float(0x7fc00000);
+  return some ? quotient(LARGEST, size) : 0.f;
 }
 
 // Put the eight numbers of vector i where `multiply` finds their digits: a lane takes two vectors at once, and the lower
-// digits of all lanes lie before the upper ones.
+// digits of all lanes lie before the upper ones. Added to a float that counts in ones, a number is rounded to a whole one
+// in its lower bits.
 __device__ inline void put(const Shared& shared, int b, int i, const Eight& e, float per_unit) {
   word low[2], high[2];
   #pragma unroll
   for (int half = 0; half < 2; ++half) {
     word z[4];
     #pragma unroll
-    for (int j = 0; j < 4; ++j) z[j] = ((word)to_int(e.v[4 * half + j] * per_unit) + 0x80) ^ 0x80;
+    for (int j = 0; j < 4; ++j) z[j] = as_bits(fmaf(e.v[4 * half + j], per_unit, 0x1.8p23f + 0x80));
     const word first = __byte_perm(z[0], z[1], 0x5140), second = __byte_perm(z[2], z[3], 0x5140);
-    low[half] = __byte_perm(first, second, 0x5410);
+    low[half] = __byte_perm(first, second, 0x5410) ^ 0x80808080;
     high[half] = __byte_perm(first, second, 0x7632);
   }
   uint2* to = (uint2*)(shared.x + b * X_VECTORS + (i & ~(X_BLOCK - 1)) + i % X_BLOCK / 2) + i % 2;
@@ -109,38 +109,44 @@ __device__ inline void put(const Shared& shared, int b, int i, const Eight& e, f
   to[2 * LANES] = make_uint2(high[0], high[1]);
 }
 
-// Vectors that `row` gives, for every sequence: all must be there before the first is put.
-template <int VECTORS, class Row>
-__device__ inline void stage(const Shared& shared, Row row) {
-  constexpr int TURNS = (VECTORS + THREADS - 1) / THREADS;
+#endif
+
+// The vectors of every sequence that `finish` makes of what `load` reads, THREADS in a turn. What a thread reads in several
+// turns is on its way together, as far as that needs few registers.
+template <int VECTORS, class Load, class Finish>
+__device__ inline void stage(const Shared& shared, Load load, Finish finish) {
+  constexpr int TURNS = (VECTORS + THREADS - 1) / THREADS, TOGETHER = sizeof(load(0, 0)) > VECTOR ? 1 : TURNS;
+  const auto there = [](int i) { return i * THREADS + threadIdx.x < VECTORS; };
   for (int b = 0; b < BATCH; ++b) {
-    decltype(row(0, 0)) x[TURNS];
+    decltype(finish(load(0, 0))) x[TURNS];
+    #pragma unroll
+    for (int first = 0; first < TURNS; first += TOGETHER) {
+      decltype(load(0, 0)) read[TOGETHER];
+      #pragma unroll
+      for (int i = 0; i < TOGETHER; ++i)
+        if (there(first + i)) read[i] = load(b, first + i);
+      #pragma unroll
+      for (int i = 0; i < TOGETHER; ++i)
+        if (there(first + i)) x[first + i] = finish(read[i]);
+    }
+#if FIXED
     word largest = 0;
     #pragma unroll
-    for (int i = 0; i < TURNS; ++i) {
-      const int at = i * THREADS + threadIdx.x;
-      if (at >= VECTORS) continue;
-      x[i] = row(b, at);
-      largest = larger(largest, widened(x[i]));
-    }
+    for (int i = 0; i < TURNS; ++i)
+      if (there(i)) largest = larger(largest, widened(x[i]));
     sum_of_block(0.f, largest, shared.scratch);
     const float scale = per_unit(shared, b, largest, 1.f);
     #pragma unroll
-    for (int i = 0; i < TURNS; ++i) {
-      const int at = i * THREADS + threadIdx.x;
-      if (at < VECTORS) put(shared, b, at, widened(x[i]), scale);
-    }
-  }
-  __syncthreads();
-}
+    for (int i = 0; i < TURNS; ++i)
+      if (there(i)) put(shared, b, i * THREADS + threadIdx.x, widened(x[i]), scale);
 #else
-template <int VECTORS, class Row>
-__device__ inline void stage(const Shared& shared, Row row) {
-  for (int b = 0; b < BATCH; ++b)
-    for (int at = threadIdx.x; at < VECTORS; at += THREADS) put(shared, b, at, narrowed(row(b, at)));
-  __syncthreads();
-}
+    #pragma unroll
+    for (int i = 0; i < TURNS; ++i)
+      if (there(i)) put(shared, b, i * THREADS + threadIdx.x, narrowed(x[i]));
 #endif
+    if (FIXED || b + 1 == BATCH) __syncthreads();
+  }
+}
 
 // A norm's weights, read while there is nothing else to do.
 struct Norm {
@@ -192,69 +198,73 @@ struct Norm {
         put(shared, b, at, narrowed(x[i]));
       }
 #endif
+      __syncthreads();
     }
-    __syncthreads();
   }
 };
 
 __device__ inline void stage_gated(const Model& model, const Shared& shared) {
   constexpr int VECTORS = INTERMEDIATE / WIDE;
-  stage<VECTORS>(shared, [&](int b, int at) { return fresh((const uint4*)model.gated + b * VECTORS + at); });
+  stage<VECTORS>(
+      shared,
+      [&](int b, int turn) { return fresh((const uint4*)model.gated + b * VECTORS + turn * THREADS + threadIdx.x); },
+      [](const uint4& gated) { return gated; });
 }
+
+// What attention left of eight elements of a head: of each split its sums of values, its largest score and sum of weights.
+struct Splits {
+  Eight values[SPLITS];
+  float2 stats[SPLITS];
+};
 
 // Attention's output: the splits of a head weighed by what each has of the softmax.
 __device__ inline void stage_attention(const Model& model, const Shared& shared) {
-  stage<HQ * D / WIDE>(shared, [&](int b, int at) {
-    const int head = b * HQ + at / READERS;
-    float2 stats[SPLITS];
-    float top = -infinity(), sum = 0.f;
-    for (int s = 0; s < SPLITS; ++s) {
-      stats[s] = fresh(model.stats + head * SPLITS + s);
-      top = fmaxf(top, stats[s].x);
-    }
-    Eight out = {};
-    for (int s = 0; s < SPLITS; ++s) {
-      const float weight = exp2f(stats[s].x - top);
-      const Eight values = fresh_eight(model.partial + (head * SPLITS + s) * D + at % READERS * WIDE);
-      sum += weight * stats[s].y;
-      for (int j = 0; j < 8; ++j) out.v[j] += weight * values.v[j];
-    }
-    const float factor = 1.f / sum;
-    for (float& v : out.v) v *= factor;
-    return out;
-  });
+  stage<HQ * D / WIDE>(
+      shared,
+      [&](int b, int turn) {
+        const int first = (b * HQ + turn * (THREADS / READERS) + threadIdx.x / READERS) * SPLITS;
+        Splits splits;
+        #pragma unroll
+        for (int s = 0; s < SPLITS; ++s) {
+          splits.stats[s] = fresh(model.stats + first + s);
+          splits.values[s] = fresh_eight(model.partial + (first + s) * D + threadIdx.x % READERS * WIDE);
+        }
+        return splits;
+      },
+      [](const Splits& splits) {
+        float top = -infinity(), sum = 0.f;
+        for (const float2& stats : splits.stats) top = fmaxf(top, stats.x);
+        Eight out = {};
+        #pragma unroll
+        for (int s = 0; s < SPLITS; ++s) {
+          const float weight = exp2f(splits.stats[s].x - top);
+          sum += weight * splits.stats[s].y;
+          for (int j = 0; j < 8; ++j) out.v[j] += weight * splits.values[s].v[j];
+        }
+        const float factor = 1.f / sum;
+        for (float& v : out.v) v *= factor;
+        return out;
+      });
 }
 
 // ---- what becomes of a pair's sums: lane b has those of sequence b ----
 
-// Multiply this block's pairs of a matrix. `before` reads what is needed beside the sums: a pair ahead, for it takes as long
-// as a product.
+// Multiply this warp's pairs of a matrix. `before` reads what is needed beside the sums, which takes as long as a product.
 template <int KIND, class Before, class After>
 __device__ inline void multiply(const Model& model, const Shared& shared, Stream& stream, int layer, Before before, After after) {
-  const Share share = share_of(PAIRS[KIND]);
   const int lane = lane_id();
   const float2* scales = (const float2*)model.scales[KIND] + layer * PAIRS[KIND];
-  int pair = share.first + warp_id();
-  if (pair >= share.last) return;
-  auto known = before(pair, lane);
-  float2 scale = make_float2(1.f, 1.f);
-  if (INT8) scale = scales[pair];
-  for (; pair < share.last; pair += WARPS) {
-    auto known_next = known;
-    float2 scale_next = scale;
-    if (pair + WARPS < share.last) {
-      known_next = before(pair + WARPS, lane);
-      if (INT8) scale_next = scales[pair + WARPS];
-    }
+  for (int pair = stream.pair(); pair < PAIRS[KIND]; pair = stream.pair()) {
+    const auto known = before(pair, lane);
+    const float2 scale = INT8 ? scales[pair] : make_float2(1.f, 1.f);
     float sums[BATCH][2];
     stream.multiply<WIDTH[KIND]>(shared.x, shared.scratch + 32, sums);
     float first = 0.f, second = 0.f;
     for (int b = 0; b < BATCH; ++b)
       if (lane == b) { first = sums[b][0] * scale.x; second = sums[b][1] * scale.y; }
     if (lane < BATCH) after(pair, lane, known, first, second);
-    known = known_next;
-    scale = scale_next;
   }
+  stream.leave(PAIRS[KIND]);
 }
 
 // Where the cache of a sequence in a layer begins.
@@ -388,7 +398,9 @@ struct Softmax {
 __device__ inline void merge(const Model& model, const Shared& shared, const Softmax& softmax, const Split& at, int g) {
   float* out = (float*)shared.x;               // [PARTS, D]
   float2* stats = (float2*)(out + PARTS * D);  // [PARTS]
-  for (int j = 0; j < 8; ++j) out[at.mine * D + at.reader * WIDE + j] = softmax.out.v[j];
+  float4* mine = (float4*)(out + at.mine * D + at.reader * WIDE);
+  mine[0] = make_float4(softmax.out.v[0], softmax.out.v[1], softmax.out.v[2], softmax.out.v[3]);
+  mine[1] = make_float4(softmax.out.v[4], softmax.out.v[5], softmax.out.v[6], softmax.out.v[7]);
   if (at.reader == 0) stats[at.mine] = make_float2(softmax.top, softmax.sum);
   __syncthreads();
   const int to = (at.b * HQ + at.head * GROUP + g) * SPLITS + at.split;

@@ -1,69 +1,78 @@
 // A stream of weights: each warp asks the copy engine for the rows it will multiply, long before it can.
 //
-// Which rows a warp multiplies is known before anything is computed, so it asks for them in their order, across the ends
-// of matrices, layers and tokens; only the ring's size is a limit. While a block waits for others, for the sums of
-// another matrix, for attention, its rings fill: memory does not know that anybody waits. A warp's ring is its own: it
-// frees a slot when its lanes have read it, and lane 0 at once asks for the next pair of chunks to come there.
+// The pairs of rows of all matrices are numbered in the order in which a token meets them, across the ends of layers and
+// tokens. Warps take turns, so which are a warp's is known before anything is computed, and it asks for them in their order;
+// only the ring's size is a limit. While a block waits for others, for the sums of another matrix, for attention, its rings
+// fill: memory does not know that anybody waits. A warp's ring is its own: it frees a slot when its lanes have read it, and
+// one of them at once asks for the next pair of chunks to come there.
 #pragma once
 #include "llama/sizes.cuh"
 
 struct Stream {
   const Model& model;
-  char* ring;        // of this warp
+  char* ring;                // of this warp
   barrier* arrived;
-  int slot = 0;      // that is read next
+  int slot = 0;              // that is read next
   int parity = 0;
+  const unsigned stride;     // from a warp's number to its next
+  unsigned next, begun = 0;  // what is multiplied next: its number, and that of its matrix' first pair
 
-  // lane 0 alone: what is asked for next
-  int matrix, left;  // the matrix, and how many there are from it on
-  int pair = 0, end = 0, offset = 0, row_bytes = 0;
-  const char* base = nullptr;
+  // of the lane that asks: what is asked for next
+  unsigned asked, behind = 0;  // its number, and the first one behind its matrix
+  int matrix, left;            // the matrix, and how many there are from it on
+  int offset = 0, row_bytes = 0;
+  const char* row = nullptr;
 
   // The stream of `count` matrices from `first` on; behind the head comes the next token's first.
-  __device__ Stream(const Model& model, const Shared& shared, int first, int count) : model(model), matrix(first), left(count) {
+  __device__ Stream(const Model& model, const Shared& shared, int first, int count)
+      : model(model), stride(gridDim.x * WARPS), matrix(first), left(count) {
     const int warp = threadIdx.x / LANES;
     ring = shared.ring + warp * DEPTH * 2 * CHUNK;
     arrived = shared.arrived + warp * DEPTH;
-    if (threadIdx.x % LANES == 0) {
+    next = asked = warp * gridDim.x + blockIdx.x;
+    if (elected()) {
       for (int i = 0; i < DEPTH; ++i) barrier_init(arrived + i, 1);
       barrier_init_done();
+      behind = one_of(PAIRS, kind());
       enter();
       for (int i = 0; i < DEPTH; ++i) ask(i);
     }
     __syncwarp();
   }
 
-  // The first of this warp's pairs of the matrix, or of the next matrix that has one for it.
+  __device__ int kind() const { return matrix == MATRICES - 1 ? HEAD : matrix % 4; }
+
+  // Find the row that is asked for, in whichever matrix it is.
   __device__ void enter() {
-    for (; left > 0; --left, matrix = matrix + 1 == MATRICES ? 0 : matrix + 1) {
-      const int kind = matrix == MATRICES - 1 ? HEAD : matrix % 4, layer = kind == HEAD ? 0 : matrix / 4;
-      const Share share = share_of(PAIRS[kind]);
-      pair = share.first + threadIdx.x / LANES;
-      end = share.last;
-      row_bytes = WIDTH[kind] * WEIGHT_BYTES;
-      base = model.weights[kind] + (long long)layer * PAIRS[kind] * 2 * row_bytes;
-      offset = 0;
-      if (pair < end) return;
+    for (; (int)(asked - behind) >= 0; behind += one_of(PAIRS, kind())) {
+      if (--left == 0) return;
+      if (++matrix == MATRICES) matrix = 0;
     }
+    const int pairs = one_of(PAIRS, kind()), layer = kind() == HEAD ? 0 : matrix / 4;
+    row_bytes = one_of(WIDTH, kind()) * WEIGHT_BYTES;
+    row = model.weights[kind()] + ((long long)(layer + 1) * pairs - (int)(behind - asked)) * 2 * row_bytes;
+    offset = 0;
   }
 
   // Ask for the next two chunks, the same columns of both rows of a pair.
   __device__ void ask(int to) {
     if (left == 0) return;
     const int bytes = min(CHUNK, row_bytes - offset);
-    const char* from = base + (long long)pair * 2 * row_bytes + offset;
+    const char* from = row + offset;
     barrier_arrive_expecting(arrived + to, 2 * bytes);
     copy_bulk(ring + to * 2 * CHUNK, from, bytes, arrived + to);
     copy_bulk(ring + to * 2 * CHUNK + CHUNK, from + row_bytes, bytes, arrived + to);
     offset += CHUNK;
     if (offset < row_bytes) return;
-    offset = 0;
-    pair += WARPS;
-    if (pair < end) return;
-    --left;
-    matrix = matrix + 1 == MATRICES ? 0 : matrix + 1;
+    asked += stride;
     enter();
   }
+
+  // The next pair of this warp, counted from the first of the matrix that is multiplied: one behind its end is not in it.
+  __device__ int pair() const { return next - begun; }
+
+  // Go to the next matrix; the last had so many pairs.
+  __device__ void leave(int pairs) { begun += pairs; }
 
   // The products of the next pair of rows with each sequence's x, K wide: all lanes get them.
   //
@@ -81,7 +90,7 @@ struct Stream {
       multiply_chunk<CHUNK>(x, tile);
       x += CHUNK / WEIGHT_BYTES / WIDE;
     }
-    if (REST) multiply_chunk<REST>(x, tile);
+    if constexpr (REST > 0) multiply_chunk<REST>(x, tile);
     const int g = lane / 4;
     const bool diagonal = g / 2 == lane % 4;
     for (int b = 0; b < BATCH; ++b) {
@@ -90,6 +99,7 @@ struct Stream {
       if (FIXED)
         for (float& sum : sums[b]) sum *= units[b];
     }
+    next += stride;
   }
 
   __device__ static float value(const number (&tile)[DIGITS][4], int i) {
@@ -98,30 +108,34 @@ struct Stream {
 
   template <int BYTES>
   __device__ void multiply_chunk(const uint4* x, number (&tile)[BATCH][DIGITS][4]) {
-    constexpr int VECTORS = BYTES / VECTOR;
+    constexpr int VECTORS = BYTES / VECTOR, TURNS = (VECTORS + LANES - 1) / LANES;
     const int lane = threadIdx.x % LANES;
     barrier_wait(arrived + slot, parity);
     const uint4* first = (const uint4*)(ring + slot * 2 * CHUNK) + lane;
     const uint4* second = first + CHUNK / VECTOR;
+    // lanes behind the end multiply zeros: what lies there may be no number
+    const auto live = [&](int turn) { return (turn + 1) * LANES <= VECTORS || turn * LANES + lane < VECTORS; };
+    uint4 w0[TURNS], w1[TURNS];
     #pragma unroll
-    for (int i = 0; i < VECTORS; i += LANES) {
-      // lanes behind the end multiply zeros: what lies there may be no number
-      const bool live = i + LANES <= VECTORS || i + lane < VECTORS;
-      uint4 w0 = make_uint4(0, 0, 0, 0), w1 = w0;
-      if (live) { w0 = first[i]; w1 = second[i]; }
+    for (int i = 0; i < TURNS; ++i) {
+      w0[i] = w1[i] = make_uint4(0, 0, 0, 0);
+      if (live(i)) { w0[i] = first[i * LANES]; w1[i] = second[i * LANES]; }
+    }
+    // the slot has been read by all lanes: it can be filled again while they multiply
+    __syncwarp();
+    if (elected()) ask(slot);
+    if (++slot == DEPTH) { slot = 0; parity ^= 1; }
+    #pragma unroll
+    for (int i = 0; i < TURNS; ++i) {
       #pragma unroll
       for (int b = 0; b < BATCH; ++b) {
-        const uint4* there = x + b * X_VECTORS + i * (X_BLOCK / LANES);
+        const uint4* there = x + b * X_VECTORS + i * X_BLOCK;
         uint4 x0 = make_uint4(0, 0, 0, 0), x1 = x0;
-        if (live) x0 = there[0];
-        if (live && INT8) x1 = there[LANES];
-        multiply_vector(tile[b], w0, w1, x0, x1);
+        if (live(i)) x0 = there[0];
+        if (live(i) && INT8) x1 = there[LANES];
+        multiply_vector(tile[b], w0[i], w1[i], x0, x1);
       }
     }
-    // the slot has been read by all lanes: it can be filled again
-    __syncwarp();
-    if (lane == 0) ask(slot);
-    if (++slot == DEPTH) { slot = 0; parity ^= 1; }
   }
 
   __device__ static void multiply_vector(
