@@ -319,7 +319,8 @@ __device__ inline void gate_up(const Model& model, const Shared& shared, Stream&
 
 // ---- attention ----
 
-constexpr int AT_ONCE = GROUP == 1 ? 8 : 4;  // keys of a lane whose loads are on their way together
+// Keys of a lane whose loads are on their way together; for a Blackwell the compiler needs more registers for all else.
+constexpr int AT_ONCE = GROUP == 1 ? 8 : __CUDA_ARCH__ >= 1000 ? 2 : 4;
 constexpr int ITEMS = BATCH * HKV * SPLITS;  // splits of key heads, shared out over the blocks
 
 // A split of the keys of one key head, as one lane sees it.
