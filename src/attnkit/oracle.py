@@ -23,7 +23,7 @@ from typing import NamedTuple, Unpack
 
 import torch
 
-from attnkit.problem import Boolean, Documents, Mask, Options, Prefix, Varlen, Window
+from attnkit.problem import FP8, Boolean, Documents, Mask, Options, Prefix, Varlen, Window
 
 __all__ = [
     "Gradients",
@@ -39,6 +39,9 @@ __all__ = [
 
 BLOCK_ELEMENTS = 2**26  # scores of one block of rows: 512 MiB in float64
 FLOAT32 = torch.finfo(torch.float32).eps
+FP8_SUMS = 2.0**-13
+"""To what a Hopper's tensor cores know a sum of products in fp8: they keep about 14 bits of it (DeepSeek-AI,
+DeepSeek-V3 Technical Report, 2024, section 3.3.2)."""
 
 
 class Gradients(NamedTuple):
@@ -162,19 +165,21 @@ def uncertainty(
         dP         to                   eps · |dO||V|ᵀ         rowsum(P ∘ dP) to  eps · rowsum(P ∘ |dO||V|ᵀ)
         dS         to  P ∘ ( e (|dP| + |rowsum(P ∘ dP)|) + eps (|dO||V|ᵀ + rowsum(P ∘ |dO||V|ᵀ)) ) · |scale|
 
-    from where it goes on through the matrix products of out, dq, dk and dv with absolute values. A softcap multiplies
-    dS by 1 - t², t = tanh(S / softcap): t is known to eps · (1 + |Q||K|ᵀ · |scale| / softcap · (1 - t²)), and 1 - t² to
-    twice that. Inputs as for `gradients`.
+    from where it goes on through the matrix products of out, dq, dk and dv with absolute values. Scores of fp8 are
+    known to FP8_SUMS of |Q||K|ᵀ alone: no matter where they are small, but one of 500 is 500 ± 0.06. A softcap
+    multiplies dS by 1 - t², t = tanh(S / softcap): t is known to eps · (1 + |Q||K|ᵀ · |scale| / softcap · (1 - t²)),
+    and 1 - t² to twice that. Inputs as for `gradients`.
     """
     hkv, factor = k.shape[2], abs(default_scale(q, options["scale"]))
     dout = grouped(dout, hkv)
+    of_scores = FP8_SUMS if q.dtype == FP8 else FLOAT32
     q, k, v = heads_first(q, k, v)
     out, dq, dk, dv = torch.empty_like(dout), torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for rows in row_blocks(q, k):
         b_q, b_dout = q[..., rows, :], dout[..., rows, :]
         found = softmax(b_q, k, rows, q.shape[-2], options)
         weights, bend = found.weights, found.bend
-        exponent = rounding_of_exponents(b_q, k, found, factor)[..., None]
+        exponent = rounding_of_exponents(b_q, k, found, factor, of_scores)[..., None]
         dweights, sums = b_dout @ v.mT, b_dout.abs() @ v.abs().mT
         inner, inner_sums = ((weights * x).sum(-1, keepdim=True) for x in (dweights, sums))
         dscores = exponent * (dweights.abs() + inner.abs()) + FLOAT32 * (sums + inner_sums)
@@ -234,8 +239,10 @@ def inherited_by_sink(
 
 def of_a_rounded_out(out: torch.Tensor, dout: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return e of `inherited`, how far rowsum(dO ∘ O) of each row is off where O was stored in a dtype."""
-    out = out.where(out != out.to(dtype), 0.0)  # what the dtype has is stored as it is, as the v of a lone key
-    return (dout * out).square().sum(-1).sqrt() * torch.finfo(dtype).eps
+    info = torch.finfo(dtype)
+    spacing = out.abs().clamp(min=info.smallest_normal) * info.eps  # below it numbers lie no closer
+    spacing = spacing.where(out != out.to(dtype), 0.0)  # what the dtype has is stored as it is, as the v of a lone key
+    return (dout * spacing).square().sum(-1).sqrt()
 
 
 def of_rounded_weights(
@@ -316,13 +323,15 @@ def live(mask: Mask, i: torch.Tensor, j: torch.Tensor, own: torch.Tensor, sq: in
             return mask.drawn(sq, skv).to(j.device)[i, j]
 
 
-def rounding_of_exponents(b_q: torch.Tensor, k: torch.Tensor, found: Rows, factor: float) -> torch.Tensor:
-    """Return e of `uncertainty` for these rows [b, hkv, group, rows]."""
+def rounding_of_exponents(
+    b_q: torch.Tensor, k: torch.Tensor, found: Rows, factor: float, of_scores: float = FLOAT32
+) -> torch.Tensor:
+    """Return e of `uncertainty` for these rows [b, hkv, group, rows], with sums of products known to `of_scores`."""
     sizes = b_q.abs() @ k.abs().mT * factor
     sizes = sizes if found.bias is None else sizes + found.bias
     # the largest of the keys that have a weight: a row that sees none has 0, and an lse that is not finite
     largest = sizes.where(found.weights > 0, 0.0).amax(-1)
-    return FLOAT32 * (1 + found.lse.abs().where(found.lse.isfinite(), 0.0) + largest)
+    return FLOAT32 * (1 + found.lse.abs().where(found.lse.isfinite(), 0.0)) + of_scores * largest
 
 
 def by_head(x: torch.Tensor, b_q: torch.Tensor) -> torch.Tensor:

@@ -199,10 +199,11 @@ def test_what_a_softcap_makes_flat_inherits_nothing_and_what_it_leaves_alone_the
         assert float(found.max()) < 0.01 * float(error.max())
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_what_a_sink_inherits_of_a_rounded_out_is_as_large_as_what_rounding_does(dtype: Dtype) -> None:
+@pytest.mark.parametrize(("dtype", "size"), [("fp16", 1.0), ("bf16", 1.0), ("fp16", 1e-5)])
+def test_what_a_sink_inherits_of_a_rounded_out_is_as_large_as_what_rounding_does(dtype: Dtype, size: float) -> None:
     problem = Problem(b=2, hq=256, hkv=1, sq=20, d=8, dtype=dtype, mask="causal", sink=True)
     q, k, v, dout = problem.inputs("cpu")
+    v = v * size  # below the smallest normal number others lie no closer
     options = problem.options("cpu")
     out, lse = oracle.forward(q, k, v, **options)
     weight = (options["sink"].double()[:, None] - lse).exp()
@@ -212,6 +213,19 @@ def test_what_a_sink_inherits_of_a_rounded_out_is_as_large_as_what_rounding_does
     # eps is the distance of two numbers next to 1; rounding is uniform within half of it, or of less for other numbers
     ratio = float(errors.square().mean().sqrt() / inherited.square().mean().sqrt())
     assert 0.15 < ratio < 0.3
+
+
+def test_large_scores_of_fp8_are_open_by_what_tensor_cores_keep_of_a_sum() -> None:
+    def open_part(dtype: Dtype, scale: float) -> float:
+        problem = Problem(b=1, hq=1, sq=20, d=64, dtype=dtype)
+        q, k, v, dout = (x.to(torch.float8_e4m3fn) for x in problem.inputs("cpu"))
+        same = [x.to(problem.torch_dtype) for x in (q, k, v)]
+        found = oracle.uncertainty(*same, dout.float(), mask="full", scale=scale).out
+        return float((found / (oracle.forward(*same, mask="full", scale=scale)[0].abs() + 1e-3)).median())
+
+    assert open_part("fp8", 1.0) > 100 * open_part("bf16", 1.0)
+    # a softmax of ordinary scores is known far better than weights in e4m3 are
+    assert open_part("fp8", 1 / 8) < torch.finfo(torch.float8_e4m3fn).eps / 10
 
 
 def test_a_query_without_a_live_key_leaves_nothing_open() -> None:

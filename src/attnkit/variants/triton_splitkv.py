@@ -37,6 +37,8 @@ FORWARD_ONLY = "has no backward: it is made for decoding"
 MAX_D = 256
 MAX_ROWS = 128
 """Queries times the query heads of a key head: they are the rows of one tile."""
+MAX_ROWS_WIDE = 64
+"""The same of heads wider than 128 in float32, of which a tile of more does not fit."""
 MAX_SQ = 8
 
 
@@ -92,7 +94,8 @@ def attend(
     """Attention of the newest queries on a cache.
 
     Args:
-        q: ``[b, sq, hq, d]``, float16, bfloat16 or float32; sq at most 8, ``sq · hq / hkv`` at most 128, d at most 256.
+        q: ``[b, sq, hq, d]``, float16, bfloat16 or float32; sq at most 8, ``sq · hq / hkv`` at most 128, d at most 256;
+            in float32 with d over 128 ``sq · hq / hkv`` at most 64.
         k: ``[b, skv, hkv, d]``, or with a table ``[pages, page, hkv, d]``; query head h reads ``h // (hq // hkv)``.
         v: ``[b, skv, hkv, dv]``, or ``[pages, page, hkv, dv]``.
         lengths: ``[b]``, int32: how many keys a sequence has, the queries' own among them; skv unless given.
@@ -171,7 +174,7 @@ def _check(
     check_tensors(q, k, v, pages=True)
     b, sq, hq, d = q.shape
     hkv, dv = v.shape[2:]
-    if reason := _too_large(sq, hq // hkv, d, dv):
+    if reason := _too_large(q.dtype, sq, hq // hkv, d, dv):
         raise ValueError(reason)
     if table is None and k.shape[0] != b:
         raise ValueError(f"q and k must have one batch, got {b} and {k.shape[0]}: pages need a table")
@@ -190,12 +193,15 @@ def _check(
             raise ValueError(f"the workspace is too small: take Workspace.of({b}, {hkv}, {sq * hq // hkv}, {dv}, ...)")
 
 
-def _too_large(sq: int, group: int, d: int, dv: int) -> str | None:
+def _too_large(dtype: torch.dtype, sq: int, group: int, d: int, dv: int) -> str | None:
     """Say which size exceeds what a program can hold."""
     if sq > MAX_SQ:
         return f"sq must be at most {MAX_SQ}, got {sq}: take another variant for longer prompts"
     if sq * group > MAX_ROWS:
         return f"sq times the query heads of a key head must be at most {MAX_ROWS}, got {sq} x {group}"
+    if dtype == torch.float32 and max(d, dv) > 128 and sq * group > MAX_ROWS_WIDE:
+        most = f"at most {MAX_ROWS_WIDE} in float32 with heads wider than 128"
+        return f"sq times the query heads of a key head must be {most}, got {sq} x {group}: take 16 bits"
     if max(d, dv) > MAX_D:
         return f"d and dv must be at most {MAX_D}, got {d} and {dv}"
     return None
@@ -213,7 +219,7 @@ def attention(
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:
     """Say why this variant cannot compute a problem on a device."""
-    if reason := _too_large(problem.sq, problem.group, problem.d, problem.dv):
+    if reason := _too_large(problem.torch_dtype, problem.sq, problem.group, problem.d, problem.dv):
         return reason
     return triton_device.rejects(device, problem.torch_dtype)
 
