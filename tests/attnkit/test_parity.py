@@ -74,14 +74,13 @@ KEPT = [
 """What is tried before anything is drawn: planted bugs that few examples missed needed these."""
 
 FUZZED: list[tuple[str, Pass, Problem]] = [
-    # more rows and wider heads in float32 than shared memory had room for
-    ("triton_paged", "fwd", Problem(
-        b=3, hq=5, hkv=1, sq=8, skv=480, d=192, dtype="fp32", mask="causal", layout="padded",
-        cache=Cache((480, 480, 480), page=16),
-    )),
     # scores of some hundred, which a sum of fp8 products on a tensor core does not know to a hundredth
     ("triton_flash", "fwd", Problem(
         b=3, hq=3, hkv=1, sq=245, d=192, dtype="fp8", layout="broadcast", scale=1.0, magnitude=4.0
+    )),
+    # numbers that are products of two each, which are made of three in TF32
+    ("sdpa_efficient", "fwd+bwd", Problem(
+        b=1, hq=1, sq=1, skv=2, d=128, dtype="fp32", mask=Window(None, 7), layout="padded", scale=0.05, magnitude=0.25
     )),
     # out so small that the numbers of its dtype lie no closer: backward inherits that
     *((name, "fwd+bwd", Problem(
@@ -89,7 +88,7 @@ FUZZED: list[tuple[str, Pass, Problem]] = [
         scale=1.0, softcap=30.0, alibi=True, sink=True, magnitude=4.0,
     )) for name in ("triton_flash", "triton_fa1")),
 ]  # fmt: skip
-"""What the long fuzz found: kernels and rules that were wrong."""
+"""What the long fuzz found: rules that were wrong."""
 
 LIBRARIES = ("flash_attn", "flash_attn_3", "flash_attn_4", "flashinfer", "transformer_engine")
 OF_LIBRARIES = [
@@ -161,8 +160,11 @@ def law(way: Variant, pass_: Pass, device: torch.device, kind: Kind = "plain") -
 
 @pytest.mark.parametrize(("name", "pass_", "problem"), FUZZED, ids=[f"{name}-{p.name}" for name, _, p in FUZZED])
 def test_what_the_long_fuzz_once_found(name: str, pass_: Pass, problem: Problem, device: torch.device) -> None:
-    for seed in (2, 57, 484, 627, 826):  # of a GPU and of a CPU: each draws its own
-        hold(here(name), problem, device, pass_, seed)
+    way = here(name)
+    if reason := way.rejects(problem, device, pass_):
+        pytest.skip(reason)
+    for seed in (2, 57, 152, 570, 627, 826):  # of a GPU and of a CPU: each draws its own
+        hold(way, problem, device, pass_, seed)
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))

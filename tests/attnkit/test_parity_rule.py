@@ -17,7 +17,7 @@ from attnkit import parity as rule
 from attnkit.parity import Comparison, Parity, compare, examine, parity
 from attnkit.problem import DTYPES, TRAINED, Dtype, Inputs, Mask, Pass, Problem, dtype_of_out
 from attnkit.variant import Attention, Variant
-from attnkit.variants import naive
+from attnkit.variants import naive, sdpa
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 BLOCK = 16
@@ -399,3 +399,28 @@ def test_rounding_the_truth_once_has_a_ratio_of_at_most_one() -> None:
     assert once.open_error == once.max_error > 0
     assert once.ratio == 1.0
     assert compare("out", rounded, truth, rounded, nothing + 1.0).ratio == once.max_error
+
+
+def thrice_in_tf32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A product as CUTLASS makes one of float32: of the upper bits of each, and of these with the next of the other."""
+
+    def upper(x: torch.Tensor) -> torch.Tensor:
+        return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+    a_rest, b_rest = upper(a - upper(a)), upper(b - upper(b))
+    return upper(a) @ b_rest + a_rest @ upper(b) + upper(a) @ upper(b)
+
+
+def test_products_in_three_parts_are_known_less_of_and_a_variant_may_say_so() -> None:
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, mask: str, scale: float | None) -> torch.Tensor:
+        scores = thrice_in_tf32(q.transpose(1, 2), k.permute(0, 2, 3, 1)) * q.shape[-1] ** -0.5
+        return thrice_in_tf32(scores.softmax(-1), v.transpose(1, 2)).transpose(1, 2)
+
+    way = Variant("thrice", "", attention, lambda *_: None, lacks={})
+    problem = Problem(b=1, hq=1, sq=1, skv=2, d=128, dtype="fp32", magnitude=0.25)
+    found = [
+        [parity(some, problem, "cpu", "fwd", seed).ok for seed in range(40)]
+        for some in (way, dataclasses.replace(way, float32=sdpa.THRICE_TF32))
+    ]
+    assert not all(found[0])
+    assert all(found[1])

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Iterator
 from functools import partial
 
+import torch
+
 from attnkit.ahead.build import Binary, Build
 from attnkit.ahead.triton_compiler import absent, compile_kernel
 from attnkit.ahead.triton_flash import MASKS
-from attnkit.problem import TORCH_DTYPE
 from attnkit.variants.triton_splitkv_tiles import FEW_ROWS, HOPPER, split_form, whole_form
 
 __all__ = ["binary", "builds"]
@@ -17,15 +18,6 @@ __all__ = ["binary", "builds"]
 DS = (64, 128)
 ROWS = (1, 8, 32)
 """Query heads of a key head, which are the rows of a tile."""
-LARGE = (
-    ("fp32", 128, 64),
-    ("fp32", 128, 128),
-    ("fp32", 256, 8),
-    ("fp32", 256, 64),
-    ("bf16", 256, 64),
-    ("bf16", 256, 128),
-)
-"""What needs smaller tiles than others, to fit at all."""
 PAGES = (0, 16)
 """Keys a page; 0 is a cache without pages."""
 OPTIONAL = ("lower", "upper", "scale_cap", "cap_log2", "p_slope", "p_sink")
@@ -46,9 +38,6 @@ def builds(arch: int) -> Iterator[Build]:
     name = "triton_splitkv/decode/bf16-d128-rows8-page0-prefix"
     yield Build(name, arch, partial(binary, arch, "bf16", 128, 8, 0, "prefix"), absent)
     yield Build("triton_splitkv/decode/bf16-d256-rows8-page16", arch, partial(binary, arch, "bf16", 256, 8, 16), absent)
-    for dtype, d, rows in LARGE:
-        name = f"triton_splitkv/decode/{dtype}-d{d}-rows{rows}-page16"
-        yield Build(name, arch, partial(binary, arch, dtype, d, rows, 16), absent)
     for rows in ROWS[:2]:
         name = f"triton_splitkv/decode/fp16-d128-rows{rows}-page16"
         yield Build(name, arch, partial(binary, arch, "fp16", 128, rows, 16), absent)
@@ -64,8 +53,8 @@ def binary(
     """Compile it, plain or with all that modifies scores, for keys split or whole; a boolean mask has no lengths."""
     from attnkit.variants.triton_splitkv_kernel import splitkv_kernel, tiles
 
-    form = whole_form(TORCH_DTYPE[dtype], rows, d, d, arch // 10) if whole else None
-    form = form or split_form(TORCH_DTYPE[dtype], rows, d, d)
+    form = whole_form(torch.bfloat16, rows, d, d, arch // 10) if whole else None
+    form = form or split_form(torch.bfloat16, rows, d, d)
     constants: dict[str, object] = tiles(form, 1, rows, d, d) | {
         "PAGE": page, "MASK": mask, "HAS_LENGTHS": mask != "boolean", "PRECISION": "ieee",
         "APART": form.apart, "EARLY": form.apart and arch >= 90,

@@ -187,15 +187,19 @@ def torch_rejects(backend: SDPBackend, problem: Problem, device: torch.device, p
     return f"torch {torch.__version__}: {reasons or 'its dispatcher does not take these sizes'}"
 
 
-def of(name: str, backend: SDPBackend, summary: str) -> Variant:
+def of(name: str, backend: SDPBackend, summary: str, float32: float = 1.0) -> Variant:
     """Return the variant of one backend."""
     call, limits = functools.partial(attention, backend), functools.partial(rejects, backend)
-    return Variant(name, summary, call, limits, lacks=LACKS[backend])
+    return Variant(name, summary, call, limits, lacks=LACKS[backend], float32=float32)
+
+
+THRICE_TF32 = 8.0
+"""A float32 product made of three in TF32 (CUTLASS's OpMultiplyAddFastF32) is known to 2⁻²⁰, one by itself to 2⁻²³."""
 
 
 VARIANTS: tuple[Variant, ...] = (
     of("sdpa_math", MATH, "torch's SDPA, materialised; 16-bit inputs are computed in fp32"),
-    of("sdpa_efficient", EFFICIENT, "torch's SDPA, memory-efficient CUTLASS kernels"),
+    of("sdpa_efficient", EFFICIENT, "torch's SDPA, memory-efficient CUTLASS kernels", THRICE_TF32),
     of("sdpa_flash", FLASH, "torch's SDPA, FlashAttention-2; on the CPU torch's own flash kernel"),
     of("sdpa_cudnn", CUDNN, "torch's SDPA, cuDNN's fused attention"),
 )

@@ -37,8 +37,8 @@ FORWARD_ONLY = "has no backward: it is made for decoding"
 MAX_D = 256
 MAX_ROWS = 128
 """Queries times the query heads of a key head: they are the rows of one tile."""
-MAX_ROWS_WIDE = 64
-"""The same of heads wider than 128 in float32, of which a tile of more does not fit."""
+MAX_ROWS_WIDE = 16
+"""The same of heads wider than 128 in float32: more rows would not fit, or be in memory and not in registers."""
 MAX_SQ = 8
 
 
@@ -95,7 +95,7 @@ def attend(
 
     Args:
         q: ``[b, sq, hq, d]``, float16, bfloat16 or float32; sq at most 8, ``sq · hq / hkv`` at most 128, d at most 256;
-            in float32 with d over 128 ``sq · hq / hkv`` at most 64.
+            in float32 with d over 128 ``sq · hq / hkv`` at most 16.
         k: ``[b, skv, hkv, d]``, or with a table ``[pages, page, hkv, d]``; query head h reads ``h // (hq // hkv)``.
         v: ``[b, skv, hkv, dv]``, or ``[pages, page, hkv, dv]``.
         lengths: ``[b]``, int32: how many keys a sequence has, the queries' own among them; skv unless given.

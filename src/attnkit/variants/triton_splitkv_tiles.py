@@ -42,16 +42,9 @@ def split_form(dtype: torch.dtype, rows: int, d: int, dv: int) -> Form:
     """The form where keys are split, for a dtype, rows of a tile and head dims.
 
     Wide heads leave less room for tiles in flight, and many queries are loaded once. One program that combines all rows
-    of a key head takes longer than a second kernel with a program for each. What is large (many rows, wide heads,
-    float32) has smaller tiles and more warps: it must fit 99 KiB of shared memory and its warps' registers.
+    of a key head takes longer than a second kernel with a program for each.
     """
-    few, wide = rows <= FEW_ROWS, max(d, dv) > 128
-    if dtype == torch.float32 and (wide or not few):
-        return Form(block_n=16, warps=4 if few else 8, stages=2 if few else 1, again=few)
-    if wide and rows > 2 * FEW_ROWS:
-        return Form(block_n=32, warps=8, stages=2 if rows <= 4 * FEW_ROWS else 1, again=False)
-    warps = 4 if rows <= 4 * FEW_ROWS else 8
-    return Form(warps=warps, stages=2 if _wide(dtype, d, dv) else 3, again=few)
+    return Form(stages=2 if _wide(dtype, d, dv) else 3, again=rows <= FEW_ROWS)
 
 
 def whole_form(dtype: torch.dtype, rows: int, d: int, dv: int, arch: int) -> Form | None:
