@@ -166,9 +166,9 @@ def uncertainty(
         dS         to  P ∘ ( e (|dP| + |rowsum(P ∘ dP)|) + eps (|dO||V|ᵀ + rowsum(P ∘ |dO||V|ᵀ)) ) · |scale|
 
     from where it goes on through the matrix products of out, dq, dk and dv with absolute values. Scores of fp8 are
-    known to FP8_SUMS of |Q||K|ᵀ alone: no matter where they are small, but one of 500 is 500 ± 0.06. A softcap
-    multiplies dS by 1 - t², t = tanh(S / softcap): t is known to eps · (1 + |Q||K|ᵀ · |scale| / softcap · (1 - t²)),
-    and 1 - t² to twice that. Inputs as for `gradients`.
+    known to FP8_SUMS of |Q||K|ᵀ alone: no matter where that is small, but where it is 500 they are known to 0.06. A
+    softcap multiplies dS by 1 - t², t = tanh(S / softcap): t is known to
+    eps · (1 + |Q||K|ᵀ · |scale| / softcap · (1 - t²)), and 1 - t² to twice that. Inputs as for `gradients`.
     """
     hkv, factor = k.shape[2], abs(default_scale(q, options["scale"]))
     dout = grouped(dout, hkv)
@@ -241,6 +241,7 @@ def of_a_rounded_out(out: torch.Tensor, dout: torch.Tensor, dtype: torch.dtype) 
     """Return e of `inherited`, how far rowsum(dO ∘ O) of each row is off where O was stored in a dtype."""
     info = torch.finfo(dtype)
     spacing = out.abs().clamp(min=info.smallest_normal) * info.eps  # below it numbers lie no closer
+    spacing = torch.minimum(spacing, 2 * out.abs())  # what is smaller still becomes 0
     spacing = spacing.where(out != out.to(dtype), 0.0)  # what the dtype has is stored as it is, as the v of a lone key
     return (dout * spacing).square().sum(-1).sqrt()
 
@@ -327,11 +328,11 @@ def rounding_of_exponents(
     b_q: torch.Tensor, k: torch.Tensor, found: Rows, factor: float, of_scores: float = FLOAT32
 ) -> torch.Tensor:
     """Return e of `uncertainty` for these rows [b, hkv, group, rows], with sums of products known to `of_scores`."""
-    sizes = b_q.abs() @ k.abs().mT * factor
-    sizes = sizes if found.bias is None else sizes + found.bias
+    sizes = b_q.abs() @ k.abs().mT * (of_scores * factor)
+    sizes = sizes if found.bias is None else sizes + FLOAT32 * found.bias
     # the largest of the keys that have a weight: a row that sees none has 0, and an lse that is not finite
     largest = sizes.where(found.weights > 0, 0.0).amax(-1)
-    return FLOAT32 * (1 + found.lse.abs().where(found.lse.isfinite(), 0.0)) + of_scores * largest
+    return FLOAT32 * (1 + found.lse.abs().where(found.lse.isfinite(), 0.0)) + largest
 
 
 def by_head(x: torch.Tensor, b_q: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ r and u carry the rule where the naive computation happens to be exact. With one
 less itself, 0 to the last bit, where FlashAttention subtracts two sums of the same numbers. And a score of size 50 in
 float32 is known to 6e-6, which is the relative error of an exp of it; a softmax has it in numerator and denominator,
 while a backward that makes P again from the log-sum-exp has not. In 16 bits u is small beside the rest. A library that
-makes a float32 product of three in TF32 knows less of it: `Variant.float32` times u counts.
+makes a float32 product of three in TF32 knows less of it: `Variant.blur` times u counts.
 
 FlashAttention's backward also inherits the rounding of out, and with few keys that may be worse than anything the naive
 computation does: for dq, dk and dsink the larger of naive's and the oracle's `inherited` counts, in the maximum and in
@@ -202,10 +202,10 @@ def parity(
     del inputs
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what is kept below must not pin the blocks that the next case will want whole
-    left_open = variant.float32 if problem.dtype == "fp32" else 1.0
+    blur = variant.blur if problem.dtype == "fp32" else 1.0
     whole = problem.b * problem.hkv == 1 or problem.b * problem.hq * problem.sq * problem.skv <= WHOLE
     if whole:
-        return Parity(_comparisons(got, _expected(asked, None, device, pass_, seed), left_open))
+        return Parity(_comparisons(got, _expected(asked, None, device, pass_, seed), blur))
     corners = {(problem.b - 1, problem.hkv - 1)}
     choice = random.Random(f"{seed} {problem.name}")
     corners.add((choice.randrange(problem.b), choice.randrange(problem.hkv)))
@@ -218,7 +218,7 @@ def parity(
             for name, x in got.items()
             if name not in SUMMED_OVER_BATCHES
         }
-        comparisons += _comparisons(got_part, _expected(asked, (batch, head), device, pass_, seed), left_open)
+        comparisons += _comparisons(got_part, _expected(asked, (batch, head), device, pass_, seed), blur)
     found = {c.name: c for c in comparisons}
     for name, x in got.items():
         # of a tile that nobody wrote the poison is left, wherever it is
@@ -230,7 +230,7 @@ def parity(
     return Parity(tuple(comparisons))
 
 
-def examine(attention: Attention, inputs: Inputs, options: Options, pass_: Pass) -> Parity:
+def examine(attention: Attention, inputs: Inputs, options: Options, pass_: Pass, blur: float = 1.0) -> Parity:
     """Compute attention of given inputs, which lie in memory as they like, and hold all of the result to the oracle.
 
     Args:
@@ -238,15 +238,16 @@ def examine(attention: Attention, inputs: Inputs, options: Options, pass_: Pass)
         inputs: Small ones. They are not written to.
         options: What attention is called with beside them; a sink is trained unless the pass is ``fwd``.
         pass_: As for `parity`.
+        blur: That of the variant (`Variant.blur`).
     """
-    trained = pass_ != "fwd"
+    trained, blur = pass_ != "fwd", blur if inputs.q.dtype == torch.float32 else 1.0
     q, k, v = (x.detach().requires_grad_(trained) for x in inputs[:3])
     if "sink" in options:
         options = options.copy()
         options["sink"] = options["sink"].detach().requires_grad_(trained)
     with _poisoned(inputs):
         got = _compute(attention, Inputs(q, k, v, inputs.dout), options, pass_)
-    return Parity(_comparisons(got, _true(Inputs(*(x.detach().clone() for x in inputs)), options, pass_)))
+    return Parity(_comparisons(got, _true(Inputs(*(x.detach().clone() for x in inputs)), options, pass_), blur))
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,14 +301,14 @@ def _by_chance(errors: torch.Tensor) -> torch.Tensor:
     return errors * rows.square().sum().sqrt() / rows.sum()
 
 
-def _comparisons(got: dict[str, torch.Tensor], expected: _Expected, left_open: float = 1.0) -> tuple[Comparison, ...]:
+def _comparisons(got: dict[str, torch.Tensor], expected: _Expected, blur: float = 1.0) -> tuple[Comparison, ...]:
     return tuple(
         compare(
             name,
             got[name],
             expected.truth[name],
             expected.yardstick[name],
-            left_open * expected.uncertainty[name],
+            blur * expected.uncertainty[name],
             expected.heads[name],
             expected.inherited.get(name),
         )

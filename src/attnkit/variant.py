@@ -117,7 +117,7 @@ class Variant:
         absent: Why the variant is not here at all (a package is missing: which, and what to do), or None.
         lacks: Features that no size and no device makes it do, each with the reason; all of them unless given.
         forward_only: Why no size and no device gives it a backward; empty if it has one.
-        float32: How many times as far as float32 leaves it open a result of float32 inputs may be off: more than 1
+        blur: How many times as far as float32 leaves it open a result of float32 inputs may be off: more than 1
             where a product of two of them is made of several in TF32.
     """
 
@@ -128,7 +128,7 @@ class Variant:
     absent: Callable[[], str | None] = here
     lacks: Mapping[Feature, str] = field(default_factory=none_of_them, hash=False)
     forward_only: str = ""
-    float32: float = 1.0
+    blur: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rejects", functools.partial(rejects, self.lacks, self.forward_only, self.rejects))

@@ -96,7 +96,7 @@ def agree(
     way = able(name, problem, device, pass_)
     inputs = problem.inputs(device) if inputs is None else inputs
     options = problem.options(device) if options is None else options
-    found = examine(way.attention, inputs, options, pass_)
+    found = examine(way.attention, inputs, options, pass_, way.blur)
     assert found.ok, f"{name} at {problem.name}: {'; '.join(found.failures)}"
 
 
@@ -313,7 +313,7 @@ def test_more_than_int32_counts_is_computed(name: str, kind: str, device: torch.
             # are off by more than the rule allows, which says nothing of offsets
             if problem.sq > 2**20:
                 inputs.dout[:, torch.arange(problem.sq, device=device) % 1024 != 0] = 0
-            found = examine(way.attention, inputs, problem.options(device), pass_)
+            found = examine(way.attention, inputs, problem.options(device), pass_, way.blur)
     except torch.cuda.OutOfMemoryError:
         pytest.skip("out of memory")
     finally:

@@ -224,6 +224,13 @@ def test_large_scores_of_fp8_are_open_by_what_tensor_cores_keep_of_a_sum() -> No
         return float((found / (oracle.forward(*same, mask="full", scale=scale)[0].abs() + 1e-3)).median())
 
     assert open_part("fp8", 1.0) > 100 * open_part("bf16", 1.0)
+    # a distance is no product: it is added in float32
+    q, k, v, dout = (x.to(torch.float8_e4m3fn) for x in Problem(b=1, hq=1, sq=4, skv=600, d=16).inputs("cpu"))
+    with_bias, without = (
+        oracle.uncertainty(q, k, v, dout.float(), mask="causal", scale=None, **bias).out
+        for bias in ({"alibi": torch.ones(1)}, {})
+    )
+    assert float(with_bias.max()) < 3 * float(without.max())
     # a softmax of ordinary scores is known far better than weights in e4m3 are
     assert open_part("fp8", 1 / 8) < torch.finfo(torch.float8_e4m3fn).eps / 10
 

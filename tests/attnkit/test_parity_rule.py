@@ -420,7 +420,7 @@ def test_products_in_three_parts_are_known_less_of_and_a_variant_may_say_so() ->
     problem = Problem(b=1, hq=1, sq=1, skv=2, d=128, dtype="fp32", magnitude=0.25)
     found = [
         [parity(some, problem, "cpu", "fwd", seed).ok for seed in range(40)]
-        for some in (way, dataclasses.replace(way, float32=sdpa.THRICE_TF32))
+        for some in (way, dataclasses.replace(way, blur=sdpa.THRICE_TF32))
     ]
     assert not all(found[0])
     assert all(found[1])

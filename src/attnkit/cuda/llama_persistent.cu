@@ -34,7 +34,7 @@ decode(const Model model, const int count, const Sampling sampling) {
   for (int b = 0; b < BATCH; ++b) token[b] = fresh(model.tokens + b * (CAPACITY + 1) + position);
 
   for (int i = 0; i < count; ++i, ++position) {
-    // of the residual stream each block begins the part that it alone will add to
+    // each block begins a part of the residual stream; before anybody adds to it all blocks have met
     const Share share = share_of(HIDDEN / 2);
     for (int b = 0; b < BATCH; ++b)
       for (int at = 2 * share.first + threadIdx.x; at < 2 * share.last; at += THREADS)

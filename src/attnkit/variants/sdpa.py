@@ -187,10 +187,10 @@ def torch_rejects(backend: SDPBackend, problem: Problem, device: torch.device, p
     return f"torch {torch.__version__}: {reasons or 'its dispatcher does not take these sizes'}"
 
 
-def of(name: str, backend: SDPBackend, summary: str, float32: float = 1.0) -> Variant:
+def of(name: str, backend: SDPBackend, summary: str, blur: float = 1.0) -> Variant:
     """Return the variant of one backend."""
     call, limits = functools.partial(attention, backend), functools.partial(rejects, backend)
-    return Variant(name, summary, call, limits, lacks=LACKS[backend], float32=float32)
+    return Variant(name, summary, call, limits, lacks=LACKS[backend], blur=blur)
 
 
 THRICE_TF32 = 8.0

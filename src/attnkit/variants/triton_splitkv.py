@@ -199,11 +199,11 @@ def _too_large(dtype: torch.dtype, sq: int, group: int, d: int, dv: int) -> str 
         return f"sq must be at most {MAX_SQ}, got {sq}: take another variant for longer prompts"
     if sq * group > MAX_ROWS:
         return f"sq times the query heads of a key head must be at most {MAX_ROWS}, got {sq} x {group}"
+    if max(d, dv) > MAX_D:
+        return f"d and dv must be at most {MAX_D}, got {d} and {dv}"
     if dtype == torch.float32 and max(d, dv) > 128 and sq * group > MAX_ROWS_WIDE:
         most = f"at most {MAX_ROWS_WIDE} in float32 with heads wider than 128"
         return f"sq times the query heads of a key head must be {most}, got {sq} x {group}: take 16 bits"
-    if max(d, dv) > MAX_D:
-        return f"d and dv must be at most {MAX_D}, got {d} and {dv}"
     return None
 
 

@@ -167,7 +167,10 @@ inline std::string run(int grid, int block, int shared_bytes, unsigned seed, std
 inline void __syncwarp() { host::meet(1 + host::warp(), 32); }
 inline void __syncthreads() { host::meet(0, host::threads); }
 
-inline bool elected() { return threadIdx.x % 32 == 0; }
+inline bool elected() {
+  host::meet(1 + host::warp(), 32);  // all lanes must ask
+  return threadIdx.x % 32 == 0;
+}
 
 inline void barrier_init(barrier* b, int arrivals) {
   if (arrivals != 1) host::fail("barriers of one arrival are all that is known here");

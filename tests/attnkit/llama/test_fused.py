@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ NAIVE = naive.VARIANT.attention
 BASE = Config(hidden=64, intermediate=96, layers=2, hq=4, vocab=50, positions=64, epsilon=0.1)
 SMALL = Form(warps=2, chunk=512, depth=3)
 FIXED = dataclasses.replace(SMALL, fixed=True)
+LONE = dataclasses.replace(SMALL, depth=1)
 
 
 def fused(
@@ -100,10 +102,11 @@ def test_sampled_text_is_that_of_the_reference(launch: Launch) -> None:
         assert torch.equal(ours.tokens[:, position + 1].long(), expected)
 
 
-def test_several_tokens_of_one_launch_are_those_of_several_launches() -> None:
+@pytest.mark.parametrize(("batch", "options"), [(1, {}), (2, {"int8": True, "form": FIXED}), (1, {"form": LONE})])
+def test_several_tokens_of_one_launch_are_those_of_several_launches(batch: int, options: dict[str, Any]) -> None:
     weights = Weights.random(BASE, seed=4)
-    prompt = text(BASE, 1, 3)
-    one, many = fused(weights, 1, "persistent"), fused(weights, 1, "persistent")
+    prompt = text(BASE, batch, 3)
+    one, many = (fused(weights, batch, "persistent", **options) for _ in range(2))
     expected = generate(one, prompt, 6)
     many.prefill(prompt)
     many._run("decode", 5, together=True)
@@ -112,7 +115,7 @@ def test_several_tokens_of_one_launch_are_those_of_several_launches() -> None:
     assert torch.equal(many.k_cache, one.k_cache)
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 5])
+@pytest.mark.parametrize("blocks", [1, 2, 5, 20])
 def test_any_number_of_blocks_gives_the_same_text(blocks: int) -> None:
     weights = Weights.random(BASE, seed=5)
     prompt = text(BASE, 1, 5)

@@ -43,7 +43,7 @@ __device__ inline unsigned hear(const unsigned* counter) {
   return value;
 }
 
-// a / b, but for the last bits.
+// a / b, but for the last bits, and 0 where b is beyond 2^126.
 __device__ inline float quotient(float a, float b) { return __fdividef(a, b); }
 
 __device__ inline float as_float(word bits) { return __uint_as_float(bits); }
