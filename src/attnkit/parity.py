@@ -75,7 +75,7 @@ class Comparison:
         naive_max_error: The naive computation's largest error, or the inherited one where that is larger.
         naive_mean_error: The same in the mean.
         failures: A sentence for each part of the rule that is broken.
-        open_error: Largest error that rounding the truth once makes, or that sums in float32 leave open.
+        open_error: Largest error that rounding the truth once makes, or that sums in float32 leave open to the variant.
     """
 
     name: str

@@ -215,6 +215,11 @@ def test_what_a_sink_inherits_of_a_rounded_out_is_as_large_as_what_rounding_does
     assert 0.15 < ratio < 0.3
 
 
+def test_an_out_that_a_dtype_has_no_number_for_is_off_by_itself() -> None:
+    out, dout = torch.full((1, 8), 1e-12, dtype=torch.float64), torch.ones(1, 8, dtype=torch.float64)
+    assert 1e-12 < float(oracle.of_a_rounded_out(out, dout, torch.float16)) < 1e-11
+
+
 def test_large_scores_of_fp8_are_open_by_what_tensor_cores_keep_of_a_sum() -> None:
     def open_part(dtype: Dtype, scale: float) -> float:
         problem = Problem(b=1, hq=1, sq=20, d=64, dtype=dtype)
