@@ -17,7 +17,7 @@ __all__ = ["SUITES", "Lineup", "Suite", "decoding", "lineups"]
 Suite = Literal["default", "full"]
 SUITES: tuple[Suite, ...] = ("default", "full")
 
-TIMED_ELSEWHERE = ("triton_fa1", "triton_splitkv", "triton_paged")  # in decoding
+TIMED_ELSEWHERE = ("triton_fa1", "triton_splitkv", "triton_paged")  # as a rung of the Llama ladder, and in decoding
 EVERY = tuple(variant.name for variant in TABLE if variant.name not in TIMED_ELSEWHERE)
 LIBRARIES = ("flash_attn", "flash_attn_3", "flash_attn_4", "flashinfer", "transformer_engine")
 FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", *LIBRARIES)

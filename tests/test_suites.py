@@ -18,6 +18,7 @@ from attnkit.variants import variant
 from perf import test_decode
 from perf.test_linear import Case, compared
 from perf.test_llama import cases
+from perfgate.gate import Exit
 
 ROOT = Path(__file__).parents[1]
 COLLECT = """
@@ -29,13 +30,17 @@ for words in json.loads(sys.argv[1]):
     print("ended with", int(code), flush=True)
 """
 
+ENV = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])),
+    "PYTEST_PLUGINS": "perfgate.plugin",
+}
+
 
 def collected(*calls: list[str]) -> list[list[str]]:
     """What pytest collects for each of these arguments; in one process, for its imports take longer."""
-    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-c", COLLECT, json.dumps(calls)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ended with 0\n") == len(calls), done.stdout + done.stderr
     found = done.stdout.split("ended with 0\n")[:-1]
@@ -55,6 +60,21 @@ def test_a_model_of_billions_is_timed_when_it_is_asked_for() -> None:
     # a peer may make every later kernel start later
     alone = [n for n, case in enumerate(file) if "test_kernels_alone" in case]
     assert max(alone) < min(n for n, case in enumerate(file) if "test_decoding" in case)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--perf-suite=nope"], "error: argument --perf-suite: invalid choice: 'nope' (choose from "),
+        (["perf/nowhere.py"], "ERROR: file or directory not found: perf/nowhere.py"),
+    ],
+)
+def test_a_suite_that_is_not_there_is_one_clear_line(words: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "pytest", "perf", *words]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, check=False)
+    assert done.returncode == Exit.USAGE
+    assert said in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_peers_that_take_long_to_start_are_timed_in_the_full_suite() -> None:

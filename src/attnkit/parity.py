@@ -69,7 +69,7 @@ class Comparison:
     """One tensor held against the truth.
 
     Attributes:
-        name: ``out``, ``dq``, ``dk`` or ``dv``.
+        name: ``out``, ``dq``, ``dk``, ``dv`` or ``dsink``.
         max_error: Largest absolute error.
         mean_error: Mean absolute error.
         naive_max_error: The naive computation's largest error, or the inherited one where that is larger.
@@ -130,7 +130,7 @@ def compare(
     """Hold one tensor against the truth by the rule above.
 
     Args:
-        name: ``out``, ``dq``, ``dk`` or ``dv``; gradients are allowed a larger maximum.
+        name: ``out``, ``dq``, ``dk``, ``dv`` or ``dsink``; gradients are allowed a larger maximum.
         got: What the variant computed.
         truth: The oracle's, in float64, of the same shape.
         yardstick: What the naive computation made of the same inputs, in the dtype that `got` must have.
@@ -179,7 +179,7 @@ def compare(
 def parity(
     variant: Variant, problem: Problem, device: torch.device | str, pass_: Pass, seed: int = 0, *, poison: bool = True
 ) -> Parity:
-    """Compute a problem by a variant and hold the result against the oracle: out, and but for ``fwd`` dq, dk and dv.
+    """Compute a problem by a variant and hold the result against the oracle: out, and but for ``fwd`` gradients.
 
     Args:
         variant: What is on trial; it must not reject the problem.

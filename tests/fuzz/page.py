@@ -1,4 +1,8 @@
-"""The long fuzz as a page in Markdown: ``python -m tests.fuzz.page FILE > docs/parity.md``."""
+"""The long fuzz as a page in Markdown: ``python -m tests.fuzz.page FILE > docs/parity.md``.
+
+In place of the file that a run writes in the end, fuzz.json, the folder that it fills on the way will do:
+fuzz/ beside it, of a run that was killed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.summary import LIMITS, OURS
+from tests.fuzz.summary import LIMITS, OURS, of_folder
 
 __all__ = ["page"]
 
@@ -100,12 +104,12 @@ def failure(entry: dict[str, Any], device: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the page of a file."""
+    """Print the page of a file or a folder."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.page", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("file", type=Path, metavar="FILE", help="what python -m tests.fuzz wrote")
+    parser.add_argument("file", type=Path, metavar="FILE", help="what python -m tests.fuzz wrote, or its folder")
     file = parser.parse_args(arguments).file
     try:
-        text = page(json.loads(file.read_text(encoding="utf-8")))
+        text = page(of_folder(file) if file.is_dir() else json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.error(f"FILE must be what python -m tests.fuzz wrote, got {file} ({type(error).__name__}: {error})")
     print(text)

@@ -19,7 +19,10 @@ import torch
 from tests.fuzz.draw import Share
 from tests.fuzz.trial import DONE, LOST
 
-__all__ = ["run"]
+__all__ = ["BEGAN", "left", "run"]
+
+BEGAN = "run.json"
+"""What a run was asked for and where, in the folder of its shares."""
 
 GRACE = 120.0
 """Seconds that a process has for its last trial when its time has come: the slowest compilation takes a fraction."""
@@ -38,6 +41,11 @@ def run(shares: Sequence[Share], seconds: float, folder: Path, *, resume: bool =
     with ThreadPoolExecutor(len(shares)) as pool:
         found = pool.map(lambda share: finished(share, until, folder, resume), shares)
         return [record for records in found for record in records]
+
+
+def left(folder: Path) -> list[dict[str, Any]]:
+    """Read what the processes of a run left in its folder, also of one that was killed."""
+    return [record for file in sorted(folder.glob("share*.jsonl")) for record in records(file)]
 
 
 def finished(share: Share, until: float, folder: Path, resume: bool) -> list[dict[str, Any]]:
@@ -85,9 +93,11 @@ def drop_unanswered(file: Path) -> None:
 
 
 def records(file: Path) -> list[dict[str, Any]]:
-    """Read trials, each of a line before and one behind; the last may have the first alone."""
+    """Read trials, each of a line before and one behind; the last may have the first alone, or a piece of a line."""
     found: list[dict[str, Any]] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
         read = json.loads(line)
         if "number" in read:
             found.append(read)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,25 @@ import torch
 import perfgate.environment
 import perfgate.gpu
 from attnkit.variants import TABLE
+from tests.fuzz import shares
 
-__all__ = ["LIMITS", "OURS", "commit", "summary"]
+__all__ = ["LIMITS", "OURS", "commit", "environment", "of_folder", "summary"]
 
 OURS = ("triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv", "triton_paged")
 LIMITS = {"fwd": 1.2, "bwd": 1.5}
 """What the 99th percentile of ours may be."""
 
 
-def summary(records: Sequence[dict[str, Any]], commit: str | None, **run: Any) -> dict[str, Any]:
+def of_folder(folder: Path) -> dict[str, Any]:
+    """Return what a run left in the folder of its shares, also if it was killed."""
+    began = json.loads((folder / shares.BEGAN).read_text(encoding="utf-8"))
+    run = {name: value for name, value in began.items() if name not in ("variants", "commit", "environment")}
+    return summary(shares.left(folder), began["commit"], began["environment"], **run)
+
+
+def summary(
+    records: Sequence[dict[str, Any]], commit: str | None, environment: Mapping[str, Any], **run: Any
+) -> dict[str, Any]:
     """Return all of it; `run` is what was asked for, `commit` of which sources.
 
     Out is of forward, whichever pass computed it; all else of backward.
@@ -31,11 +42,12 @@ def summary(records: Sequence[dict[str, Any]], commit: str | None, **run: Any) -
     counts = Counter((record["variant"], record["pass"]) for record in done)
     failed = Counter((record["variant"], record["pass"]) for record in done if record["failures"])
     order = {way.name: n for n, way in enumerate(TABLE)}
+    never = [way for way in TABLE if way.name not in {variant for variant, _ in counts}]
     return {
         "run": run,
         "commit": commit,
-        "environment": environment(),
-        "absent": {way.name: way.absent() for way in TABLE if way.absent()},
+        "environment": dict(environment),
+        "absent": {way.name: reason for way in never if (reason := way.absent())},
         "problems": len(done),
         "drawn": len({record["problem"] for record in done}),
         "counts": [

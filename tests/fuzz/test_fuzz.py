@@ -213,7 +213,16 @@ def record(variant: str, pass_: str, ratios: dict[str, float], failures: tuple[s
     }
 
 
-RUN = {"problems": 100, "longest": 24, "processes": 1, "seed": 0, "draws": 5, "enough": 77, "device": "cpu"}
+RUN: dict[str, Any] = {
+    "environment": {"device": "a device", "versions": {"torch": "2"}},
+    "problems": 100,
+    "longest": 24,
+    "processes": 1,
+    "seed": 0,
+    "draws": 5,
+    "enough": 77,
+    "device": "cpu",
+}
 
 
 @pytest.mark.parametrize(("ratio", "flagged"), [(LIMITS["fwd"], False), (LIMITS["fwd"] + 0.01, True)])
@@ -271,6 +280,33 @@ def test_the_command_computes_what_was_asked_for_and_writes_it_down(
     able = {name for name in ("naive", "sdpa_math", "triton_flash") if variant(name).absent() is None}
     assert {row["variant"] for row in found["counts"]} == able
     assert capsys.readouterr().out.startswith(page.page(found))
+
+
+def test_errors_over_the_limit_are_an_exit_code_once_they_are_no_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(records: int) -> int:
+        found = [record("triton_flash", "fwd", {"out": LIMITS["fwd"] + 0.01})] * records
+        monkeypatch.setattr(shares, "run", lambda *_, **__: found)
+        return command.main([f"--problems={records}", f"--out={tmp_path / 'fuzz.json'}"])
+
+    assert (run(99), run(100)) == (0, 1)
+
+
+def test_a_page_is_made_of_what_a_killed_run_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, folder = tmp_path / "fuzz.json", tmp_path / "fuzz"
+    assert command.main(["--problems=12", "--processes=1", "--variants=naive,sdpa_math", f"--out={out}"]) == 0
+    whole = json.loads(out.read_text())
+    capsys.readouterr()
+    page.main([str(folder)])
+    assert capsys.readouterr().out == page.page(whole) + "\n"
+    lines = folder / "share0.jsonl"
+    *kept, begun = lines.read_text().splitlines(keepends=True)[:9]  # 4 trials, and one that did not end
+    lines.write_text("".join(kept) + begun + '{"failures": [')
+    page.main([str(folder)])
+    said = capsys.readouterr().out
+    assert "**4 problems, 0 failures.**" in said
+    assert "12 were asked for; the time was over before." in said
 
 
 def test_a_run_whose_time_was_over_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

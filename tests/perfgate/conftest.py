@@ -132,8 +132,10 @@ def disk(place: Path, size: str) -> Iterator[Path]:
     command = [str(mount), "-t", "tmpfs", "-o", f"size={size}", "perfgate", str(place)]
     if mount is None or os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs needs root and the right to do so")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture(autouse=True)

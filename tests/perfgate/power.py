@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
+import sys
 
 import torch
 
@@ -17,6 +19,10 @@ LONG = Budget(half_width=1e-9, max_seconds=2.0, max_samples=5000)
 
 def main() -> None:
     """Print median, relative width of the middle half, and telemetry of both."""
+    description = (__doc__ or "").split(": ")[0]
+    argparse.ArgumentParser(prog="python -m tests.perfgate.power", description=description).parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("needs a GPU: torch finds none")
     use_one_stream()
     a, b = (torch.randn(N, N, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     found = {}

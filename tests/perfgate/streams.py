@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from typing import Any
 
 import torch
@@ -14,6 +16,10 @@ from perfgate.gpu import use_one_stream
 
 def main() -> None:
     """Print how long the shortest kernel takes, and what the clock says of it."""
+    description = (__doc__ or "").split(": ")[0]
+    argparse.ArgumentParser(prog="python -m tests.perfgate.streams", description=description).parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("needs a GPU: torch finds none")
     use_one_stream()
     clock = CudaClock(Budget(max_seconds=0.1))
     x = torch.zeros(1024, device="cuda")

@@ -32,6 +32,7 @@ from perfgate.case import Case
 from perfgate.clock import Method
 from perfgate.record import Record
 from perfgate.verdict import Rule
+from tests.perfgate.conftest import disk
 from tests.perfgate.simulate import H200, Suite, document, record, samples
 
 ROOT = Path(__file__).parents[2]
@@ -379,17 +380,8 @@ def test_a_file_that_may_not_grow_leaves_nothing_behind_and_says_so(tmp_path: Pa
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "perfgate-test", str(disk)]
-    try:
-        made = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=10)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if made.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {made.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True, timeout=10)
+    with disk(tmp_path / "disk", "64k") as place:
+        yield place
 
 
 def test_a_full_disk_leaves_nothing_behind_and_says_so(small_disk: Path) -> None:

@@ -24,7 +24,6 @@ FIXED_ROWS = 2
 TILE = 16
 LOADERS = 4
 STEP_BYTES = 64
-LANE_BYTES = 16
 RESERVED = 1024
 """Bytes of an SM's shared memory that each block on it takes for itself."""
 SUMS_BYTES = 32 * 1024
