@@ -61,7 +61,8 @@ def cases(suite: str, device: str) -> list[tuple[Size, str]]:
         return [(Size("tiny", 1, 128), name) for name in NAMES]
     if suite == "default":  # a model of 7 billion takes seconds a case
         return [(Size("llama-2-7b", 1, 256), name) for name in QUICK]
-    few = [Size("llama-2-7b", *size) for size in ((1, 128), (1, 256), (1, 2048), (1, 4000), (2, 512), (4, 256))]
+    alone = [Size("llama-2-7b", 1, context) for context in (128, 256, 512, 2048, 4000)]
+    few = [*alone, Size("llama-2-7b", 2, 512), Size("llama-2-7b", 4, 256)]
     many = [Size("llama-2-7b", batch, 256) for batch in (16, 64)]
     return [(size, name) for size in few for name in NAMES] + [(size, name) for size in many for name in AT_MANY]
 
@@ -191,8 +192,9 @@ def is_int8(way: str) -> bool:
 def work(config: Config, size: Size, way: str, steps: int, element: int) -> Work:
     """Operations and bytes of some steps, with elements of so many bytes."""
     mean_context = size.context + (steps + 1) / 2
+    attention = 2 * config.layers * config.hq * config.d * mean_context  # of scores, and of values as many
     return Work(
-        flops=2 * config.streamed * size.batch * steps,
+        flops=2 * (config.streamed + attention) * size.batch * steps,
         bytes=steps * config.bytes_per_token(mean_context, size.batch, 1 if is_int8(way) else element, element),
         tokens=size.batch * steps,
         dtype="bf16" if element == 2 else "fp32",
