@@ -231,7 +231,7 @@ def _products(results: Results) -> str:
         weights = "int8" if int8 else str(work.dtype if work else "16-bit")
         head = f"**{weights} weights, {m} row{'s' if m > 1 else ''} of x**: % of the read bandwidth (µs)"
         parts.append(f"{head}\n\n{_table(['weight', *(f'`{p}`' for p in products)], table)}")
-    parts.extend(_int8_against(found))
+    parts.extend(_int8_against(found, read))
     return "\n\n".join(parts)
 
 
@@ -250,8 +250,11 @@ def _over(
     return units.percent(of(known) / read) if read and len(known) == len(by_shape) else DASH
 
 
-def _int8_against(found: Mapping[tuple[int, bool], Mapping[str, Mapping[str, Row]]]) -> list[str]:
-    """How much faster int8 is than 16 bits, and than others' int8, in the geometric mean over the shapes of both."""
+def _int8_against(found: Mapping[tuple[int, bool], Mapping[str, Mapping[str, Row]]], read: float | None) -> list[str]:
+    """How much faster int8 is than 16 bits, and than others' int8, in the geometric mean over the shapes of both.
+
+    And how much faster it would be if it took no longer than reading its bytes does.
+    """
     said = []
     for m in sorted({m for m, _ in found}):
         ours = {shape: rows["cuda_matvec"] for shape, rows in found.get((m, True), {}).items() if "cuda_matvec" in rows}
@@ -261,10 +264,17 @@ def _int8_against(found: Mapping[tuple[int, bool], Mapping[str, Mapping[str, Row
                 if name not in OURS:
                     rivals[f"`{name}`"] = {s: r.get(name) for s, r in found[m, True].items()}
         for name, theirs in rivals.items():
-            ratios = [other.median / ours[s].median for s, other in theirs.items() if other is not None and s in ours]
-            if ratios:
-                mean = units.multiple(statistics.geometric_mean(ratios))
-                said.append(f"- {m} row{'s' if m > 1 else ''} of x: {mean} as fast as {name}")
+            both = [(other, ours[s]) for s, other in theirs.items() if other is not None and s in ours]
+            if not both:
+                continue
+            ratios = [other.median / row.median for other, row in both]
+            mean = units.multiple(statistics.geometric_mean(ratios))
+            text = f"- {m} row{'s' if m > 1 else ''} of x: {mean} as fast as {name}"
+            rates = [row.bytes_per_second for _, row in both if row.bytes_per_second]
+            if read and len(rates) == len(both):
+                most = statistics.geometric_mean(ratio * read / rate for ratio, rate in zip(ratios, rates, strict=True))
+                text += f"; the read bandwidth allows {units.multiple(most)}"
+            said.append(text)
     return (
         ["`cuda_matvec` with int8 weights, in the geometric mean over the shapes:\n\n" + "\n".join(said)]
         if said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attnkit.llama import LADDER
 from perf.inference_page import of_suite, roofs, sizes
@@ -19,6 +19,7 @@ __all__ = ["ladder", "pictures"]
 
 BAR, ROOM = 0.3, 0.75
 """Inches of a bar, and around the bars of a size."""
+FRAME = "its kernels alone"
 COLOURS = {"16 bits": plot.COLOURS[0], "int8": plot.COLOURS[1], "a peer": "#999999"}
 
 
@@ -36,11 +37,17 @@ def pictures(collected: Collected) -> dict[str, str]:
 
 
 def ladder(collected: Collected) -> Figure:
-    """Tokens a second of every rung and peer, a panel a size; a tick is what the bandwidth allows its bytes."""
+    """Tokens a second of every rung and peer, a panel a size; a tick is what the bandwidth allows its bytes.
+
+    Of a rung that launches kernel by kernel a frame is what its kernels alone would do.
+    """
     panels: dict[str, dict[str, Row]] = {}
     for _, results in of_suite(collected, "llama"):
         for size, rows in sizes(results).items():
             panels.setdefault(size, {}).update(rows)
+    kernels = {
+        size: rows for _, results in of_suite(collected, "llama-kernels") for size, rows in sizes(results).items()
+    }
     heights = [BAR * len(rows) + ROOM for rows in panels.values()]
     height = sum(heights) + 0.5
     figure_of = plot.figure_class()
@@ -55,14 +62,19 @@ def ladder(collected: Collected) -> Figure:
             top -= room
             order = [rung.name for rung in LADDER if rung.name in rows]
             order += sorted((name for name in rows if name not in order), key=lambda name: -rows[name].median)
-            seen = set()
+            labels = {*COLOURS, FRAME}  # each once
             highest = 0.0
             for i, name in enumerate(order):
-                row, kind = rows[name], _kind(name)
-                rate = row.tokens_per_second or 0.0
-                axes.barh(i, rate, height=0.7, color=COLOURS[kind], label=kind if kind not in seen else None)
-                seen.add(kind)
-                axes.annotate(f" {rate:.0f}", (rate, i), va="center", size=7.5, color=plot.INK)
+                row, kind, kernel = rows[name], _kind(name), kernels.get(size, {}).get(name)
+                rate, alone = row.tokens_per_second or 0.0, kernel and kernel.tokens_per_second
+                bars: list[tuple[str, float, dict[str, Any]]] = [(kind, rate, {"color": COLOURS[kind]})]
+                if alone:
+                    bars.append((FRAME, alone, {"facecolor": "none", "edgecolor": COLOURS[kind]}))
+                for label, length, look in bars:
+                    axes.barh(i, length, height=0.7, label=label if label in labels else None, **look)
+                    labels.discard(label)
+                said = f" {rate:.0f}" + (f" ({alone:.0f} alone)" if alone else "")
+                axes.annotate(said, (max(rate, alone or 0.0), i), va="center", size=7.5, color=plot.INK)
                 limit = rate / row.bandwidth_share if row.bandwidth_share else math.nan
                 axes.plot([limit, limit], [i - 0.4, i + 0.4], color=plot.INK, linewidth=1.6)
                 highest = max([highest, rate, *([limit] if math.isfinite(limit) else [])])
@@ -72,7 +84,7 @@ def ladder(collected: Collected) -> Figure:
             axes.set_title(f"{size} (tick: the measured bandwidth's limit)", loc="left", size=9.5, color=plot.INK)
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(loc="lower right", frameon=False, fontsize=7.5)
+            axes.legend(loc="upper right", frameon=False, fontsize=7.5)
     return picture
 
 
