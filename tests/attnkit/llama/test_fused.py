@@ -46,6 +46,7 @@ CASES = {
     "groups-of-heads": (dataclasses.replace(BASE, hkv=1, d=32, hidden=80), 1, False),
     "a-batch": (dataclasses.replace(BASE, hkv=2, d=16, intermediate=80), 3, False),
     "a-batch-in-int8": (dataclasses.replace(BASE, hkv=2, layers=1, intermediate=1104), 2, True),
+    "rows-longer-than-a-ring": (dataclasses.replace(BASE, intermediate=1104, layers=1), 1, False),
     "rows-of-several-chunks": (dataclasses.replace(BASE, hidden=288, hq=2, hkv=2, d=64, layers=1), 1, False),
 }
 
