@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from attnkit import oracle, testing
 from attnkit.problem import Inputs, Problem
-from attnkit.variant import Variant
+from attnkit.variant import Feature, Variant
 from attnkit.variants import TABLE, variant
 from tests.attnkit import by_hand
 from tests.attnkit.strategies import UNCACHED, problems
@@ -28,6 +28,9 @@ OURS = ("naive", "triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv
 """Variants that promise the same bits for the same inputs, and to keep what is not a number where it is."""
 BY_TORCH = ("naive", "triton_unfused")
 """Of these what multiplies by torch, whose products on a CPU do not keep it there: one row's nan may come to others."""
+
+ON_SCORES: tuple[Feature, ...] = ("causal-top-left", "window", "prefix", "documents", "boolean", "alibi", "sink")
+"""What leaves a score the sum that it is."""
 
 # parity has the others: each of these computes a problem twice
 fuzzed = settings(
@@ -103,8 +106,10 @@ def repeats(way: Variant, device: torch.device) -> Callable[[], None]:
 
         def computed() -> list[torch.Tensor]:
             q, k, v, dout = problem.inputs(device, seed, requires_grad=trainable)
-            out = way.attention(q, k, v, **problem.options(device, seed))
-            return [out, *(torch.autograd.grad(out, (q, k, v), dout) if trainable else ())]
+            options = problem.options(device, seed, requires_grad=trainable)
+            out = way.attention(q, k, v, **options)
+            leaves = (q, k, v, options["sink"]) if problem.sink else (q, k, v)
+            return [out, *(torch.autograd.grad(out, leaves, dout) if trainable else ())]
 
         for one, other in zip(computed(), computed(), strict=True):
             assert torch.equal(one, other)
@@ -140,7 +145,7 @@ def test_the_same_inputs_give_the_same_bits(name: str, device: torch.device) -> 
 
 @fuzzed
 @given(
-    problem=testing.problems(features=(), value_dims=(), scales=(None, 1.0, 0.05)),
+    problem=testing.problems(features=ON_SCORES, value_dims=(), scales=(None, 1.0, 0.05)),
     seed=st.integers(0, 3),
 )
 def test_the_log_sum_exp_is_that_of_the_scores(problem: Problem, seed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -64,16 +65,33 @@ def test_gradients_are_those_of_autograd(problem: Problem) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("mask", ["full", "causal"])
-def test_gradients_are_finite_differences(mask: str) -> None:
-    problem = Problem(b=1, hq=2, hkv=1, sq=3, skv=4, d=2, mask=mask)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"mask": "causal"},
+        {"mask": Window(1, 1)},
+        {"mask": Prefix(2)},
+        {"scale": -0.7, "softcap": 0.5},
+        {"mask": "causal", "alibi": True},
+        {"mask": Window(2, 0), "sink": True, "softcap": 2.0},
+    ],
+    ids=str,
+)
+def test_gradients_are_finite_differences(more: dict[str, Any]) -> None:
+    problem = Problem(b=1, hq=2, hkv=1, sq=3, skv=4, d=2, **more)
     *data, dout = in_float64(problem)
+    options = problem.options("cpu")
     step = 1e-5  # the error of a central difference is of order step², that of rounding eps / step
 
     def loss() -> float:
-        return float((oracle.forward(*data, mask=problem.mask, scale=None)[0] * dout).sum())
+        return float((oracle.forward(*data[:3], **options)[0] * dout).sum())
 
-    found = oracle.gradients(*data, dout, mask=problem.mask, scale=None)
+    found = [*oracle.gradients(*data, dout, **options)]
+    if problem.sink:
+        options["sink"] = options["sink"].double()
+        data.append(options["sink"])
+        found.append(oracle.sink_gradient(*data[:3], dout, **options)[0])
     for x, gradient in zip(data, found, strict=True):
         flat = x.view(-1)
         for i in range(flat.numel()):
