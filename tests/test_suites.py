@@ -33,7 +33,6 @@ for words in json.loads(sys.argv[1]):
 ENV = {
     **os.environ,
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])),
-    "PYTEST_PLUGINS": "perfgate.plugin",
 }
 
 
