@@ -64,16 +64,13 @@ class Shape:
         """What a case of it is called by."""
         return f"b{self.b}-s{self.s}-w{self.width}-h{self.heads}-{self.dtype}"
 
-    def work(self, int8: bool, activations: Activations = None) -> Work:
-        """Operations, and the bytes of x, weights and result; tokens are those of x.
-
-        Where activations are rounded, most operations are on integers, and their rate is the ceiling.
-        """
+    def work(self, int8: bool) -> Work:
+        """Operations, and the bytes of x, weights and result; tokens are those of x."""
         problem, tokens = self.problem, self.b * self.s
         wide, weights = problem.torch_dtype.itemsize, 4 * self.width**2
         moved = 2 * tokens * self.width * wide + weights * (1 if int8 else wide)
         flops = problem.flops("fwd") + 2 * tokens * weights
-        return Work(flops=flops, bytes=moved, tokens=tokens, dtype=activations or self.dtype)
+        return Work(flops=flops, bytes=moved, tokens=tokens, dtype=self.dtype)
 
     def x(self, device: torch.device, seed: int = 0) -> torch.Tensor:
         """Input, normally distributed."""

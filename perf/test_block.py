@@ -84,7 +84,7 @@ def test_block(
     gpu_benchmark(
         block,
         inputs=lambda i: (shape.x(device, i),),
-        work=shape.work(int8, activations),
+        work=shape.work(int8),
         name=f"block/{variant_name}/{projections}-{shape.name}",
         group=f"block/{shape.name}",
         reference=(variant_name, projections) == ("naive", "separate"),

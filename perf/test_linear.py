@@ -38,13 +38,13 @@ class Case:
         """What a case of it is called by."""
         return f"m{self.m}-n{self.n}-k{self.k}-{self.dtype}" + ("-int8" if self.int8 else "")
 
-    def work(self, rounds: bool) -> Work:
-        """Operations, and the bytes of operands and result; where x is rounded, integers are multiplied."""
+    @property
+    def work(self) -> Work:
+        """Operations, and the bytes of operands and result."""
         wide = DTYPES[self.dtype].itemsize
         weight = self.n * self.k * (1 if self.int8 else wide) + 4 * self.n * self.int8
         moved = weight + self.m * (self.k + self.n) * wide
-        dtype = "int8" if rounds else self.dtype
-        return Work(flops=2 * self.m * self.n * self.k, bytes=moved, tokens=self.m, dtype=dtype)
+        return Work(flops=2 * self.m * self.n * self.k, bytes=moved, tokens=self.m, dtype=self.dtype)
 
     def operands(self, device: torch.device, seed: int) -> Operands:
         """Inputs such that results are about one. No two rows have one scale: another's is seen."""
@@ -116,7 +116,7 @@ def test_linear(gpu_benchmark: GpuBenchmark, case: Case, product_name: str, devi
     gpu_benchmark(
         way.multiply,
         inputs=lambda i: case.operands(device, i),
-        work=case.work(product_name in ROUNDING),
+        work=case.work,
         name=f"linear/{product_name}/{case.name}",
         group=f"linear/{case.name}",
         reference=product_name == "torch",

@@ -192,9 +192,8 @@ def is_int8(way: str) -> bool:
 def work(config: Config, size: Size, way: str, steps: int, element: int) -> Work:
     """Operations and bytes of some steps, with elements of so many bytes."""
     mean_context = size.context + (steps + 1) / 2
-    attention = 2 * config.layers * config.hq * config.d * mean_context  # of scores, and of values as many
     return Work(
-        flops=2 * (config.streamed + attention) * size.batch * steps,
+        flops=2 * config.streamed * size.batch * steps,
         bytes=steps * config.bytes_per_token(mean_context, size.batch, 1 if is_int8(way) else element, element),
         tokens=size.batch * steps,
         dtype="bf16" if element == 2 else "fp32",

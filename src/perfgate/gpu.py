@@ -104,8 +104,7 @@ def environment() -> Environment:
 def ceilings(clock: Clock) -> dict[str, float]:
     """What this device does at best now: copy and read bandwidth, and the rate of an 8192 x 8192 x 8192 matrix product.
 
-    The copy counts bytes read and written. The product runs on normally distributed numbers, float32 without TF32, and
-    on int8 where the device multiplies it.
+    The copy counts bytes read and written. The product runs on normally distributed numbers, float32 without TF32.
     """
     elements = 2**28
     source, target = torch.randn(elements, device="cuda"), torch.empty(elements, device="cuda")
@@ -118,9 +117,6 @@ def ceilings(clock: Clock) -> dict[str, float]:
     for name, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.items():
         a, b = (torch.randn(n, n, device="cuda", dtype=dtype) for _ in range(2))
         found[f"flops_per_second.{name}"] = 2 * n**3 / clock.measure(torch.mm, [(a, b)]).median
-    if torch.cuda.get_device_capability() >= (8, 0):
-        a, b = (torch.randint(-127, 128, (n, n), device="cuda", dtype=torch.int8) for _ in range(2))
-        found["flops_per_second.int8"] = 2 * n**3 / clock.measure(torch._int_mm, [(a, b.T)]).median
     return found
 
 

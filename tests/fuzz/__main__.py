@@ -1,7 +1,7 @@
 """Fuzz every variant with thousands of problems, in several processes: ``python -m tests.fuzz``.
 
-The exit code is 1 where a variant is wrong, where errors of ours are over their limit, or where the time was over
-before all problems were computed.
+The exit code is 1 where a variant is wrong, where errors of ours are over their limit in a row of 100 tensors or more,
+or where the time was over before all problems were computed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tests.fuzz.summary import commit, environment, summary
 
 # without a GPU kernels are interpreted: as many as take a minute or two
 GPU, CPU = {"problems": 20_000, "longest": 600}, {"problems": 300, "longest": 48}
-ENOUGH = 100
-"""Errors that have a 99th percentile."""
+OF_A_PERCENTILE = 100
+"""Errors of which one in a hundred may be larger: of fewer the 99th percentile is the largest, which is chance."""
 
 
 def another(file: Path, now: dict[str, Any]) -> str | None:
@@ -97,8 +97,7 @@ def main(arguments: list[str]) -> int:
     print(page.page(found))
     seconds = time.perf_counter() - started
     print(f"{found['problems']} problems and {len(found['failures'])} failures in {seconds:.0f} s: {chosen.out}")
-    # of fewer the 99th percentile is the largest, which is chance
-    over = any(row["flagged"] and row["tensors"] >= ENOUGH for row in found["errors"])
+    over = any(row["flagged"] and row["tensors"] >= OF_A_PERCENTILE for row in found["errors"])
     return 1 if found["failures"] or over or found["problems"] < chosen.problems else 0
 
 

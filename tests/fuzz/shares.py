@@ -43,9 +43,10 @@ def run(shares: Sequence[Share], seconds: float, folder: Path, *, resume: bool =
         return [record for records in found for record in records]
 
 
-def left(folder: Path) -> list[dict[str, Any]]:
-    """Read what the processes of a run left in its folder, also of one that was killed."""
-    return [record for file in sorted(folder.glob("share*.jsonl")) for record in records(file)]
+def left(folder: Path, processes: int) -> list[dict[str, Any]]:
+    """Read what so many processes left in their run's folder, also of one that was killed; more are another run's."""
+    files = [folder / f"share{index}.jsonl" for index in range(processes)]
+    return [record for file in files if file.exists() for record in records(file)]
 
 
 def finished(share: Share, until: float, folder: Path, resume: bool) -> list[dict[str, Any]]:

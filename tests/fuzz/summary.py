@@ -28,7 +28,7 @@ def of_folder(folder: Path) -> dict[str, Any]:
     """Return what a run left in the folder of its shares, also if it was killed."""
     began = json.loads((folder / shares.BEGAN).read_text(encoding="utf-8"))
     run = {name: value for name, value in began.items() if name not in ("variants", "commit", "environment")}
-    return summary(shares.left(folder), began["commit"], began["environment"], **run)
+    return summary(shares.left(folder, began["processes"]), began["commit"], began["environment"], **run)
 
 
 def summary(

@@ -23,7 +23,7 @@ from attnkit.variants import TABLE, variant
 from tests.fuzz import __main__ as command
 from tests.fuzz import page, shares, trial
 from tests.fuzz.draw import COMPILED, COMPILED_EVERY, Share, Trial, drawn, trials
-from tests.fuzz.summary import LIMITS, summary
+from tests.fuzz.summary import LIMITS, of_folder, summary
 from tests.fuzz.trial import said
 
 CPU = torch.device("cpu")
@@ -307,6 +307,13 @@ def test_a_page_is_made_of_what_a_killed_run_left(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     assert "**4 problems, 0 failures.**" in said
     assert "12 were asked for; the time was over before." in said
+
+
+def test_what_more_processes_of_an_earlier_run_left_is_not_counted(tmp_path: Path) -> None:
+    out = f"--out={tmp_path / 'fuzz.json'}"
+    for processes, problems in ((2, 4), (1, 2)):
+        command.main([f"--problems={problems}", f"--processes={processes}", "--variants=naive,sdpa_math", out])
+    assert of_folder(tmp_path / "fuzz")["problems"] == 2
 
 
 def test_a_run_whose_time_was_over_goes_on_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

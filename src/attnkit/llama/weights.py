@@ -257,7 +257,7 @@ class Packed:
         """Where the weights are."""
         return self.embedding.device
 
-    def matrix(self, kind: Kind, layer: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    def matrix(self, kind: Kind, layer: int, dtype: torch.dtype) -> torch.Tensor:
         """Return one matrix ``[rows, columns]`` in a dtype: as it is, or made from int8."""
         matrix = self.matrices[kind][layer]
         if self.int8:
