@@ -11,15 +11,20 @@ import pytest
 import torch
 
 from attnkit.parity import parity
-from attnkit.problem import Pass
+from attnkit.problem import Pass, Problem
 from attnkit.variants import variant
 from perf.problems import Lineup
 from perfgate import Work
 from perfgate.plugin import GpuBenchmark
 
-__all__ = ["TITLE", "time_attention"]
+__all__ = ["TITLE", "time_attention", "work"]
 
 TITLE: dict[Pass, str] = {"fwd": "forward", "bwd": "backward", "fwd+bwd": "forward+backward"}
+
+
+def work(problem: Problem, pass_: Pass) -> Work:
+    """Operations and bytes of a pass, and the tokens of a problem."""
+    return Work(flops=problem.flops(pass_), bytes=problem.bytes(pass_), tokens=problem.tokens, dtype=problem.dtype)
 
 
 def time_attention(
@@ -71,12 +76,7 @@ def time_attention(
     gpu_benchmark(
         calls[pass_],
         inputs=inputs,
-        work=Work(
-            flops=problem.flops(pass_),
-            bytes=problem.bytes(pass_),
-            tokens=problem.tokens,
-            dtype=problem.dtype,
-        ),
+        work=work(problem, pass_),
         name=f"{title}/{name}/{problem.name}",
         group=f"{title}/{problem.name}",
         reference=name == lineup.reference,

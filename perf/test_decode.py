@@ -10,9 +10,8 @@ import torch
 from attnkit.parity import parity
 from attnkit.problem import Cache, Pass, Problem
 from attnkit.variants import triton_splitkv
-from perf.attention import time_attention
+from perf.attention import time_attention, work
 from perf.problems import Lineup, decoding
-from perfgate import Work
 from perfgate.plugin import GpuBenchmark
 
 PASS: Pass = "fwd"
@@ -70,7 +69,7 @@ def test_decode_in_pages(gpu_benchmark: GpuBenchmark, problem: Problem, device: 
     gpu_benchmark(
         call,
         inputs=inputs,
-        work=Work(flops=problem.flops(PASS), bytes=problem.bytes(PASS), tokens=problem.tokens, dtype=problem.dtype),
+        work=work(problem, PASS),
         name=f"decode/{triton_splitkv.VARIANT.name}_paged/{problem.name}",  # as baselines have it
         group=f"decode/{problem.name}",
         check=check,

@@ -7,17 +7,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from attnkit.problem import Problem
-from attnkit.products import product
+from attnkit.products import TABLE, product
 from attnkit.variants import variant
-from perf import test_decode
+from perf import test_block, test_decode, test_linear, test_llama
+from perf.attention import TITLE
+from perf.attention import work as attention_work
+from perf.problems import decoding, lineups
 from perf.test_linear import Case, compared
 from perf.test_llama import cases
+from perfgate import Work
+from perfgate.baseline import read
 from perfgate.gate import Exit
 
 ROOT = Path(__file__).parents[1]
@@ -104,3 +110,30 @@ def test_a_product_that_rounds_its_input_is_not_let_off_for_more() -> None:
         lambda x, weight, scale: way.multiply(x, weight, scale.roll(1)),
     ):
         assert compared(dataclasses.replace(way, multiply=wrong), given).wrong > 0
+
+
+def works() -> Iterator[tuple[str, Work]]:
+    """The default suite's cases on a GPU, and what they do."""
+    attention = {TITLE[pass_]: (pass_, lineups) for pass_ in TITLE} | {"decode": ("fwd", decoding)}
+    for title, (pass_, listed) in attention.items():
+        for lineup in listed(pass_, "default", "cuda"):
+            for name in lineup.variants:
+                yield f"{title}/{name}/{lineup.problem.name}", attention_work(lineup.problem, pass_)
+    for case in test_linear.cases("cuda", "default"):
+        for way in TABLE:
+            yield f"linear/{way.name}/{case.name}", case.work
+    for shape, name, projections in test_block.cases("cuda", "default"):
+        yield f"block/{name}/{projections}-{shape.name}", shape.work(projections in test_block.INT8)
+    for size, way in cases("default", "cuda"):
+        config = test_llama.MODELS[size.model]
+        yield f"llama/{way}/{size}", test_llama.work(config, size, way, test_llama.STEPS, 2)
+        yield f"llama-kernels/{way}/{size}", test_llama.work(config, size, way, 1, 2)
+
+
+def test_cases_do_the_work_that_the_committed_baseline_knows_them_by() -> None:
+    # it refuses a case that does other work, so who changes work measures it anew
+    (*_, newest) = sorted((ROOT / "baselines").glob("NVIDIA*/*/*_default.json"))
+    known = read(newest).records
+    both = {name: (work, known[name].case.work) for name, work in works() if name in known}
+    assert len(both) > 0.9 * len(known)
+    assert [name for name, (now, then) in both.items() if now != then] == []
