@@ -6,9 +6,9 @@ The first call with new shapes runs the callable a few times and captures it int
 tensors to where the graph reads and replay it. Graphs share one memory pool, which is sound because they run one after
 the other on one stream, and only so many are kept: the one unused for longest goes first.
 
-What a replay repeats is what the device was told. So a result lies where the graph writes it, until the next call: the
-same graph writes there again, and another may have its intermediates there. Numbers of Python are those of the capture;
-and what the callable keeps to itself (weights, a cache of keys) it reads and writes in place, each time anew.
+What a replay repeats is what the device was told. So a result lies where the graph writes it, until the next call with
+the same shapes; numbers of Python are those of the capture; and what the callable keeps to itself (weights, a cache of
+keys) it reads and writes in place, each time anew.
 
 Warm-up runs on the current stream, not on one of its own: work on a second stream can make every later kernel of every
 graph of the process start later (seen on an H200). Only where the current stream is CUDA's default one, which cannot be
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import gc
 import warnings
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -49,7 +48,6 @@ class CudaBackend:
 
     def __init__(self) -> None:
         self._pool: Any = None
-        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def capture(self, call: Callable[[], object]) -> tuple[Callable[[], None], object]:
         """See `Backend`.
@@ -57,8 +55,7 @@ class CudaBackend:
         Raises:
             CaptureError: If CUDA refuses, or there is nothing to capture.
         """
-        if not self._graphs:  # a pool ends with its last graph, even if a result is still held
-            self._pool = torch.cuda.graph_pool_handle()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         stream = None if current == torch.cuda.default_stream() else current
@@ -83,7 +80,6 @@ class CudaBackend:
                     gc.enable()
         if any("Graph is empty" in str(warning.message) for warning in said):
             raise CaptureError("the call does nothing on the current CUDA stream: are its tensors on the CPU?")
-        self._graphs.add(graph)
         return graph.replay, result
 
 
@@ -123,7 +119,7 @@ class Graphed:
         self._captured: OrderedDict[Hashable, Captured] = OrderedDict()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Replay, or capture first. The result is there until the next call, of whatever shapes.
+        """Replay, or capture first. The result is overwritten by the next call with the same shapes.
 
         Raises:
             CaptureError: If the call cannot be captured or cannot be replayed truly.
