@@ -34,7 +34,7 @@ class Mutant:
         checks: Names of the laws that it is put to, in this order: see checks.py.
         edits: The patch. None are a control: it must pass.
         device: ``cuda`` where no interpreter can show it.
-        tramples: It writes over what is not its own, and then any error may come of it, or the process's end.
+        tramples: It writes over what is not its own, and then any error may come of it, the process's end, or none.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,11 @@ def test_a_process_that_dies_of_a_bug_shows_it_and_one_without_end_does_not(monk
     bug = Edit(LINEAR, in_quantize, f"    import os; os.kill(os.getpid(), 11)\n{in_quantize}")
     (dies,) = verdicts([int8("dies", bug)], processes=1)
     monkeypatch.setattr(trials, "LIMIT", 5.0)
-    (stays,) = verdicts([int8("stays", Edit(LINEAR, in_quantize, f"    while True: pass\n{in_quantize}"))], processes=1)
+    endless = int8("stays", Edit(LINEAR, in_quantize, f"    while True: pass\n{in_quantize}"))
+    stays, tramples = verdicts([endless, replace(endless, tramples=True)], processes=2)
     assert (dies.result, dies.by, dies.example) == ("caught", "half-a-scale (SIGSEGV)", 1)
     assert (stays.result, stays.good) == ("unfinished", False)
+    assert (tramples.result, tramples.by) == ("caught", "half-a-scale (no end)"), "whatever it wrote over"
 
 
 def test_a_survivor_fails_the_command_and_writes_no_page(

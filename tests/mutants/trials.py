@@ -124,6 +124,8 @@ def verdict(mutant: Mutant, context: multiprocessing.context.BaseContext) -> Ver
             result = "passed"
     elif seconds >= LIMIT:
         result, line = "unfinished", f"no end within {LIMIT:.0f} s"
+        if mutant.tramples and law:
+            result, law = "caught", f"{law} (no end)"
     elif process.exitcode is not None and process.exitcode < 0 and what == "trying" and law:
         # it read or wrote what is not its own
         result, law = "caught", f"{law} ({signal.Signals(-process.exitcode).name})"

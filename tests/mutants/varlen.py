@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.mutants.flash import BACKWARD, FEATURED, FORWARD, HOST
 from tests.mutants.mutant import Edit, Mutant, planter
 
@@ -18,7 +20,7 @@ far_forward = planter("varlen", FORWARD, "far-sequences")
 far_backward = planter("varlen", BACKWARD, "far-sequences")
 
 MUTANTS = (
-    batch("length-is-end", "wrong length", "i_b + 1) - start", "i_b + 1)"),
+    replace(batch("length-is-end", "wrong length", "i_b + 1) - start", "i_b + 1)"), tramples=True),
     batch("all-begin-at-0", "wrong sequence", "return start, tl", "return start * 0, tl"),
     batch("programs-for-the-mean", "output not written", "max(varlen.queries), max", "sum(varlen.queries) // 2, max"),
     batch(
