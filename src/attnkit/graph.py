@@ -6,9 +6,9 @@ The first call with new shapes runs the callable a few times and captures it int
 tensors to where the graph reads and replay it. Graphs share one memory pool, which is sound because they run one after
 the other on one stream, and only so many are kept: the one unused for longest goes first.
 
-What a replay repeats is what the device was told. So a result lies where the graph writes it, until the next call with
-the same shapes; numbers of Python are those of the capture; and what the callable keeps to itself (weights, a cache of
-keys) it reads and writes in place, each time anew.
+What a replay repeats is what the device was told. So a result lies where the graph writes it, until the next call: the
+same graph writes there again, and another may have its intermediates there. Numbers of Python are those of the capture;
+and what the callable keeps to itself (weights, a cache of keys) it reads and writes in place, each time anew.
 
 Warm-up runs on the current stream, not on one of its own: work on a second stream can make every later kernel of every
 graph of the process start later (seen on an H200). Only where the current stream is CUDA's default one, which cannot be
@@ -119,7 +119,7 @@ class Graphed:
         self._captured: OrderedDict[Hashable, Captured] = OrderedDict()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Replay, or capture first. The result is overwritten by the next call with the same shapes.
+        """Replay, or capture first. The result is there until the next call, of whatever shapes.
 
         Raises:
             CaptureError: If the call cannot be captured or cannot be replayed truly.
