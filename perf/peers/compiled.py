@@ -6,9 +6,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
+from attnkit.linear import LARGEST, quantize
 from attnkit.llama import Weights, rotation
 from attnkit.llama.plain import rmsnorm
-from attnkit.llama.weights import LARGEST, quantize
 from perf.peers.stepwise import SEARCHED, Stepwise, static
 
 __all__ = ["Compiled", "CompiledInt8", "RoundedInt8"]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from attnkit.linear import LARGEST, quantize
 from attnkit.llama import Config, Weights
-from attnkit.llama.weights import LARGEST, quantize
 from perf.peers.stepwise import COMPILE, SEARCHED, Stepwise
 
 __all__ = ["BitsandbytesInt8", "TorchaoInt8", "Transformers", "of_transformers"]

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class CudaBackend:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def capture(self, call: Callable[[], object]) -> tuple[Callable[[], None], object]:
         """See `Backend`.
@@ -55,7 +57,8 @@ class CudaBackend:
         Raises:
             CaptureError: If CUDA refuses, or there is nothing to capture.
         """
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        if not self._graphs:  # a pool ends with its last graph, even if a result is still held
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         stream = None if current == torch.cuda.default_stream() else current
@@ -80,6 +83,7 @@ class CudaBackend:
                     gc.enable()
         if any("Graph is empty" in str(warning.message) for warning in said):
             raise CaptureError("the call does nothing on the current CUDA stream: are its tensors on the CPU?")
+        self._graphs.add(graph)
         return graph.replay, result
 
 

@@ -26,9 +26,10 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from attnkit.product import misfit_norm, misfit_residual
 from attnkit.products import Activations, choose, rounding, rounds
 
-__all__ = ["Int8Linear", "dequantize", "of_norm", "plus_residual", "quantize", "quantize_"]
+__all__ = ["LARGEST", "Int8Linear", "dequantize", "of_norm", "plus_residual", "quantize", "quantize_"]
 
 LARGEST = 127
+"""Steps of a row's largest element."""
 
 
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from attnkit import oracle, testing
+from attnkit.mask import Boolean, Documents, Prefix, Window
 from attnkit.problem import Inputs, Problem
-from attnkit.variant import Variant
+from attnkit.variant import Feature, Variant
 from attnkit.variants import TABLE, variant
 from tests.attnkit import by_hand
 from tests.attnkit.strategies import UNCACHED, problems
@@ -28,6 +30,9 @@ OURS = ("naive", "triton_unfused", "triton_flash", "triton_fa1", "triton_splitkv
 """Variants that promise the same bits for the same inputs, and to keep what is not a number where it is."""
 BY_TORCH = ("naive", "triton_unfused")
 """Of these what multiplies by torch, whose products on a CPU do not keep it there: one row's nan may come to others."""
+
+ON_SCORES: tuple[Feature, ...] = ("causal-top-left", "window", "prefix", "documents", "boolean", "alibi", "sink")
+"""All but what bends scores, and what is no such problem."""
 
 # parity has the others: each of these computes a problem twice
 fuzzed = settings(
@@ -103,8 +108,10 @@ def repeats(way: Variant, device: torch.device) -> Callable[[], None]:
 
         def computed() -> list[torch.Tensor]:
             q, k, v, dout = problem.inputs(device, seed, requires_grad=trainable)
-            out = way.attention(q, k, v, **problem.options(device, seed))
-            return [out, *(torch.autograd.grad(out, (q, k, v), dout) if trainable else ())]
+            options = problem.options(device, seed, requires_grad=trainable)
+            out = way.attention(q, k, v, **options)
+            leaves = (q, k, v, options["sink"]) if problem.sink else (q, k, v)
+            return [out, *(torch.autograd.grad(out, leaves, dout) if trainable else ())]
 
         for one, other in zip(computed(), computed(), strict=True):
             assert torch.equal(one, other)
@@ -138,12 +145,8 @@ def test_the_same_inputs_give_the_same_bits(name: str, device: torch.device) -> 
     repeats(ready(name, device), device)()
 
 
-@fuzzed
-@given(
-    problem=testing.problems(features=(), value_dims=(), scales=(None, 1.0, 0.05)),
-    seed=st.integers(0, 3),
-)
-def test_the_log_sum_exp_is_that_of_the_scores(problem: Problem, seed: int) -> None:
+def log_sum_exp(problem: Problem, seed: int) -> None:
+    """The kernel's is that of the scores, as far as sums in float32 can tell."""
     triton_flash = pytest.importorskip("attnkit.variants.triton_flash")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if reason := variant("triton_flash").why_not(problem, device, "fwd"):
@@ -154,9 +157,36 @@ def test_the_log_sum_exp_is_that_of_the_scores(problem: Problem, seed: int) -> N
     _, truth = oracle.forward(q, k, v, **options)
     live = truth.isfinite()
     assert torch.equal(lse.isfinite(), live)
-    # a log-sum-exp moves by no more than the score that moves most, and a score is a sum of d products in float32
+    # a log-sum-exp moves by no more than the score that moves most, a sum of d products in float32; then come as many
+    # summands as keys; and in units of the result a bias, a sink and the logarithm
     scale = problem.d**-0.5 if problem.scale is None else problem.scale
     keys = k.repeat_interleave(problem.group, dim=2).double().abs()
     products = torch.einsum("bihd,bjhd->bhij", q.double().abs(), keys).amax(-1) * scale
     allowed = FLOAT32_ROUNDING * ((problem.d + 4) * products + problem.skv + 8 * truth.abs() + 1)
     assert ((lse.double() - truth).abs() <= allowed)[live].all()
+
+
+@fuzzed
+@given(
+    problem=testing.problems(features=ON_SCORES, value_dims=(), scales=(None, 1.0, 0.05)),
+    seed=st.integers(0, 3),
+)
+def test_the_log_sum_exp_is_that_of_the_scores(problem: Problem, seed: int) -> None:
+    log_sum_exp(problem, seed)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mask": "causal-top-left"},
+        {"mask": Window(3, 1)},
+        {"mask": Prefix(5)},
+        {"mask": Documents((9, 12, 12))},
+        {"mask": Boolean(0.3)},
+        {"mask": "causal", "alibi": True},
+        {"mask": Window(4, 0), "sink": True},
+    ],
+    ids=str,
+)
+def test_the_log_sum_exp_is_that_of_the_scores_under_every_mask(more: dict[str, Any]) -> None:
+    log_sum_exp(Problem(b=2, hq=4, hkv=2, sq=33, d=16, dtype="fp32", **more), seed=1)

@@ -232,6 +232,28 @@ def test_work_on_the_cpu_alone_cannot_be_captured() -> None:
         Graphed(lambda x: here * 2)(torch.ones(2, device="cuda"))
 
 
+@on_gpu
+def test_results_are_right_in_whatever_order_graphs_run() -> None:
+    def halves(x: torch.Tensor) -> torch.Tensor:
+        return (x * 2 + 1) * 0.5
+
+    step = Graphed(halves)
+    sizes = (1 << 20, 1 << 10, 1 << 18)
+    for size in (*sizes, *reversed(sizes), *sizes):
+        x = torch.full((size,), float(size), device="cuda")
+        assert torch.equal(step(x), halves(x))
+    assert step.graphs == len(sizes)
+
+
+@on_gpu
+def test_a_capture_after_all_graphs_were_forgotten_leaves_a_held_result_alone() -> None:
+    step = Graphed(double)
+    held = step(torch.ones(1 << 20, device="cuda"))
+    step.forget()
+    assert torch.equal(step(torch.zeros(1 << 20, device="cuda")), torch.zeros(1 << 20, device="cuda"))
+    assert torch.equal(held, torch.full((1 << 20,), 2.0, device="cuda"))
+
+
 OF_VARIANTS = (
     Problem(b=2, hq=4, hkv=2, sq=64, d=64, mask="causal"),
     Problem(b=2, hq=4, hkv=2, sq=4, skv=96, d=64, mask="causal", cache=Cache((96, 50), page=16)),

@@ -23,7 +23,8 @@ from attnkit.llama.decoder import check_prompt, check_rewind, check_room
 from attnkit.llama.plain import rmsnorm
 from attnkit.llama.sampling import GREEDY, Sampling, pick
 from attnkit.llama.sizes import Form, Sizes
-from attnkit.llama.weights import KINDS, Packed, separate
+from attnkit.llama.weights import KINDS, Kind, Packed, separate
+from attnkit.products import choose
 from attnkit.variant import Attention
 
 __all__ = ["FORMS", "MAX_BATCH", "SOURCES", "Fused", "Launch", "rejects"]
@@ -236,14 +237,22 @@ class Fused:
         x = weights.embedding[prompt]  # [b, s, hidden]
         for i in range(config.layers):
             n = rmsnorm(x, weights.attention_norm[i], config.epsilon)
-            parts = linear(n, weights.matrix("qkv", i)).split([h * config.d for h in heads], dim=-1)
+            parts = self._product(n, "qkv", i).split([h * config.d for h in heads], dim=-1)
             q, k, v = (separate(part, h) for part, h in zip(parts, heads, strict=True))
             q, k = rotation.rotate(q, turns), rotation.rotate(k, turns)
             self.k_cache[i, :, : prompt.shape[1]] = k
             self.v_cache[i, :, : prompt.shape[1]] = v
             a = self.prefill_attention(q, k, v, mask="causal")
-            x = x + linear(a.flatten(2), weights.matrix("out", i))
+            x = x + self._product(a.flatten(2), "out", i)
             n = rmsnorm(x, weights.mlp_norm[i], config.epsilon)
-            gate, up = linear(n, weights.matrix("gate_up", i)).unflatten(-1, (-1, 2)).unbind(-1)
-            x = x + linear(silu(gate) * up, weights.matrix("down", i))
-        return linear(rmsnorm(x[:, -1], weights.norm, config.epsilon), weights.matrix("head", 0)).float()
+            gate, up = self._product(n, "gate_up", i).unflatten(-1, (-1, 2)).unbind(-1)
+            x = x + self._product(silu(gate) * up, "down", i)
+        return self._product(rmsnorm(x[:, -1], weights.norm, config.epsilon), "head", 0).float()
+
+    def _product(self, x: torch.Tensor, kind: Kind, layer: int) -> torch.Tensor:
+        """``x [..., columns]`` times a matrix ``[rows, columns]`` transposed; int8 is widened inside the product."""
+        matrix = self.weights.matrices[kind][layer]
+        if not self.weights.int8:
+            return linear(x, matrix)
+        rows, scale = x.flatten(0, -2), self.weights.scales[kind][layer]
+        return choose(rows, matrix, scale).multiply(rows, matrix, scale).unflatten(0, x.shape[:-1])

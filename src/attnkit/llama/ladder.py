@@ -32,8 +32,8 @@ from attnkit.variants import triton_splitkv, variant
 __all__ = ["BATCHED", "LADDER", "Model", "Rung", "build", "fastest_prefill", "rung"]
 
 DTYPE: dict[torch.dtype, Dtype] = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-PREFILL = ("sdpa_cudnn", "sdpa_flash", "triton_flash", "naive")
-"""Variants for the prompt, the fastest first; the first that takes the problem computes it."""
+PREFILL = {"cuda": ("sdpa_cudnn", "triton_flash", "sdpa_flash", "naive"), "cpu": ("sdpa_flash", "naive")}
+"""Variants for the prompt by device, the fastest first; the first that takes the problem computes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ def fastest_prefill(config: Config, batch: int, capacity: int, device: torch.dev
     problem = Problem(
         b=batch, hq=config.hq, hkv=config.hkv, sq=capacity, d=config.d, dtype=DTYPE[dtype], mask="causal"
     )  # fmt: skip
-    ways = (variant(name) for name in PREFILL)
+    ways = (variant(name) for name in PREFILL[device.type])
     return next(way.attention for way in ways if way.why_not(problem, device, "fwd") is None)
 
 

@@ -18,16 +18,14 @@ from pathlib import Path
 
 import torch
 
+from attnkit.linear import quantize
 from attnkit.llama.config import UNQUANTISED, Config
 
-__all__ = ["KINDS", "Kind", "Layer", "Packed", "Weights", "interleave", "quantize", "separate"]
+__all__ = ["KINDS", "Kind", "Layer", "Packed", "Weights", "interleave", "separate"]
 
 Kind = str
 KINDS: tuple[Kind, ...] = ("qkv", "out", "gate_up", "down", "head")
 """The matrices of the fused kernels, in the order in which a token meets them."""
-
-LARGEST = 127
-"""An int8 weight is from -127 to 127: symmetric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +214,7 @@ class Packed:
         """Pack weights; with `int8` each row is rounded to 255 levels of its own largest element.
 
         Raises:
-            ValueError: For a dtype other than bfloat16.
+            ValueError: For a dtype other than bfloat16, or with `int8` for weights that are not finite.
         """
         if weights.dtype != torch.bfloat16:
             raise ValueError(f"packed weights are bfloat16, got {weights.dtype}: load the weights in it")
@@ -259,7 +257,7 @@ class Packed:
         """Where the weights are."""
         return self.embedding.device
 
-    def matrix(self, kind: Kind, layer: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    def matrix(self, kind: Kind, layer: int, dtype: torch.dtype) -> torch.Tensor:
         """Return one matrix ``[rows, columns]`` in a dtype: as it is, or made from int8."""
         matrix = self.matrices[kind][layer]
         if self.int8:
@@ -290,14 +288,6 @@ class Packed:
         layers = tuple(layer(i) for i in range(config.layers))
         head = self.matrix("head", 0, dtype)
         return Weights(config, self.embedding.to(dtype), layers, self.norm.to(dtype), head)
-
-
-def quantize(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``matrix [rows, columns]`` to int8 and float32 scales ``[rows]``; a row of zeros has scale 1."""
-    matrix = matrix.float()
-    scales = matrix.abs().amax(1) / LARGEST
-    scales = torch.where(scales == 0, 1.0, scales)
-    return (matrix / scales[:, None]).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), scales
 
 
 def _unquantised(tensor: torch.Tensor) -> bool:

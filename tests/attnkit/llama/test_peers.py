@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from attnkit.linear import LARGEST
 from attnkit.llama import Config, Decoder, Model, Weights, build
 from attnkit.llama.ladder import MATMUL
-from attnkit.llama.weights import LARGEST, Packed
+from attnkit.llama.weights import Packed
 from perf.peers import (
     PEERS,
     BitsandbytesInt8,

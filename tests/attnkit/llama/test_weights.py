@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from attnkit.llama import LLAMA_2_7B, Config, Packed, Weights
-from attnkit.llama.weights import quantize
 
 CONFIG = Config(hidden=64, intermediate=96, layers=2, hq=4, hkv=2, vocab=50)
 THEIRS = {
@@ -170,9 +169,13 @@ def test_int8_weights_are_within_half_a_level_of_each_row() -> None:
         if true.ndim == 2 and "embed" not in name:
             level = true.abs().amax(1, keepdim=True) / 127
             assert ((ours - true).abs() <= 0.501 * level).all(), name
-    levels, scales = quantize(torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]))
-    assert levels.tolist() == [[127, -127, 0], [0, 0, 0]]
-    assert scales.tolist() == [pytest.approx(1 / 127), 1.0]
+
+
+def test_weights_that_are_not_finite_are_not_rounded() -> None:
+    weights = Weights.random(CONFIG)
+    weights.layers[0].out[3, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"weight must be finite to be quantised, got inf or nan in 1 rows, first 3"):
+        Packed.of(weights, int8=True)
 
 
 def test_only_bfloat16_is_packed() -> None:
