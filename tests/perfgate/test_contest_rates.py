@@ -204,6 +204,15 @@ def test_intervals_of_stage_1_cover_the_truth(blocks: int) -> None:
     hold(f"intervals of stage 1 of {blocks} blocks that cover the truth, 60 runs", coverage(found, ratios), 0.93, 0.97)
 
 
+def test_intervals_of_a_small_suites_screen_cover_the_truth() -> None:
+    """What 24 cases share is known little, which is in their intervals."""
+    rng, found = random.Random(15), []
+    for _ in range(300):
+        cases = dict(rng.sample(sorted(kernels(rng).items()), 24))
+        found.append(judge(contest_blocks(rng, cases, blocks=2), RULE, cases))
+    hold("intervals of 24 cases, stage 1 of 2 blocks, that cover the truth, 300 runs", coverage(found, {}), 0.93, 0.97)
+
+
 def test_intervals_of_stage_2_cover_the_truth() -> None:
     rng, ratios = random.Random(12), {f"k{i}": 1 + i / 1000 for i in range(100, 110)}
     found = [contest(rng, kernels(rng), ratios=ratios) for _ in range(200)]

@@ -215,7 +215,7 @@ def test_a_spread_has_the_draws_unit(xs: list[float], unit: float) -> None:
 
 
 def test_a_spread_of_equal_numbers_is_none() -> None:
-    assert stats.fit_spread([0.0] * 20) == stats.Prior(0.0, math.inf)
+    assert stats.fit_spread([0.0] * 20) == stats.Prior(0.0, stats.EFFICIENCY * 20)
     assert stats.fit_spread([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]).variance > 0
 
 
@@ -262,3 +262,10 @@ def test_moderated_intervals_cover_as_often_as_they_say() -> None:
             s2, df = stats.moderate(stats.variance(xs), 4.0, fitted)
             misses += abs(sum(xs) / 5) > stats.t_quantile(0.995, df) * math.sqrt(s2 / 5)
     assert 0.006 <= misses / 6000 <= 0.014
+
+
+def test_a_spread_is_known_no_better_than_its_draws_can_tell() -> None:
+    rng = random.Random(14)
+    for n in (8, 24, 160):
+        assert stats.fit_spread([rng.gauss(0, 1) for _ in range(n)]).df <= stats.EFFICIENCY * n
+    assert stats.fit_spread([0.0] * 8 + [1.0]).df == pytest.approx(stats.EFFICIENCY * 9)

@@ -101,10 +101,10 @@ def test_runs_that_are_made_up_are_as_many_as_were_asked_for(monkeypatch: pytest
         r"Runs of 6 cases, drawn with replacement from the 6 that were timed, that screen in 2 blocks ", text
     )
     assert text.count(" of 4 [") == 2
-    monkeypatch.setattr(page, "false_alarms", lambda *_: Alarms(runs=9, red=2, green=3, unfit=1))
+    monkeypatch.setattr(page, "false_alarms", lambda *_: Alarms(runs=9, red=2, green=3, unfit=1, intervals=8, held=7))
     text = page.render([collected(1)], FEW)
     assert re.search(r"called slower in 2 of 9 \[.*\] runs and faster in 3 of 9 \[", text)
-    assert "; in 1 the machine seemed unfit, so none was called." in text
+    assert "; in 1 the machine seemed unfit, so none was called. Of the intervals of head/base 87.5% held 1." in text
 
 
 def test_the_spread_between_processes_is_the_one_that_was_there() -> None:

@@ -11,7 +11,7 @@ import pytest
 from perfgate import contest
 from perfgate.contest import Block, ContestRule, Findings
 from perfgate.trust.data import Contest
-from perfgate.trust.suites import Alarms, Noise, Suite, false_alarms, measured
+from perfgate.trust.suites import Noise, Suite, false_alarms, measured
 from perfgate.verdict import State
 from tests.perfgate.simulate import Kernel, contest_blocks, kernels
 from tests.perfgate.test_trust_data import collected
@@ -107,10 +107,16 @@ def test_each_way_for_a_drawn_run_to_end_is_counted(monkeypatch: pytest.MonkeyPa
     fit = Findings(verdicts=(), suspects=(), machine=(), shifts=(), unfit=None)
     ends = [(State.REGRESSED,), (State.UNCHANGED,), (State.REGRESSED, State.IMPROVED), (State.REGRESSED,) * 2]
     findings = [replace(fit, verdicts=tuple(replace(verdict, state=state) for state in states)) for states in ends]
+    apart = [
+        replace(verdict, low=low, high=high) for low, high in ((0.99, 1.0), (1.01, 1.02), (0.97, 0.98), (1.0, 1.1))
+    ]
+    findings[1] = replace(fit, verdicts=tuple(apart))
     left = iter([*findings, *[replace(fit, unfit="the controls disagree")] * 2])
     monkeypatch.setattr(contest, "judge", lambda *_: next(left))
     found = false_alarms(Suite(cases=noises(1), common=0.001, size=4, screens=1), ContestRule(), 6, 1)
-    assert found == Alarms(runs=6, red=3, green=1, unfit=2)
+    assert (found.runs, found.red, found.green, found.unfit) == (6, 3, 1, 2)
+    known = [v for one in findings for v in one.verdicts if v.low is not None]
+    assert (found.intervals, found.held) == (len(known), len(known) - 2)
 
 
 def noises(seed: int) -> tuple[Noise, ...]:
@@ -124,6 +130,8 @@ def test_a_suite_of_unchanged_code_is_hardly_ever_red() -> None:
     assert alarms.red <= 2
     assert alarms.green <= 2
     assert alarms.unfit <= 2
+    assert alarms.intervals == 60 * 168
+    assert alarms.held / alarms.intervals >= 0.95  # more than 95 %, since what is far off is timed again
 
 
 def test_a_rule_that_cries_wolf_is_found_out() -> None:

@@ -146,7 +146,8 @@ def _made_up(runs: Sequence[Contest], plan: Plan) -> str:
         f"in {suite.screens} block{'' if suite.screens == 1 else 's'} as the largest run did. Processes "
         "and visits scatter normally, by the standard deviations that these cases had and by what all cases of a "
         f"process shared ({suite.common:.2%}). A case was called slower in {_share(found.red, found.runs)} runs and "
-        f"faster in {_share(found.green, found.runs)}; in {found.unfit} the machine seemed unfit, so none was called."
+        f"faster in {_share(found.green, found.runs)}; in {found.unfit} the machine seemed unfit, so none was called. "
+        f"Of the intervals of head/base {found.held / found.intervals:.1%} held 1."
     )
 
 

@@ -68,12 +68,16 @@ class Alarms:
         red: Those in which a case was called slower.
         green: Those in which a case was called faster.
         unfit: Those in which nothing was called, for the machine seemed unfit.
+        intervals: How many intervals of head/base there were.
+        held: Those that held 1.
     """
 
     runs: int
     red: int
     green: int
     unfit: int
+    intervals: int
+    held: int
 
 
 def measured(runs: Iterable[Contest]) -> Suite | None:
@@ -133,7 +137,7 @@ def false_alarms(suite: Suite, rule: ContestRule, runs: int, seed: int) -> Alarm
     """
     rule = replace(rule, screen_blocks=suite.screens)
     rng = random.Random(seed)
-    red = green = unfit = 0
+    red = green = unfit = intervals = held = 0
     for _ in range(runs):
         cases = {f"case{i}": rng.choice(suite.cases) for i in range(suite.size)}
         screen = [_block(rng, cases, suite.common, 1, i) for i in range(rule.screen_blocks)]
@@ -150,7 +154,10 @@ def false_alarms(suite: Suite, rule: ContestRule, runs: int, seed: int) -> Alarm
         red += State.REGRESSED in states
         green += State.IMPROVED in states
         unfit += found.unfit is not None
-    return Alarms(runs=runs, red=red, green=green, unfit=unfit)
+        ends = [(v.low, v.high) for v in found.verdicts if v.low is not None and v.high is not None]
+        intervals += len(ends)
+        held += sum(low <= 1 <= high for low, high in ends)
+    return Alarms(runs=runs, red=red, green=green, unfit=unfit, intervals=intervals, held=held)
 
 
 def _block(rng: random.Random, cases: Mapping[str, Noise], common: float, stage: int, number: int) -> Block:
