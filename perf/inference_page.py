@@ -132,7 +132,8 @@ def best_peer(rows: Mapping[str, Row], *, int8: bool | None = None) -> str | Non
 
 def _ladder(results: Results, kernels: Mapping[str, Mapping[str, Row]]) -> str:
     parts = ["![Tokens a second, rung by rung](inference-llama.svg)"]
-    for size, rows in sizes(results).items():
+    found = sizes(results)
+    for size, rows in found.items():
         adds = {rung.name: rung.adds for rung in LADDER}
         known = [name for name in adds if name in rows]
         others = sorted((name for name in rows if name not in adds), key=lambda name: rows[name].median)
@@ -157,8 +158,8 @@ def _ladder(results: Results, kernels: Mapping[str, Mapping[str, Row]]) -> str:
         titles += ["× the rung before", "× the first"]
         parts.append(f"**{size}**\n\n{_table(titles, table, left=2)}")
         parts.extend(_against_peers(rows, known))
-        if missing := [f"`{name}`" for name in PEERS if name not in rows]:
-            parts.append(f"Peers that were not there: {', '.join(missing)}.")
+    if missing := [f"`{name}`" for name in PEERS if not any(name in rows for rows in found.values())]:
+        parts.append(f"Peers that were not there: {', '.join(missing)}.")
     parts.append(
         "The rung before one with int8 weights is the same with 16 bits; before any other it is the one above it with "
         "16 bits. The share is of the bytes that a token must read. Rungs without a graph launch kernel by kernel, and "

@@ -29,10 +29,9 @@ RUNGS = [rung.name for rung in LADDER]
 READ = CEILINGS["read_bytes_per_second"]
 
 
-def llama(name: str, tokens_per_second: float, int8: bool = False) -> Record:
+def llama(name: str, tokens_per_second: float, int8: bool = False, size: str = "llama-2-7b-b1-c256") -> Record:
     """16 tokens; 4.5 GB each in 16 bits, which the ceiling allows 1000 of a second."""
     work = Work(flops=1e10, bytes=16 * 4.5e9 / (2 if int8 else 1), tokens=16, dtype="bf16")
-    size = "llama-2-7b-b1-c256"
     return record(f"llama/{name}/{size}", 16 / tokens_per_second, group=f"llama/{size}", work=work)
 
 
@@ -111,6 +110,15 @@ def test_a_peer_in_16_bits_is_named_where_the_fastest_has_int8() -> None:
     page = render(collected(*rows, llama("matmul", 60)))
     assert "`compiled_int8`: in 16 bits `matmul` is 0.133× as fast (0.200× as `compiled`), in int8 " in page
     assert "in int8 `persistent_int8` is 2.00× as fast." in page
+
+
+def test_a_peer_is_missing_that_no_size_has() -> None:
+    page = render(
+        collected(llama("matmul", 50), llama("compiled", 330), llama("matmul", 50, size="llama-2-7b-b1-c512"))
+    )
+    assert page.count("Peers that were not there:") == 1
+    missing = "`compiled_int8`, `transformers`, `bitsandbytes_int8`, `torchao_int8`, `vllm`"
+    assert f"Peers that were not there: {missing}." in page
 
 
 def test_every_rung_knows_what_it_is_held_against() -> None:

@@ -22,15 +22,15 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
-def compiled(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Return a function compiled, which keeps what it compiled for each kind of input."""
+def compiled(function: Callable[Given, Result], *, mode: str | None = None) -> Callable[Given, Result]:
+    """Return a function compiled, in a mode of torch.compile's, which keeps what it compiled for each kind of input."""
     with warnings.catch_warnings():
         # the compiler's own modules use, while they are imported, what torch has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._inductor.compile_fx")
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MAX_COMPILATIONS))
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
 
 
 def kept_for_backward(*inputs: torch.Tensor | None) -> contextlib.AbstractContextManager[object]:

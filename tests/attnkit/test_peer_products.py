@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config
 
 from attnkit.agreement import agreement
 from attnkit.linear import quantize
-from attnkit.products import choose, product
+from attnkit.products import choose, product, torchao_product
 
 NAMES = ("bitsandbytes", "bitsandbytes_6", "torchao")
 
@@ -85,6 +86,16 @@ def test_torchao_gets_our_weights_in_its_terms(pretend: Any) -> None:
     given, way = operands(), product("torchao")
     assert way.explains is not None
     assert agreement(way.multiply(*given), *given, explained=way.explains(*given)).wrong == 0
+
+
+def test_torchao_is_compiled_for_more_shapes_than_torch_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, *, mode, **options: compiler(call, backend="eager", **options))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torchao_product, "linear", lambda x: x + 1)
+    call = torchao_product.compiled.__wrapped__()
+    for rows in range(2, 13):
+        assert call(torch.zeros(rows)).sum() == rows
 
 
 @pytest.mark.parametrize("name", NAMES)

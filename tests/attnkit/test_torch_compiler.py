@@ -19,7 +19,9 @@ def test_a_function_may_be_compiled_for_thousands_of_kinds_of_input(
     monkeypatch.setattr(torch, "compile", lambda function, **options: (function, options))
     for limit in LIMITS:
         monkeypatch.setattr(torch._dynamo.config, limit, before)
-    assert torch_compiler.compiled(len) == (len, {"dynamic": False, "fullgraph": True})  # type: ignore[comparison-overlap]
+    given = {"dynamic": False, "fullgraph": True}
+    assert torch_compiler.compiled(len) == (len, {**given, "mode": None})  # type: ignore[comparison-overlap]
+    assert torch_compiler.compiled(len, mode="best") == (len, {**given, "mode": "best"})  # type: ignore[comparison-overlap]
     assert [getattr(torch._dynamo.config, limit) for limit in LIMITS] == [after, after]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from attnkit import torch_compiler
 from attnkit.product import Product
 
 __all__ = ["PRODUCT"]
@@ -27,7 +28,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: tor
 @functools.cache
 def compiled() -> Callable[..., torch.Tensor]:
     """The same, compiled once a shape."""
-    return torch.compile(linear, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return torch_compiler.compiled(linear, mode="max-autotune-no-cudagraphs")
 
 
 def multiply(
