@@ -1,4 +1,4 @@
-"""How variants use torch.compile: for exactly these sizes, strides and dtypes, as often as there are new ones."""
+"""How variants and products use torch.compile: for exactly these sizes, strides and dtypes, as often as new ones come."""
 
 from __future__ import annotations
 

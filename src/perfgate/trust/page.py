@@ -301,7 +301,13 @@ def _timers(timings: Sequence[Timing]) -> str:
     for timer in others:
         titles += [f"{beside[timer]} at work, us"] if timer in beside else []
         titles += [f"{timer}, us", f"perfgate against {timer}"]
-    return f"Medians of {len(timings)} runs.\n\n" + _table(titles, rows, left=1)
+    text = f"Medians of {len(timings)} run{'' if len(timings) == 1 else 's'}."
+    if "NVBench" in others:
+        text += (
+            " NVBench has one call between two events: what such a window takes for itself is in its durations, and "
+            "perfgate takes it off its own."
+        )
+    return f"{text}\n\n{_table(titles, rows, left=1)}"
 
 
 def _share(hits: int, tries: int) -> str:
