@@ -1,9 +1,9 @@
 """Latency of single requests to a block, rung by rung: ``python -m perf.block_latency --out latency.json``.
 
-A request is one call and the wait for its result, timed on the host. Each rung is checked, then asked alone, and then
-under the same load for all rungs: requests come at a rate that keeps the standard block busy for a given share of its
-time, whether or not the last one has been answered. What it prints is in microseconds, and by how much less than
-standard's.
+A request is one call and the wait for its result, timed on the host. All rungs of a shape are checked first. Then they
+are asked in turn, over and over, so that what disturbs the host for a while disturbs them all: alone, and under the
+same load, where requests come at a rate that keeps the standard block busy for a given share of its time, whether or
+not the last one has been answered. What it prints is in microseconds, and by how much less than standard's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,47 @@ from perfgate import environment, gpu
 from perfgate.latency import LEAST, HostTime, Latency, Time, isolated, open_loop, poisson
 
 WARM_UP = 20
+ROUNDS = 10
+"""Turns of each rung; its requests are shared between them."""
+
+Request = Callable[[], None]
 
 
-def measured(request: Callable[[], object], requests: int, rate: float | None, load: float, clock: Time) -> Any:
-    """A rung alone and under load: both latencies, and the rate. Without a rate it is found from the rung itself."""
-    isolated(request, WARM_UP, clock)
-    alone = isolated(request, requests, clock)
-    rate = rate or load / statistics.fmean(alone)
-    return Latency.of(alone), Latency.of(open_loop(request, poisson(rate, requests), clock)), rate
+def asked(
+    ladder: Mapping[Rung, Request], requests: int, load: float, clock: Time
+) -> tuple[dict[Rung, tuple[Latency, Latency]], float]:
+    """Ask all rungs in turn: each one's latencies alone and under load, and the rate that the first of them sets."""
+    alone: dict[Rung, list[float]] = {rung: [] for rung in ladder}
+    loaded: dict[Rung, list[float]] = {rung: [] for rung in ladder}
+    rate = 0.0
+    for turn in range(ROUNDS):
+        share = requests * (turn + 1) // ROUNDS - requests * turn // ROUNDS
+        for rung, request in ladder.items():
+            isolated(request, WARM_UP, clock)
+            alone[rung] += isolated(request, share, clock)
+            rate = rate or load / statistics.fmean(alone[rung])
+            loaded[rung] += open_loop(request, poisson(rate, share, seed=turn), clock)
+    return {rung: (Latency.of(alone[rung]), Latency.of(loaded[rung])) for rung in ladder}, rate
+
+
+def ready(rung: Rung, shape: Shape, fast: str, device: torch.device) -> Request:
+    """A rung's block, checked, as something to ask.
+
+    Raises:
+        ValueError: If its result is wrong.
+    """
+    block, call = graphed(rung, shape, device, fast)
+    x = shape.x(device)
+    off, may = error(block, call(x), x)
+    if not off <= may:
+        raise ValueError(f"{rung} is wrong at {shape.name}: off by {off:.2e}, and rounding explains {may:.2e}")
+
+    def request() -> None:
+        call(x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return request
 
 
 def climb(
@@ -53,33 +86,18 @@ def climb(
     Raises:
         ValueError: If a rung's result is wrong.
     """
+    latencies, rate = asked({rung: ready(rung, shape, fast, device) for rung in rungs}, requests, load, clock)
     found: list[dict[str, Any]] = []
-    first: tuple[Latency, Latency] | None = None
-    rate = None
-    for rung in rungs:
-        block, call = graphed(rung, shape, device, fast)
-        x = shape.x(device)
-        off, may = error(block, call(x), x)
-        if not off <= may:
-            raise ValueError(f"{rung} is wrong at {shape.name}: off by {off:.2e}, and rounding explains {may:.2e}")
-
-        def request(call: Callable[..., Any] = call, x: torch.Tensor = x) -> None:
-            call(x)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-        alone, loaded, rate = measured(request, requests, rate, load, clock)
-        first = first or (alone, loaded)
-        for kind, latency, reference in (("isolated", alone, first[0]), ("open loop", loaded, first[1])):
+    for rung, both in latencies.items():
+        for kind, latency, reference in zip(("isolated", "open loop"), both, latencies[rungs[0]], strict=True):
             lower = latency.reduction(reference)
             entry = {"shape": shape.name, "rung": rung, "kind": kind, "requests_per_second": rate}
             found.append({**entry, **dataclasses.asdict(latency), "reduction": lower})
             shown = "  ".join(f"{name} {getattr(latency, name) * 1e6:9.1f} us {-lower[name]:+7.1%}" for name in lower)
             print(f"{shape.name:26} {rung:12} {kind:9}  {shown}", flush=True)
-        del block, call, request
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     return found
 
 

@@ -1,4 +1,4 @@
-"""How variants and products use torch.compile: for exactly these sizes, strides and dtypes, as often as new ones come."""
+"""How variants and products use torch.compile: for exact sizes, strides and dtypes, as often as there are new ones."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -22,6 +24,7 @@ from attnkit.products import torch_dynamic, triton_dynamic
 from attnkit.variants import variant
 from perf import block_latency
 from perf.blocks import RUNGS, Shape, error, graphed, made
+from tests.perfgate.test_latency import Told
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NAIVE = variant("naive").attention
@@ -258,6 +261,27 @@ def test_rungs_are_right_on_a_gpu(rung: str, b: int) -> None:
             x = shape.x(DEVICE, seed)
             off, may = error(subject, call(x), x)
             assert off <= may
+
+
+def test_rungs_are_asked_in_turn_at_a_rate_that_the_first_of_them_sets() -> None:
+    clock, seen = Told(), []
+
+    def request(rung: str, seconds: float) -> Callable[[], None]:
+        def served() -> None:
+            seen.append(rung)
+            clock.time += seconds
+
+        return served
+
+    ladder = {"standard": request("standard", 2.0), "flash": request("flash", 1.0)}
+    latencies, rate = block_latency.asked(ladder, 125, 0.5, clock)  # type: ignore[arg-type]
+    assert rate == 0.25
+    assert {rung: (alone.median, alone.requests) for rung, (alone, _) in latencies.items()} == {
+        "standard": (2.0, 125),
+        "flash": (1.0, 125),
+    }
+    assert latencies["standard"][1].median >= 2 > latencies["flash"][1].median
+    assert [rung for rung, _ in itertools.groupby(seen)] == ["standard", "flash"] * block_latency.ROUNDS
 
 
 def test_the_command_times_each_rung_in_both_ways(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:

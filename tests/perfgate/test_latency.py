@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Sequence
 
@@ -42,6 +43,28 @@ def test_under_load_a_request_waits_for_those_before_it() -> None:
     clock = Told()
     #         sent 0, served until 3; sent 1, until 4; sent 2, until 9; sent 20, until 21
     assert open_loop(clock.serve([3, 1, 5, 1]), [0, 1, 2, 20], clock) == (3, 3, 7, 1)
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_no_garbage_is_collected_while_requests_are_timed(collecting: bool) -> None:
+    seen: list[bool] = []
+
+    def call() -> None:
+        seen.append(gc.isenabled())
+        if len(seen) == 3:
+            raise RuntimeError("this request fails")
+
+    try:
+        if not collecting:
+            gc.disable()
+        isolated(call, 1, Told())
+        open_loop(call, [0.0], Told())
+        with pytest.raises(RuntimeError, match="this request fails"):
+            isolated(call, 1, Told())
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable()
+    assert seen == [False] * 3
 
 
 services = st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=40)
