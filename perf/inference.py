@@ -171,7 +171,9 @@ def _of_document(document: Any, path: Path) -> dict[str, Any]:
     notes = []
     if isinstance(part, dict) and part.get("complete") is False:
         # a picture of what is there is better than none; a verdict would be another matter
-        notes = [f"the run was not whole: {part.get('measured')} of {part.get('collected')} cases were timed"]
+        why = "some of its tests failed" if part.get("exitstatus") == 1 else "the run was cut off"
+        counts = f"{part.get('measured')} of {part.get('collected')} cases were timed"
+        notes = [f"{why}: {counts}; what else is not here failed or could not run"]
         document = {**document, "perfgate": {**part, "complete": True}}
     found = baseline.from_document(document, path)
     origin = Origin(

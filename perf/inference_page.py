@@ -56,7 +56,8 @@ def render(collected: Collected) -> str:
         sections.append(f"## Latency of single requests to a block\n\n{_latency(entry)}")
     for name, run in roofs(collected).items():
         picture = f"![Attained rate over operational intensity]({name})"
-        sections.append(f"## Under the roof\n\n{_measured(run.origin)}\n\n{picture}")
+        suites = ", ".join(dict.fromkeys(row.case.name.partition("/")[0] for row in run.results.rows))
+        sections.append(f"## Under the roof: {suites}\n\n{_measured(run.origin)}\n\n{picture}")
     if len(sections) == 1:
         sections.append("Nothing was measured yet.")
     return "\n\n".join(sections) + "\n"
@@ -76,8 +77,10 @@ def roofs(collected: Collected) -> dict[str, Run]:
 
 
 def _measured(origin: Origin) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(origin.environment.versions.items()))
-    return f"Measured on **{origin.environment.device}** ({versions}), {origin.date}, commit `{_short(origin.commit)}`."
+    here = origin.environment
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(here.versions.items()))
+    which = f" `{here.facts['uuid'][:8]}`" if "uuid" in here.facts else ""
+    return f"Measured on **{here.device}**{which} ({versions}), {origin.date}, commit `{_short(origin.commit)}`."
 
 
 def _short(commit: str) -> str:
@@ -163,7 +166,8 @@ def _ladder(results: Results, kernels: Mapping[str, Mapping[str, Row]]) -> str:
     parts.append(
         "The rung before one with int8 weights is the same with 16 bits; before any other it is the one above it with "
         "16 bits. The share is of the bytes that a token must read. Rungs without a graph launch kernel by kernel, and "
-        "the GPU waits for the host: what their kernels alone would do is measured of one token, replayed as a graph."
+        "the GPU waits for the host: what their kernels alone would do is measured of one token, replayed as a graph. A "
+        "case is several tokens in a row; of a rung that replays graphs itself the clock makes no further one."
     )
     return "\n\n".join(parts)
 
@@ -303,7 +307,8 @@ def _decode(results: Results) -> str:
     titles = ["problem", "ideal µs", *(f"`{name}`" for name in variants), "× the fastest library"]
     return (
         "Microseconds, GB/s, and in brackets the share of the ideal: the bytes of queries, cache and result at the "
-        "read bandwidth.\n\n" + _table(titles, table)
+        "read bandwidth, as a sum over a large tensor reads. What reads faster than that has more than 100 %.\n\n"
+        + _table(titles, table)
     )
 
 

@@ -283,7 +283,12 @@ def test_a_page_that_cannot_be_written_leaves_all_as_it_was(
 def test_a_run_that_was_not_whole_is_shown_and_said(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(document(llama("matmul", 50), complete=False)))
     found = collect([tmp_path / "run.json"])
-    assert found.runs[0].results.notes == ("the run was not whole: 1 of 9 cases were timed",)
+    others = "1 of 9 cases were timed; what else is not here failed or could not run"
+    assert found.runs[0].results.notes == (f"the run was cut off: {others}",)
+    broken = document(llama("matmul", 50), complete=False)
+    broken["perfgate"]["exitstatus"] = 1
+    (tmp_path / "run.json").write_text(json.dumps(broken))
+    assert collect([tmp_path / "run.json"]).runs[0].results.notes == (f"some of its tests failed: {others}",)
     assert list(found.runs[0].results.out_of_memory) == ["block/naive/separate-b4-s16384"]
 
 

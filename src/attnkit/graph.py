@@ -45,7 +45,7 @@ class Backend(Protocol):
 
 
 class CudaBackend:
-    """CUDA graphs in one memory pool."""
+    """CUDA graphs in one memory pool, which is a new one when there is no graph left."""
 
     def __init__(self) -> None:
         self._pool: Any = None

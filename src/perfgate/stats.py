@@ -139,8 +139,8 @@ def fit_spread(xs: Sequence[float]) -> Prior:
     value at 50 % and at 90 % are the draws' own (McCulloch's way, Commun. Statist. Simul. Comput. 15, 1986): where a
     tenth of the draws are not around zero, for something was changed there, it hardly matters.
 
-    A scale from the middle of n draws is itself known no better than one of `EFFICIENCY` n degrees of freedom, and the
-    variances of the two logarithms add: the prior's df is that of both.
+    A scale from the middle of n draws is itself known no better than one of `EFFICIENCY` n degrees of freedom. The
+    variances of the two logarithms add, and are each about 2 / df: the prior's df is that of both.
 
     Raises:
         ValueError: For no draws.

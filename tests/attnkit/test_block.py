@@ -274,14 +274,14 @@ def test_rungs_are_asked_in_turn_at_a_rate_that_the_first_of_them_sets() -> None
         return served
 
     ladder = {"standard": request("standard", 2.0), "flash": request("flash", 1.0)}
-    latencies, rate = block_latency.asked(ladder, 125, 0.5, clock)  # type: ignore[arg-type]
+    latencies, rate = block_latency.asked(ladder, 123, 0.5, clock)  # type: ignore[arg-type]
     assert rate == 0.25
     assert {rung: (alone.median, alone.requests) for rung, (alone, _) in latencies.items()} == {
-        "standard": (2.0, 125),
-        "flash": (1.0, 125),
+        "standard": (2.0, 123),
+        "flash": (1.0, 123),
     }
     assert latencies["standard"][1].median >= 2 > latencies["flash"][1].median
-    assert [rung for rung, _ in itertools.groupby(seen)] == ["standard", "flash"] * block_latency.ROUNDS
+    assert [rung for rung, _ in itertools.groupby(seen)] == ["standard", "flash"] * 2 * block_latency.ROUNDS
 
 
 def test_the_command_times_each_rung_in_both_ways(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,7 +178,7 @@ def fastest_prefill(config: Config, batch: int, capacity: int, device: torch.dev
     problem = Problem(
         b=batch, hq=config.hq, hkv=config.hkv, sq=capacity, d=config.d, dtype=DTYPE[dtype], mask="causal"
     )  # fmt: skip
-    ways = (variant(name) for name in PREFILL[device.type])
+    ways = (variant(name) for name in PREFILL.get(device.type, ("naive",)))
     return next(way.attention for way in ways if way.why_not(problem, device, "fwd") is None)
 
 
