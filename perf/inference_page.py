@@ -166,8 +166,8 @@ def _ladder(results: Results, kernels: Mapping[str, Mapping[str, Row]]) -> str:
     parts.append(
         "The rung before one with int8 weights is the same with 16 bits; before any other it is the one above it with "
         "16 bits. The share is of the bytes that a token must read. Rungs without a graph launch kernel by kernel, and "
-        "the GPU waits for the host: what their kernels alone would do is measured of one token, replayed as a graph. A "
-        "case is several tokens in a row; of a rung that replays graphs itself the clock makes no further one."
+        "the GPU waits for the host: what their kernels alone would do is measured of one token, replayed as a graph. "
+        "A case is several tokens in a row; of a rung that replays graphs itself the clock makes no further one."
     )
     return "\n\n".join(parts)
 
