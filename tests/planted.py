@@ -21,7 +21,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from perfgate.clock import Clock
+    from perfgate.clock import Clock, Inputs
     from perfgate.plugin import GpuBenchmark
 
 
@@ -53,33 +53,45 @@ def pytest_configure(config: pytest.Config) -> None:
         share = next((share for pattern, share in shares if re.search(pattern, name)), None)
         if file is not None:
             _measure(config, call, share, name, file, options)
-        return plain(self, call if share is None else slowed(call, share), name=name, **options)
+        if share is not None:
+            call, options["inputs"] = slowed(call, share, options.get("inputs", ((),)))
+        return plain(self, call, name=name, **options)
 
     GpuBenchmark.__call__ = planted  # type: ignore[method-assign]
     config.add_cleanup(lambda: setattr(GpuBenchmark, "__call__", plain))
 
 
-def slowed(call: Callable[..., Any], share: float) -> Callable[..., Any]:
-    """Return a call that takes longer by a share of its own time, which is known from its first arguments."""
-    seen: dict[
-        tuple[int, ...], tuple[int, tuple[Any, ...]]
-    ] = {}  # with the inputs, whose ids are theirs while they live
+def slowed(call: Callable[..., Any], share: float, inputs: Inputs = ((),)) -> tuple[Callable[..., Any], Inputs]:
+    """Return a call that takes longer by a share of its own time, known from its first arguments, and its inputs.
+
+    Which sets of inputs are slowed is known by their numbers, so it is the same ones however often each is made.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    latest: dict[int, tuple[Any, ...]] = {}  # ids are a set's as long as it lives
     work: list[Callable[[], object]] = []
     every = 1
+
+    def numbered(i: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        numbers.pop(tuple(map(id, latest.get(i, ()))), None)
+        latest[i] = args
+        numbers[tuple(map(id, args))] = i
+        return args
 
     def slow(*args: Any) -> Any:
         nonlocal every
         if not work:
             extra = share * seconds(lambda: call(*args))
-            every = min(SELDOM, math.ceil(LEAST / extra)) if torch.cuda.is_available() else 1
+            several = callable(inputs) or len(inputs) >= SELDOM
+            every = min(SELDOM, math.ceil(LEAST / extra)) if several and torch.cuda.is_available() else 1
             work.append(waiting(every * extra))
         result = call(*args)
-        at, _ = seen.setdefault(tuple(map(id, args)), (len(seen), args))
-        if at % every == 0:
+        if numbers[tuple(map(id, args))] % every == 0:
             work[0]()
         return result
 
-    return slow
+    if callable(inputs):
+        return slow, lambda i: numbered(i, inputs(i))
+    return slow, [numbered(i, args) for i, args in enumerate(inputs)]
 
 
 def waiting(duration: float) -> Callable[[], object]:
@@ -119,11 +131,12 @@ def seconds(call: Callable[[], object], repeats: int = 20) -> float:
         ahead *= 2
 
 
-def size(clock: Clock, call: Callable[..., Any], share: float, **inputs: Any) -> float:
+def size(clock: Clock, call: Callable[..., Any], share: float, inputs: Inputs, l2: str) -> float:
     """How much slower the planted share makes a call, relative, as this clock sees it: with and without in turn."""
     logs: dict[bool, list[float]] = {False: [], True: []}
     for slow in ORDER:
-        logs[slow].append(math.log(clock.measure(slowed(call, share) if slow else call, **inputs).median))
+        timed = slowed(call, share, inputs) if slow else (call, inputs)
+        logs[slow].append(math.log(clock.measure(*timed, l2=l2).median))
     without, with_ = (math.fsum(logs[slow]) / len(logs[slow]) for slow in (False, True))
     return math.expm1(with_ - without)
 
@@ -133,9 +146,8 @@ def _measure(
 ) -> None:
     if share is None:
         pytest.skip("nothing is planted in it")
-    inputs = options.get("inputs")
     clock = config.hook.pytest_perf_clock(config=config)
-    true = size(clock, call, share, inputs=((),) if inputs is None else inputs, l2=options.get("l2", "cold"))
+    true = size(clock, call, share, options.get("inputs", ((),)), options.get("l2", "cold"))
     with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps({"case": name, "asked": share, "true": true}) + "\n")
     pytest.skip(f"{share:.1%} was planted, and made it slower by {true:.2%}")

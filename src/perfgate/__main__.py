@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,8 @@ from perfgate.trust import command as calibrate
 
 __all__ = ["main"]
 
-INTERRUPTED = 2
+INTERRUPTED, INTERNAL_ERROR = 2, 3
+"""pytest's, with pytest's meaning."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error), Exit.USAGE)
     except KeyboardInterrupt:
         return _refuse("interrupted", INTERRUPTED)
+    except Exception as error:  # of an error that nobody foresaw Python's exit code is that of a regression
+        traceback.print_exc()
+        return _refuse(f"this is an error in perfgate or in a plugin: {type(error).__name__}", INTERNAL_ERROR)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -29,7 +29,7 @@ class Exit(IntEnum):
     REFUSED = 10
     """The baseline cannot be read, is incomplete or of another device, or cases were timed by another method."""
     INCOMPLETE = 11
-    """Nothing could be compared, or not all that was to be; or cases are new or missing, and that was asked to fail."""
+    """Nothing could be compared, or not all that was to be; or cases are missing, or new and that was asked to fail."""
     UNFIT = 12
     """The device is busy, slowed down for heat or at different clocks, or the processes of a baseline disagree."""
     LOST = 13
@@ -81,10 +81,11 @@ def decide(
     """Judge every case and give the run its exit code.
 
     The worst thing found gives the code: a regression (it is certain, and whoever reads this can act on it), of time,
-    memory or accuracy alike, then a refusal, then heat, then a comparison with nothing in it, then, if `strict`, cases
-    new or missing, then, if `strict`, cases unresolved. A run that was to be compared and shares no case with its
-    baseline is `Exit.INCOMPLETE`, strict or not: a gate that looked at nothing is not green. Without a baseline nothing
-    is compared, every case is new, and only `strict` makes that fail. A regression that was accepted fails nothing.
+    memory or accuracy alike, then a refusal, then heat, then a comparison with nothing in it, then cases missing and,
+    if `strict`, new ones, then, if `strict`, cases unresolved. A run that was to be compared and shares no case with
+    its baseline is `Exit.INCOMPLETE`, as one that lacks some: a gate that did not look is not green. Without a baseline
+    nothing is compared, every case is new, and only `strict` makes that fail. A regression that was accepted fails
+    nothing.
 
     Args:
         new: Records by case name.
@@ -92,7 +93,7 @@ def decide(
         selected: The cases this run was meant to measure, None for all of the baseline's. What is not among them is
             deselected, not missing.
         out_of_memory: Reasons by name of the cases that did not fit. What fitted in the baseline has regressed.
-        strict: Whether cases new, missing or unresolved fail the run.
+        strict: Whether cases new or unresolved fail the run.
         rule: Floor, confidence and session; the default rule if None.
         accepted: Slowdowns that somebody accepted, of whatever baseline.
     """
@@ -163,7 +164,7 @@ def code(states: Set[State], *, unfit: bool, incomplete: bool, strict: bool) -> 
         states: Of all verdicts, whatever they are about.
         unfit: Whether the machine was not fit to judge all of it.
         incomplete: Whether less was compared than was to be.
-        strict: Whether cases new, missing or unresolved fail the run.
+        strict: Whether cases new or unresolved fail the run.
     """
     if State.REGRESSED in states:
         return Exit.REGRESSED
@@ -171,7 +172,7 @@ def code(states: Set[State], *, unfit: bool, incomplete: bool, strict: bool) -> 
         return Exit.REFUSED
     if unfit:
         return Exit.UNFIT
-    if incomplete or (strict and states & UNCOMPARED):
+    if incomplete or State.MISSING in states or (strict and State.NEW in states):
         return Exit.INCOMPLETE
     return Exit.UNRESOLVED if strict and State.UNRESOLVED in states else Exit.OK
 

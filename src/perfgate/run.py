@@ -187,7 +187,7 @@ class Run:
 
         Args:
             rule: When a difference counts.
-            strict: Whether new and missing cases fail.
+            strict: Whether new and unresolved cases fail.
             gone: Whether a test of this node id would have been in this run, if it still existed.
         """
         due = {case for case, node in self.baseline_nodes.items() if node in self.reached or gone(node)}

@@ -12,6 +12,7 @@ from textwrap import dedent
 
 import pytest
 
+from perfgate import contest
 from perfgate.__main__ import main
 from perfgate.ab import command
 from perfgate.ab.progress import Progress
@@ -108,9 +109,16 @@ def test_a_suite_that_takes_long_is_screened_by_one_block(
 
 def test_a_case_on_one_side_only_is_new_or_missing(repository: Repository) -> None:
     repository.write("src/kernels.py", "SECONDS = {'a': 1e-3, 'b': 2e-3, 'd': 4e-3}\n")
-    assert repository.ab() == Exit.OK
+    assert repository.ab() == Exit.INCOMPLETE
     expected = {"speed/a": "unchanged", "speed/b": "unchanged", "speed/c": "missing", "speed/d": "new"}
     assert repository.states() == expected
+
+
+def test_a_new_case_fails_a_strict_run_alone(repository: Repository) -> None:
+    source = (repository.path / "src/kernels.py").read_text()
+    repository.write("src/kernels.py", source + "SECONDS['d'] = 4e-3\n")
+    assert repository.ab() == Exit.OK
+    assert repository.states()["speed/d"] == "new"
     repository.journal.unlink()
     assert repository.ab("--strict") == Exit.INCOMPLETE
 
@@ -119,7 +127,7 @@ def test_the_help_says_how_a_strict_run_fails() -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     said = " ".join(parser.format_help().split())
-    assert f"exit code {Exit.INCOMPLETE:d}, and unresolved ones with {Exit.UNRESOLVED:d}" in said
+    assert f"exit code {Exit.INCOMPLETE:d} as missing ones do, and unresolved ones with {Exit.UNRESOLVED:d}" in said
 
 
 def test_a_renamed_test_times_the_same_case(repository: Repository) -> None:
@@ -191,6 +199,24 @@ def test_the_command_judges_by_the_rule_of_contests(
     repository.journal.unlink()
     repository.git("checkout", "-q", "src")
     assert main(["ab", "--base=HEAD", "--confirm=2", "--json=result.json"]) == Exit.OK
+
+
+@pytest.mark.parametrize("error", [ValueError("no wrong option"), ZeroDivisionError()])
+def test_an_error_in_the_harness_is_no_regression_and_what_was_timed_is_kept(
+    repository: Repository, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_: object) -> list[str]:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(contest, "suspects", broken)
+        assert main(["ab", "--base=HEAD", "--blocks=1"]) == pytest.ExitCode.INTERNAL_ERROR
+    said = capfd.readouterr().err
+    assert f"what was timed is in {repository.journal.relative_to(repository.path)}: perfgate ab --from " in said
+    assert "perfgate: this is an error in perfgate or in a plugin: RuntimeError" in said
+    assert len(repository.entries("visit")) > 4
+    assert main(["ab", f"--from={repository.journal}"]) == Exit.UNFIT
+    assert "the run did not come to its end: 3 of 3 cases were compared" in capfd.readouterr().out
 
 
 def test_the_progress_without_a_terminal_is_a_line_each_minute(

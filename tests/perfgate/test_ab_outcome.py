@@ -66,7 +66,7 @@ def ended(how: str, side: str, case: str = "case") -> dict[str, str]:
         (None, "failed", State.MISSING, Exit.REGRESSED),
         ("failed", "failed", State.MISSING, Exit.REGRESSED),
         ("skipped", None, State.NEW, Exit.OK),
-        (None, "skipped", State.MISSING, Exit.OK),
+        (None, "skipped", State.MISSING, Exit.INCOMPLETE),
         ("skipped", "skipped", None, Exit.OK),
         ("out of memory", None, State.IMPROVED, Exit.OK),
         (None, "out of memory", State.REGRESSED, Exit.REGRESSED),
@@ -186,12 +186,12 @@ def accuracy(base: float, head: float) -> list[dict[str, Any]]:
         (
             sides({"error.out": 1e-3}, {}),
             "case missing in accuracy: the mean error of out was 0.001 in the base, and is not known now",
-            Exit.OK,
+            Exit.INCOMPLETE,
         ),
         (
             sides({"peak_bytes": GIB}, {}),
             "case missing in memory: 1,073,741,824 B in the base, not counted now",
-            Exit.OK,
+            Exit.INCOMPLETE,
         ),
         (sides({}, {"error.out": 1e-3, "peak_bytes": GIB}), None, Exit.OK),
     ],

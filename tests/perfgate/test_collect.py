@@ -131,8 +131,8 @@ def test_of_a_short_call_not_every_one_is_followed_by_planted_work(
     monkeypatch.setattr(planted, "seconds", lambda call: microseconds * 1e-6)
     monkeypatch.setattr(planted, "waiting", lambda duration: lambda: waited.append(duration))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    slow = planted.slowed(lambda x: x + 1, 0.02)
-    assert [slow(i) for i in range(8)] == list(range(1, 9))
+    slow, inputs = planted.slowed(lambda x: x + 1, 0.02, lambda i: (i,))
+    assert [slow(*inputs(i)) for i in range(8)] == list(range(1, 9))
     assert len(waited) == 8 / every
     assert sum(waited) == pytest.approx(8 * 0.02 * microseconds * 1e-6)
 
@@ -143,15 +143,28 @@ def test_the_same_sets_of_inputs_are_slowed_however_many_calls_went_before(monke
     monkeypatch.setattr(planted, "seconds", lambda call: 5e-6)
     monkeypatch.setattr(planted, "waiting", lambda duration: lambda: waited.append(duration))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    sets = [([i],) for i in range(5)]
     found = []
-    for warmup in (5, 6, 7):
-        slow = planted.slowed(len, 0.02)
+    for warmup in (0, 5, 6, 7):
+        slow, inputs = planted.slowed(len, 0.02, lambda i: ([i],))
+        slow(*inputs(0))  # a check has a set of its own
+        sets = [inputs(i) for i in range(5)]
         for i in range(warmup):
             slow(*sets[i % 5])
         waited.clear()
         found.append([(slow(*one), len(waited))[1] for one in sets])
-    assert found == [[1, 1, 1, 1, 2]] * 3
+    assert found == [[1, 1, 1, 1, 2]] * 4
+
+
+def test_where_there_are_few_sets_of_inputs_each_call_is_slowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(planted, "seconds", lambda call: 5e-6)
+    monkeypatch.setattr(planted, "waiting", lambda duration: lambda: waited.append(duration))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    slow, ((one,), (two,)) = planted.slowed(len, 0.02, [([1],), ([2],)])
+    assert slow(one) == slow(two) == 1
+    assert waited == [0.02 * 5e-6] * 2
+    slow, (nothing,) = planted.slowed(lambda: "called", 0.02)
+    assert (slow(*nothing), len(waited)) == ("called", 3)
 
 
 def test_only_what_is_asked_for_is_slowed_and_only_in_the_tree_that_is_named(
@@ -159,7 +172,7 @@ def test_only_what_is_asked_for_is_slowed_and_only_in_the_tree_that_is_named(
 ) -> None:
     root = Path(planted.__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'src'}")
-    monkeypatch.setattr(planted, "slowed", lambda call, share: lambda *args: ("slow", share, call(*args)))
+    monkeypatch.setattr(planted, "slowed", lambda call, share, inputs: (lambda *a: ("slow", share, call(*a)), inputs))
     pytester.makeconftest(
         """
         import pytest
@@ -200,7 +213,7 @@ def test_only_what_is_asked_for_is_slowed_and_only_in_the_tree_that_is_named(
 def test_true_sizes_are_measured_apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the suite's own clock, whose call takes 1 ms and what is planted."""
     root = Path(planted.__file__).parents[1]
-    monkeypatch.setattr(planted, "slowed", lambda call, share: lambda: (1 + 1.1 * share) * call())
+    monkeypatch.setattr(planted, "slowed", lambda call, share, inputs: (lambda: (1 + 1.1 * share) * call(), inputs))
     pytester.makeconftest(
         """
         from perfgate import FakeClock

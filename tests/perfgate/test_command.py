@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from perfgate import baseline, fresh, preflight
+from perfgate import accept, baseline, fresh, preflight
 from perfgate.__main__ import main
 from perfgate.gate import Exit
 from perfgate.record import Record
@@ -253,6 +253,19 @@ def test_bad_input_is_one_clear_line(
     assert code not in (0, pytest.ExitCode.INTERRUPTED)
     assert message in said.err.splitlines()[-1]
     assert not said.out
+
+
+def test_an_error_that_nobody_foresaw_is_neither_green_nor_a_regression(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: object) -> int:
+        raise TypeError("nobody foresaw this")
+
+    monkeypatch.setattr(accept, "command", broken)
+    assert main(["accept", "case", "--because", "it is wanted"]) == pytest.ExitCode.INTERNAL_ERROR
+    said = capsys.readouterr().err.splitlines()
+    assert "TypeError: nobody foresaw this" in said
+    assert said[-1] == "perfgate: this is an error in perfgate or in a plugin: TypeError"
 
 
 @pytest.mark.parametrize("arguments", [["gate", "-k", "foo"], ["--unheard-of"], ["baseline", "--processes=x"]])

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="new or missing cases fail too, with exit code 11, and unresolved ones with 14",
+        help="new cases fail too, with exit code 11 as missing ones do, and unresolved ones with 14",
     )
     parser.add_argument(
         "--check-always",
@@ -186,6 +186,11 @@ def _compare(
         progress.clear()
         _report(evidence, path, rules.judge, options)
         return _refuse(str(error), Exit.LOST)
+    except BuildFailed:
+        raise
+    except Exception as error:
+        progress.clear()
+        raise RuntimeError(f"what was timed is in {path}: perfgate ab --from {path}") from error
     finally:
         lines.close()
     code = _report(evidence, path, rules.judge, options)

@@ -10,7 +10,7 @@ those are counted, so that whether the machine was fit is nothing to them. Here 
     out of memory   improved    regressed            on both: unchanged
     died            unresolved  unresolved
 
-Green is only a run that came to its end, compared something, and lost nothing on the way.
+Green is only a run that came to its end, compared something, and lost nothing on the way, no case either.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def conclude(evidence: Evidence, judge: Judge, *, strict: bool = False) -> tuple
     Args:
         evidence: All of it.
         judge: Decides on the blocks.
-        strict: Whether new, missing and unresolved cases fail, with the gate's codes.
+        strict: Whether new and unresolved cases fail, with the gate's codes.
 
     Returns:
         Verdicts and sentences, and the exit code, which is none of `Exit` for a run that was interrupted.

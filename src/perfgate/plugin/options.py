@@ -27,8 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--perf-strict",
         action="store_true",
-        help=f"With --benchmark-compare: cases new or missing fail the run (exit code {Exit.INCOMPLETE:d}), "
-        f"and cases of which it cannot be said whether they got slower ({Exit.UNRESOLVED:d}).",
+        help=f"With --benchmark-compare: new cases fail the run (exit code {Exit.INCOMPLETE:d}, as missing ones always "
+        f"do), and cases of which it cannot be said whether they got slower ({Exit.UNRESOLVED:d}).",
     )
     group.addoption(
         "--perf-again",
