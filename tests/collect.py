@@ -29,8 +29,14 @@ from perfgate.gate import Exit
 from perfgate.trust import data
 from perfgate.trust.collect import from_journal
 from perfgate.trust.data import Origin, Planted, Timing
+from tests import planted_turns
+from tests.planted_turns import ATTENTION
 
 ROOT = Path(__file__).resolve().parents[1]
+SUITES = {
+    "subset": (*ATTENTION, "-k", "(triton_flash or sdpa_flash) and not 16384 and not (test_backward and sdpa_flash)")
+}
+"""What runs in suites that have a name. The subset is to stay as it is: its runs are counted together."""
 PROCESSES = 3
 """Processes of each timer, whose medians are kept."""
 Ask = Callable[..., Any]
@@ -250,10 +256,15 @@ def main(argv: Sequence[str]) -> None:
             continue
         step.add_argument("--suite", default="default", metavar="NAME", help="which cases run (default: %(default)s)")
         if name == "planted":
-            step.add_argument("--planted", action="append", required=True, metavar="REGEX:PERCENT")
+            what = step.add_mutually_exclusive_group(required=True)
+            what.add_argument("--planted", action="append", metavar="REGEX:PERCENT", help="slow what this finds")
+            turns = range(1, planted_turns.TURNS + 1)
+            what.add_argument(
+                "--turn", type=int, choices=turns, help="slow the cases of tests.planted_turns, run those"
+            )
         elif name == "drift":
             step.add_argument("--block", type=int, default=2, help="from which on (default: %(default)s)")
-        step.add_argument("arguments", nargs="*", help="pytest's, after --; default: perf")
+        step.add_argument("arguments", nargs="*", help="pytest's, after --; default: perf, or the suite's own")
     options = parser.parse_args(argv)
     if options.step == "load":
         load()
@@ -261,12 +272,17 @@ def main(argv: Sequence[str]) -> None:
     entry: data.Entry
     if options.step == "timers":
         entry = timers(options.occasion)
-    elif options.step == "aa":
-        entry = unchanged(options.occasion, options.suite, options.arguments or ["perf"])
-    elif options.step == "planted":
-        entry = planted(options.occasion, options.planted, options.suite, options.arguments or ["perf"])
+    elif options.step == "planted" and options.turn:
+        arguments = options.arguments or planted_turns.ARGUMENTS
+        entry = planted(options.occasion, planted_turns.planted(options.turn), "planted", arguments)
     else:
-        entry = drift(options.occasion, options.block, options.suite, options.arguments or ["perf"])
+        arguments = options.arguments or SUITES.get(options.suite, ("perf",))
+        if options.step == "aa":
+            entry = unchanged(options.occasion, options.suite, arguments)
+        elif options.step == "planted":
+            entry = planted(options.occasion, options.planted, options.suite, arguments)
+        else:
+            entry = drift(options.occasion, options.block, options.suite, arguments)
     data.append(options.data, entry)
     print(f"{options.data}: a run of {entry.what} was added")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from perfgate import baseline
 from perfgate.trust import data, page
-from tests import collect, planted
+from tests import collect, planted, planted_turns
 from tests.perfgate import nvbench
 from tests.perfgate.cupti import KERNELS
 from tests.perfgate.simulate import H200
@@ -483,6 +485,11 @@ def test_a_run_of_unchanged_code_is_added_with_the_time_it_took(
     assert (entry.planted, entry.disturbance) == ({}, "")
 
 
+def test_a_suite_of_the_page_brings_its_cases(tmp_path: Path, asked: list[Any]) -> None:
+    added(tmp_path, "aa", "--suite=subset")
+    assert asked[0] == [*collect.SUITES["subset"]]
+
+
 def test_a_disturbed_run_is_added_with_the_block_from_which_on_it_was(tmp_path: Path, asked: list[Any]) -> None:
     entry = added(tmp_path, "drift", "--block=4", "--suite=some", "--", "perf", "-k", "naive")
     assert asked == [["perf", "-k", "naive", "--perf-allow-busy"], 4, ("ab.jsonl", "first")]
@@ -501,6 +508,16 @@ def test_what_was_planted_is_added_with_its_true_size(
     assert entry.planted == {"a": data.Planted(asked=0.02, true=0.0203)}
 
 
+def test_a_turn_brings_its_cases_and_what_is_planted(
+    tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, tmp_path, 0.0203, compared=False)
+    entry = added(tmp_path, "planted", "--turn=2")
+    shares = [f"--planted={share}" for share in planted_turns.planted(2)]
+    assert asked[0] == [*planted_turns.ARGUMENTS, "-p", "tests.planted", *shares, f"--planted-in={collect.ROOT}"]
+    assert entry.suite == "planted"
+
+
 def test_where_no_case_has_the_name_nothing_is_compared(
     tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,6 +526,28 @@ def test_where_no_case_has_the_name_nothing_is_compared(
     with pytest.raises(RuntimeError, match="nothing:2 slowed no case"):
         collect.planted("first", ["nothing:2"], "default", ["perf"])
     assert asked == []
+
+
+@pytest.mark.parametrize("turn", range(1, planted_turns.TURNS + 1))
+def test_a_turn_slows_sixteen_cases_that_are_there(turn: int, pytestconfig: pytest.Config) -> None:
+    """By the committed baseline's names, and all five sizes among them."""
+    (path,) = pytestconfig.rootpath.glob("baselines/NVIDIA-H200*/*/0004_default.json")
+    known = dict.fromkeys(baseline.read(path).records, 0)
+    sizes = set()
+    for share in planted_turns.planted(turn):
+        pattern, _, percent = share.rpartition(":")
+        found = [name for name in known if re.search(pattern, name)]
+        assert len(found) == 1
+        known[found[0]] += 1
+        sizes.add(percent)
+    assert sum(known.values()) == 16
+    assert max(known.values()) == 1
+    assert sizes == {"1", "1.5", "2", "3", "5"}
+
+
+def test_only_five_turns_are_known() -> None:
+    with pytest.raises(ValueError, match="turns are 1 to 5, got 6"):
+        planted_turns.planted(6)
 
 
 @pytest.mark.parametrize(
