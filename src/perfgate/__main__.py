@@ -31,6 +31,7 @@ from perfgate.journal import JournalError
 from perfgate.report import FORMATS, Axis, Results, markdown
 from perfgate.static import command as static
 from perfgate.trust import command as calibrate
+from perfgate.trust import data, starts
 
 __all__ = ["main"]
 
@@ -127,6 +128,14 @@ def _parser() -> argparse.ArgumentParser:
         "a larger one lets a noisy machine have a baseline, whose gate then sees less",
     )
 
+    make.add_argument(
+        "--sessions",
+        type=Path,
+        metavar="FILE",
+        help="runs of unchanged code at several starts of such machines, as `perfgate calibrate` keeps them: what the "
+        "starts differ by is kept in the baseline, whose gate then need not assume it",
+    )
+
     compare = commands.add_parser(
         "ab",
         help="time the working tree against another commit, in turn on one device",
@@ -204,6 +213,11 @@ def _baseline(options: argparse.Namespace, arguments: list[str]) -> int:
         raise ValueError(f"--visible must be a percentage above 0 and below 1000, got {options.visible:g}")
     if options.files and arguments:
         raise ValueError(f"--from measures nothing, so it takes no suite, got {' '.join(arguments)}")
+    if options.sessions and not options.sessions.is_file():
+        raise ValueError(
+            f"--sessions must be a file of runs of unchanged code, and there is none at {options.sessions}"
+        )
+    runs = data.read(options.sessions) if options.sessions else []
     started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     directory = options.keep or Path(".perfgate") / f"baseline-{started}-{os.getpid()}"
     files: list[Path] = options.files or []
@@ -217,7 +231,7 @@ def _baseline(options: argparse.Namespace, arguments: list[str]) -> int:
             )
         except recording.ProcessFailed as error:
             return _refuse(str(error), error.code or Exit.INCOMPLETE)
-    code = _file(files, options)
+    code = _file(files, options, runs)
     if code == Exit.OK and not options.files and not options.keep:
         shutil.rmtree(directory)
     elif code != Exit.OK and not options.files:
@@ -226,10 +240,11 @@ def _baseline(options: argparse.Namespace, arguments: list[str]) -> int:
     return code
 
 
-def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
+def _file(files: Sequence[Path], options: argparse.Namespace, runs: Sequence[data.Entry]) -> int:
     """Merge the processes' files and write the baseline, or say why there is none."""
     try:
         document = baseline.merge([baseline.load(path) for path in files])
+        said = _sessions(document, runs) if options.sessions else ""
         merged = baseline.from_document(document)
         unfit = baseline.spread(merged.records.values(), allowed=options.visible / 100)
         if unfit:
@@ -240,8 +255,18 @@ def _file(files: Sequence[Path], options: argparse.Namespace) -> int:
         return _refuse(f"no baseline: {error}", Exit.REFUSED)
     memory = f", {len(merged.out_of_memory)} out of memory" if merged.out_of_memory else ""
     processes = f"{merged.processes} process{'' if merged.processes == 1 else 'es'}"
-    print(f"{path}: {len(merged.records)} cases in {processes}{memory}")
+    print(f"{path}: {len(merged.records)} cases in {processes}{memory}{said}")
     return Exit.OK
+
+
+def _sessions(document: dict[str, Any], runs: Sequence[data.Entry]) -> str:
+    """Put what sessions differ by into a document, if it is known; return what must be said."""
+    key = document["machine_info"]["perfgate"]["key"]
+    found = starts.apart([entry for entry in runs if isinstance(entry, data.Contest)], key)
+    if found is None:
+        return f"\ntoo few starts of {key} were collected: what sessions differ by stays assumed"
+    document["perfgate"]["session"] = found.to_json()
+    return f"\nsessions differ by an sd of {found.session:.2%}, as {found.count} starts did"
 
 
 def _ab(options: argparse.Namespace, arguments: list[str]) -> int:

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from perfgate import baseline, preflight, price
-from perfgate.baseline import Baseline, BaselineError
-from perfgate.verdict import Noise, Quantity, Rule, State, Verdict
+from perfgate.baseline import Baseline, BaselineError, rule_for
+from perfgate.verdict import Noise, Quantity, State, Verdict
 
 __all__ = ["Acceptance", "add_command", "command", "read", "settle", "write"]
 
@@ -249,7 +249,7 @@ def _worse(case: str, quantity: Quantity, run: Baseline, before: Baseline) -> Ve
     if case not in run.records or case not in before.records:
         raise ValueError(f"{case} has no number in {run.path if case not in run.records else before.path}")
     noise = Noise.of(before.records.values())
-    verdicts = price.assess(run.records[case], before.records[case], Rule(), noise)
+    verdicts = price.assess(run.records[case], before.records[case], rule_for(before, run.environment), noise)
     found = next((v for v in verdicts if v.quantity is quantity), None)
     if found is None:
         raise ValueError(f"{case} did not get worse in {quantity}: there is nothing to accept")

@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "merge",
     "read",
+    "rule_for",
     "spread",
     "write",
 ]
@@ -64,6 +65,7 @@ class Baseline:
         ceilings: What the machine could do at best, e.g. ``{"copy_bytes_per_second": 4.1e12}``.
         out_of_memory: Reasons by name of the cases that did not fit.
         processes: How many processes it holds.
+        session: Relative sd between sessions of such machines, if that was measured.
     """
 
     path: Path | None = None
@@ -72,6 +74,7 @@ class Baseline:
     ceilings: Mapping[str, float] = field(default_factory=dict)
     out_of_memory: Mapping[str, str] = field(default_factory=dict)
     processes: int = 1
+    session: float | None = None
 
 
 def read(path: str | os.PathLike[str]) -> Baseline:
@@ -152,6 +155,7 @@ def from_document(document: Any, path: Path | None = None) -> Baseline:
             ceilings=_positive(run.get("ceilings", {})),
             out_of_memory={str(k): str(v) for k, v in run.get("out_of_memory", {}).items()},
             processes=int(run.get("processes", 1)),
+            session=_session(run),
         )
     except BaselineError:
         raise
@@ -177,6 +181,15 @@ def _positive(ceilings: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def _session(run: Mapping[str, Any]) -> float | None:
+    if "session" not in run:
+        return None
+    sd = float(run["session"].get("sd"))
+    if not 0 <= sd < 1:
+        raise ValueError(f"sessions differ by an sd of {sd}, expected a share from 0 to 1")
+    return sd
+
+
 def check_comparable(baseline: Baseline, environment: Environment) -> list[str]:
     """What differs without forbidding a comparison, a sentence each.
 
@@ -191,8 +204,13 @@ def check_comparable(baseline: Baseline, environment: Environment) -> list[str]:
 
 
 def rule_for(baseline: Baseline | None, environment: Environment | None, rule: Rule | None = None) -> Rule:
-    """The rule by which what was measured here is held against a baseline: one device does not differ from itself."""
+    """The rule by which what was measured here is held against a baseline.
+
+    What sessions differ by is what the baseline says, if it does; and one device does not differ from itself.
+    """
     rule = rule or Rule()
+    if baseline is not None and baseline.session is not None:
+        rule = replace(rule, session=baseline.session)
     same = baseline is not None and environment is not None and environment.same_device(baseline.environment)
     return replace(rule, device=0.0) if same else rule
 

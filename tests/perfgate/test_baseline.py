@@ -119,6 +119,9 @@ def with_part(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         (changed(ceilings={"copy": 0}), "is damaged: ceiling copy is 0.0, expected a positive number"),
         (changed(out_of_memory=["a"]), "is damaged"),
         (changed(processes="many"), "is damaged"),
+        (changed(session=0.005), "is damaged"),
+        (changed(session={}), "is damaged"),
+        (changed(session={"sd": 1.5}), "is damaged: sessions differ by an sd of 1.5, expected a share from 0 to 1"),
         (document([record("a", [1e-3]), record("a", [1e-3])]), "holds the case a twice"),
         (document([]), "holds no case"),
         (with_part(lambda d: d.pop("perfgate")), "was not saved by perfgate"),
@@ -391,6 +394,12 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(small_disk: Path) -> None
         write(large, small_disk, "suite")
     assert list(small_disk.iterdir()) == [kept]
     assert list(read(kept).records) == ["a"]
+
+
+def test_what_sessions_differ_by_is_what_the_baseline_carries() -> None:
+    carried, plain = (from_document(changed(**more)) for more in ({"session": {"sd": 0.005}}, {}))
+    assert rule_for(carried, None, Rule(floor=0.03)) == Rule(floor=0.03, session=0.005)
+    assert rule_for(plain, None) == Rule()
 
 
 def test_only_the_device_that_a_baseline_is_of_is_spared_what_devices_differ_by() -> None:

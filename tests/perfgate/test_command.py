@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import pytest
 
 from perfgate import accept, baseline, fresh, preflight
 from perfgate.__main__ import main
+from perfgate.environment import Environment
 from perfgate.gate import Exit
 from perfgate.record import Record
+from perfgate.trust import data
+from tests.perfgate.test_trust_starts import started
 
 from .conftest import KEY, Suite, disk
 
@@ -353,6 +357,40 @@ def test_the_plugin_is_named_only_where_it_is_not_installed(monkeypatch: pytest.
     monkeypatch.delenv("PYTEST_PLUGINS")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ["perfgate"])
     assert fresh.plugin_arguments() == []
+
+
+def starts_of(environment: Environment, count: int, path: Path) -> Path:
+    """Runs of unchanged code at so many starts, each slower than the one before by 0.2 %."""
+    for i in range(count):
+        run = started(f"start {i}", 1 + i / 500)
+        origin = replace(run.origin, environment=environment, date=f"2026-01-01T00:00:{i:02}+00:00")
+        data.append(path, replace(run, origin=origin))
+    return path
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_a_baseline_carries_what_sessions_differ_by_if_that_is_known(
+    suite: Suite, files: list[str], count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = baseline.from_document(suite.document(files[0])).environment
+    runs = starts_of(here, count, suite.path / "trust.jsonl")
+    assert main(["baseline", "--from", *files, "--sessions", str(runs)]) == Exit.OK
+    (path,) = written(suite)
+    said = capsys.readouterr().out
+    if count == 4:
+        assert f"too few starts of {here.key} were collected: what sessions differ by stays assumed" in said
+        assert baseline.read(path).session is None
+    else:
+        assert "sessions differ by an sd of 0.33%, as 6 starts did" in said
+        assert baseline.read(path).session == pytest.approx(0.0033, rel=0.02)
+
+
+def test_runs_that_are_not_there_are_said_before_anything_is_measured(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("perfgate.recording.measure", lambda *_, **__: pytest.fail("this was measured"))
+    assert main(["baseline", "--sessions", "nothing.jsonl"]) == Exit.USAGE
+    assert "nothing.jsonl" in capsys.readouterr().err
 
 
 def test_a_merged_baseline_holds_what_its_processes_measured(suite: Suite, files: list[str]) -> None:

@@ -22,6 +22,7 @@ from perfgate.trust.suites import Alarms
 from perfgate.verdict import State
 from tests.perfgate.simulate import H200, Kernel, contest_blocks, document, record
 from tests.perfgate.test_trust_data import ORIGIN, TIMING, collected
+from tests.perfgate.test_trust_starts import started
 
 ROOT = Path(__file__).parents[2]
 FEW = Plan(unchanged=4, made_up=4, rivals=2, planted=4)
@@ -61,7 +62,7 @@ def test_a_page_tells_the_data_and_parameters_it_is_drawn_from() -> None:
 
 def test_without_data_each_section_says_so_in_one_sentence() -> None:
     sections = page.render([]).split("\n## ")[1:]
-    assert len(sections) == 8
+    assert len(sections) == 9
     for text in sections:
         said = text.split("\n\n")[1].strip()
         assert " yet" in said
@@ -105,6 +106,17 @@ def test_runs_that_are_made_up_are_as_many_as_were_asked_for(monkeypatch: pytest
     text = page.render([collected(1)], FEW)
     assert re.search(r"called slower in 2 of 9 \[.*\] runs and faster in 3 of 9 \[", text)
     assert "; in 1 the machine seemed unfit, so none was called. Of the intervals of head/base 87.5% held 1." in text
+
+
+def test_what_starts_differ_by_is_there_once_they_are_five() -> None:
+    runs = [started(f"start {i}", 1 + i / 500) for i in range(5)]
+    title = "How far starts of a machine differ"
+    assert section(page.render(runs[:4], FEW), title) == (
+        "Fewer than 5 starts of machines of one kind were collected yet."
+    )
+    ((key, starts, cases, *sds),) = rows(section(page.render(runs, FEW), title))
+    assert (key, starts, cases) == (H200.key, "5", "2")
+    assert sds == ["0.31%", "0.31%", "0.31%", "0.28%"]  # nothing stays of the short case's, less 0.1 us of 4
 
 
 def test_the_spread_between_processes_is_the_one_that_was_there() -> None:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 
 from perfgate import stats
 from perfgate.contest import ContestRule
-from perfgate.trust import data
+from perfgate.trust import data, starts
 from perfgate.trust.chance import binomial_interval
 from perfgate.trust.data import Contest, Entry, Timing
 from perfgate.trust.resample import SIZES, Plan, Row, compare, recorded
 from perfgate.trust.suites import false_alarms, measured
-from perfgate.verdict import State, Verdict
+from perfgate.verdict import Rule, State, Verdict
 
 __all__ = ["DRAWN", "comparison", "render"]
 
@@ -51,6 +51,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = T
         "## Unchanged code against itself\n\n" + _unchanged(unchanged),
         f"## {DRAWN[0]}\n\n" + (_made_up(unchanged, plan) if draw else ""),
         "## How far processes differ\n\n" + _processes(spreads),
+        "## How far starts of a machine differ\n\n" + _starts(unchanged),
         "## Planted slowdowns\n\n" + _planted(planted, spreads),
         f"## {DRAWN[1]}\n\n" + (_rivals(unchanged, plan) if draw else ""),
         "## A machine that is disturbed\n\n" + _disturbed(disturbed),
@@ -191,6 +192,25 @@ def _processes(spreads: dict[str, float]) -> str:
     worst = sorted(spreads.items(), key=lambda item: (-item[1], item[0]))[:NOISIEST]
     rows = [[name, f"{value:.2%}"] for name, value in worst]
     return text + "\n\n" + _table(["the noisiest cases", "between processes"], rows, left=1)
+
+
+def _starts(runs: Sequence[Contest]) -> str:
+    found = {key: starts.apart(runs, key) for key in sorted({run.origin.environment.key for run in runs})}
+    rows = []
+    for key, apart in found.items():
+        if apart is not None:
+            half, most, worst = (stats.quantile([*apart.cases.values()], q) for q in (0.5, 0.9, 1.0))
+            sds = (half, most, worst, apart.session)
+            rows.append([key, str(apart.count), str(len(apart.cases)), *(f"{sd:.2%}" for sd in sds)])
+    if not rows:
+        return f"Fewer than {starts.FEWEST} starts of machines of one kind were collected yet."
+    titles = ["environment", "starts", "cases", "half below", "90 % below", "the worst", "what a baseline carries"]
+    return (
+        "Relative standard deviation of a case's median between starts, each mostly on another GPU of the kind, and "
+        "with whatever changed in the code between them. A baseline may carry what nine in ten cases are below, "
+        f"without what short calls differ by in seconds; of another {Rule().session:.2%} is assumed.\n\n"
+        + _table(titles, rows, left=1)
+    )
 
 
 def _planted(runs: Sequence[Contest], spreads: dict[str, float]) -> str:

@@ -1,0 +1,66 @@
+"""How far starts of machines of one kind differ, though the code is the same: what a committed baseline cannot know.
+
+    runs of unchanged code -> a case's median at each start -> its sd over the starts -> nine in ten cases are below
+
+A start has one GPU, mostly another one than the start before, so what GPUs of one kind differ by is in it. What short
+calls differ by in seconds is a term of its own (`perfgate.verdict.Rule.device`), and is taken off. If the code changed
+between the starts, that is in it, too: then it says too much, never too little.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from perfgate import stats
+from perfgate.trust.data import Contest
+from perfgate.verdict import Rule
+
+__all__ = ["Starts", "apart"]
+
+FEWEST = 5
+"""Starts of which an sd is taken."""
+SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Starts:
+    """What starts differ by.
+
+    Attributes:
+        count: How many there were.
+        cases: Relative sd between them, by case.
+        session: What nine in ten of these are below, without what short calls differ by in seconds.
+    """
+
+    count: int
+    cases: Mapping[str, float]
+    session: float
+
+    def to_json(self) -> dict[str, float]:
+        """What a baseline keeps."""
+        return {"sd": self.session, "starts": self.count, "cases": len(self.cases)}
+
+
+def apart(runs: Iterable[Contest], key: str) -> Starts | None:
+    """What starts differ by in runs of unchanged code in environments of this key; None of fewer than five starts."""
+    medians: dict[str, dict[str, list[float]]] = {}
+    occasions = set()
+    for run in runs:
+        if run.what != "aa" or run.unfit is not None or run.origin.environment.key != key:
+            continue
+        occasions.add(run.origin.occasion)
+        for block in run.blocks:
+            for name, visits in block.visits.items():
+                logs = [math.log(visit.samples.median) for visit in visits]
+                medians.setdefault(name, {}).setdefault(run.origin.occasion, []).extend(logs)
+    cases, shares = {}, []
+    for name, starts in sorted(medians.items()):
+        if len(starts) >= FEWEST:
+            centres = [stats.quantile(logs, 0.5) for logs in starts.values()]
+            variance = stats.variance(centres)
+            cases[name] = math.sqrt(variance)
+            seconds = math.exp(math.fsum(centres) / len(centres))
+            shares.append(math.sqrt(max(0.0, variance - (Rule().device / seconds) ** 2)))
+    return Starts(count=len(occasions), cases=cases, session=stats.quantile(shares, SHARE)) if cases else None
