@@ -144,10 +144,14 @@ def test_planted_slowdowns_are_counted_by_size() -> None:
     ((asked, true, between, called, unresolved, unchanged),) = rows(text)
     assert (asked, true, between) == ("2.0%", "1.70%", "at most 0.6%")
     assert (called.partition(" [")[0], unresolved, unchanged) == ("1 of 4", "0", "3")
+    assert "In 1 run 4 cases of " in text
     assert "Of the 2 verdicts on other cases in the same runs 1 were red." in text
     assert "The interval held the true slowdown in 1 of 4 " in text
     text = section(page.render([replace(some, blocks=some.blocks[:1])], FEW), "Planted slowdowns")
     assert [row[2] for row in rows(text)] == ["more, or unknown"], "there is one process a side"
+    short = {name: replace(verdict, floor=0.04) for name, verdict in found.items()}
+    text = section(page.render([replace(some, verdicts=short)], FEW), "Planted slowdowns")
+    assert [row[2] for row in rows(text)] == ["its floor is larger"]
 
 
 def test_timers_are_compared_kernel_by_kernel() -> None:

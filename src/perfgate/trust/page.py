@@ -20,6 +20,8 @@ __all__ = ["DRAWN", "comparison", "render"]
 SEED = 20260101
 STEADY = 0.006
 """Relative sd between processes up to which the slowdowns found are promised."""
+KINDS = (f"at most {STEADY:.1%}", "more, or unknown", "its floor is larger")
+"""Of slowed cases: of the last, calls of a few microseconds, such a slowdown is not to be called."""
 DRAWN = ("Unchanged code that is made up", "The same samples through others' rules")
 """Sections that are of random numbers."""
 NOISIEST = 5
@@ -216,32 +218,40 @@ def _starts(runs: Sequence[Contest]) -> str:
 def _planted(runs: Sequence[Contest], spreads: dict[str, float]) -> str:
     if not runs:
         return "No run with a planted slowdown was collected yet."
-    trials: dict[tuple[float, bool], list[tuple[float, State, bool | None]]] = {}
+    trials: dict[tuple[float, str], list[tuple[float, State, bool | None]]] = {}
+    seconds: dict[str, list[float]] = {}
     for run in runs:
         for name, planted in run.planted.items():
             verdict = run.verdicts[name]
             covered = None
             if verdict.low is not None and verdict.high is not None:
                 covered = verdict.low <= 1 + planted.true <= verdict.high
-            steady = spreads.get(name, math.inf) <= STEADY
-            trials.setdefault((planted.asked, steady), []).append((planted.true, verdict.state, covered))
+            kind = KINDS[0] if spreads.get(name, math.inf) <= STEADY else KINDS[1]
+            if verdict.floor is not None and verdict.floor > planted.asked:
+                kind = KINDS[2]
+            trials.setdefault((planted.asked, kind), []).append((planted.true, verdict.state, covered))
+            visits = [visit for block in run.blocks for visit in block.visits.get(name, ()) if visit.side == "base"]
+            seconds.setdefault(name, []).extend(visit.samples.median for visit in visits)
     rows = []
     for asked in sorted({asked for asked, _ in trials}):
-        for steady in (True, False):
-            if them := trials.get((asked, steady)):
+        for kind in KINDS:
+            if them := trials.get((asked, kind)):
                 states = [state for _, state, _ in them]
                 rows.append(
                     [
                         f"{asked:.1%}",
                         f"{stats.quantile([true for true, _, _ in them], 0.5):.2%}",
-                        f"at most {STEADY:.1%}" if steady else "more, or unknown",
+                        kind,
                         _share(states.count(State.REGRESSED), len(them)),
                         str(states.count(State.UNRESOLVED)),
                         str(states.count(State.UNCHANGED)),
                     ]
                 )
+    medians = [stats.quantile(found, 0.5) for found in seconds.values() if found]
+    took = f" of {min(medians) * 1e6:.1f} to {max(medians) * 1e6:.0f} us" if medians else ""
+    text = f"In {len(runs)} run{'' if len(runs) == 1 else 's'} {len(seconds)} cases{took} were slowed.\n\n"
     titles = ["planted", "measured apart (median)", "between processes", "called slower", "unresolved", "unchanged"]
-    text = _table(titles, rows, left=0)
+    text += _table(titles, rows, left=0)
     others = [v for run in runs for name, v in run.verdicts.items() if name not in run.planted]
     red = sum(v.state is State.REGRESSED for v in others)
     text += f"\n\nOf the {len(others)} verdicts on other cases in the same runs {red} were red."
