@@ -341,3 +341,13 @@ def test_the_command_simulates_from_a_saved_run(
     assert len(rows(capsys.readouterr().out)) == 13
     assert main(["calibrate", "simulate", str(saved), "--between=nan"]) == 4
     assert "--between must be a percentage" in capsys.readouterr().err
+
+
+def test_nothing_is_planted_in_calls_whose_floor_is_larger() -> None:
+    cases = {f"k{i}": Kernel(seconds=1e-4 if i < 3 else 5e-6, sd=0.001) for i in range(12)}
+
+    def drawn(rng: random.Random, n: int) -> Sequence[Block]:
+        return contest_blocks(rng, cases, blocks=n)
+
+    (ours, *_) = compare(drawn, Plan(unchanged=0, planted=4), 1)
+    assert sum(tried for _, tried in ours.found.values()) == 4 * 3

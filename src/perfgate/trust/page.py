@@ -283,8 +283,10 @@ def comparison(rows: Iterable[Row], rule: ContestRule) -> str:
     ]
     titles = ["rule", "processes a side", "unchanged cases called slower", "unchanged runs with a red case"]
     titles += [f"+{size:.1%} found" for size in SIZES]
+    least = rule.floor_seconds / rule.floor * 1e6
     return (
-        "Slowdowns are planted by a factor on the samples of some cases. perfgate screens in "
+        f"Slowdowns are planted by a factor on the samples of some cases of {least:.0f} us and more: their floor is "
+        f"{rule.floor:.0%}. perfgate screens in "
         f"{rule.screen_blocks} blocks and confirms its suspects in {rule.confirm_blocks} others at most; the last rows "
         "give a rival all the samples of as many blocks of the whole suite as take the same time on the GPU.\n\n"
         + _table(titles, lines, left=2)

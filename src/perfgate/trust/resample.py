@@ -147,7 +147,8 @@ def compare(source: Source, plan: Plan, seed: int) -> list[Row]:
         names = sorted(blocks[0].visits)
         planted: dict[str, float] = {}
         if not unchanged:
-            chosen = rng.sample(names, min(len(names) // 2, plan.a_size * len(SIZES)))
+            long_enough = [name for name in names if _floor(blocks[0], name, plan.rule) == plan.rule.floor]
+            chosen = rng.sample(long_enough, min(len(long_enough), len(names) // 2, plan.a_size * len(SIZES)))
             planted = {name: SIZES[i % len(SIZES)] for i, name in enumerate(chosen)}
             blocks = [_slower(block, planted) for block in blocks]
         called, taken = _ours(blocks, plan.rule, planted)
@@ -173,6 +174,11 @@ def compare(source: Source, plan: Plan, seed: int) -> list[Row]:
         )
         for key in keys
     ]
+
+
+def _floor(block: Block, name: str, rule: ContestRule) -> float:
+    """A case's floor: that of a short call is larger than what is planted, so it is not to be called."""
+    return rule.band(min(visit.samples.median for visit in block.visits[name]))
 
 
 def _swapped(rng: random.Random, block: Block) -> Block:
