@@ -152,7 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--format", choices=sorted(FORMATS), default="text", help="default: text")
     show.add_argument("--out", type=Path, metavar="PATH", help="write here instead of to the terminal")
     show.add_argument("--block", metavar="NAME", help="replace only the generated block of this name in --out")
-    show.add_argument("--against", type=Path, metavar="BASELINE", help="judge FILE against this; sets the exit code")
+    show.add_argument(
+        "--against",
+        type=Path,
+        metavar="BASELINE",
+        help="judge FILE against this; sets the exit code. All that BASELINE has and FILE has not is missing",
+    )
     show.add_argument(
         "--axis", metavar="PATTERN", help=r"what runs along x, as a field of the cases' names, e.g. 's(\d+)'"
     )

@@ -42,7 +42,7 @@ def test_a_journal_of_an_earlier_run_is_not_overwritten(suite: Suite) -> None:
 
 def test_the_help_says_what_each_option_is_for(suite: Suite) -> None:
     text = " ".join(suite.run("--help").stdout.str().split())
-    assert "cases new or missing fail the run (exit code 11)" in text
+    assert "new cases fail the run (exit code 11, as missing ones always do)" in text
     assert "the least change of a case's time that matters. Default: 2." in text
 
 
