@@ -269,14 +269,17 @@ def main(argv: Sequence[str]) -> None:
     if options.step == "load":
         load()
         return
+    suite, given = getattr(options, "suite", ""), getattr(options, "arguments", [])
+    if given and (suite in SUITES or getattr(options, "turn", None)):
+        parser.error(f"a turn and the suite {', '.join(SUITES)} have their own cases, got {' '.join(given)}")
     entry: data.Entry
     if options.step == "timers":
         entry = timers(options.occasion)
     elif options.step == "planted" and options.turn:
-        arguments = options.arguments or planted_turns.ARGUMENTS
-        entry = planted(options.occasion, planted_turns.planted(options.turn), "planted", arguments)
+        shares = planted_turns.planted(options.turn)
+        entry = planted(options.occasion, shares, "planted", planted_turns.ARGUMENTS)
     else:
-        arguments = options.arguments or SUITES.get(options.suite, ("perf",))
+        arguments = given or SUITES.get(suite, ("perf",))
         if options.step == "aa":
             entry = unchanged(options.occasion, options.suite, arguments)
         elif options.step == "planted":

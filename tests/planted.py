@@ -54,44 +54,37 @@ def pytest_configure(config: pytest.Config) -> None:
         if file is not None:
             _measure(config, call, share, name, file, options)
         if share is not None:
-            call, options["inputs"] = slowed(call, share, options.get("inputs", ((),)))
+            call, options["inputs"] = slowed(call, share, options.get("inputs"))
         return plain(self, call, name=name, **options)
 
     GpuBenchmark.__call__ = planted  # type: ignore[method-assign]
     config.add_cleanup(lambda: setattr(GpuBenchmark, "__call__", plain))
 
 
-def slowed(call: Callable[..., Any], share: float, inputs: Inputs = ((),)) -> tuple[Callable[..., Any], Inputs]:
+def slowed(call: Callable[..., Any], share: float, inputs: Inputs | None) -> tuple[Callable[..., Any], Inputs]:
     """Return a call that takes longer by a share of its own time, known from its first arguments, and its inputs.
 
-    Which sets of inputs are slowed is known by their numbers, so it is the same ones however often each is made.
+    A set of inputs has its number as its first argument, so the same ones are slowed however often each is made.
     """
-    numbers: dict[tuple[int, ...], int] = {}
-    latest: dict[int, tuple[Any, ...]] = {}  # ids are a set's as long as it lives
+    given: Inputs = ((),) if inputs is None else inputs
     work: list[Callable[[], object]] = []
     every = 1
 
-    def numbered(i: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        numbers.pop(tuple(map(id, latest.get(i, ()))), None)
-        latest[i] = args
-        numbers[tuple(map(id, args))] = i
-        return args
-
-    def slow(*args: Any) -> Any:
+    def slow(i: int, *args: Any) -> Any:
         nonlocal every
         if not work:
             extra = share * seconds(lambda: call(*args))
-            several = callable(inputs) or len(inputs) >= SELDOM
+            several = callable(given) or len(given) >= SELDOM
             every = min(SELDOM, math.ceil(LEAST / extra)) if several and torch.cuda.is_available() else 1
             work.append(waiting(every * extra))
         result = call(*args)
-        if numbers[tuple(map(id, args))] % every == 0:
+        if i % every == 0:
             work[0]()
         return result
 
-    if callable(inputs):
-        return slow, lambda i: numbered(i, inputs(i))
-    return slow, [numbered(i, args) for i, args in enumerate(inputs)]
+    if callable(given):
+        return slow, lambda i: (i, *given(i))
+    return slow, [(i, *args) for i, args in enumerate(given)]
 
 
 def waiting(duration: float) -> Callable[[], object]:
@@ -131,11 +124,11 @@ def seconds(call: Callable[[], object], repeats: int = 20) -> float:
         ahead *= 2
 
 
-def size(clock: Clock, call: Callable[..., Any], share: float, inputs: Inputs, l2: str) -> float:
+def size(clock: Clock, call: Callable[..., Any], share: float, inputs: Inputs | None, l2: str) -> float:
     """How much slower the planted share makes a call, relative, as this clock sees it: with and without in turn."""
     logs: dict[bool, list[float]] = {False: [], True: []}
     for slow in ORDER:
-        timed = slowed(call, share, inputs) if slow else (call, inputs)
+        timed = slowed(call, share, inputs) if slow else (call, ((),) if inputs is None else inputs)
         logs[slow].append(math.log(clock.measure(*timed, l2=l2).median))
     without, with_ = (math.fsum(logs[slow]) / len(logs[slow]) for slow in (False, True))
     return math.expm1(with_ - without)
@@ -147,7 +140,7 @@ def _measure(
     if share is None:
         pytest.skip("nothing is planted in it")
     clock = config.hook.pytest_perf_clock(config=config)
-    true = size(clock, call, share, options.get("inputs", ((),)), options.get("l2", "cold"))
+    true = size(clock, call, share, options.get("inputs"), options.get("l2", "cold"))
     with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps({"case": name, "asked": share, "true": true}) + "\n")
     pytest.skip(f"{share:.1%} was planted, and made it slower by {true:.2%}")

@@ -37,6 +37,8 @@ __all__ = ["main"]
 
 INTERRUPTED, INTERNAL_ERROR = 2, 3
 """pytest's, with pytest's meaning."""
+KNOWN = 0.5
+"""Share of a baseline's cases that must have been timed at several starts for it to carry what these differ by."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse("interrupted", INTERRUPTED)
     except Exception as error:  # of an error that nobody foresaw Python's exit code is that of a regression
         traceback.print_exc()
-        return _refuse(f"this is an error in perfgate or in a plugin: {type(error).__name__}", INTERNAL_ERROR)
+        return _refuse(f"an error in perfgate itself, or in a plugin: {type(error).__name__}: {error}", INTERNAL_ERROR)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -251,7 +253,8 @@ def _file(files: Sequence[Path], options: argparse.Namespace, runs: Sequence[dat
         document = baseline.merge([baseline.load(path) for path in files])
         said = _sessions(document, runs) if options.sessions else ""
         merged = baseline.from_document(document)
-        unfit = baseline.spread(merged.records.values(), allowed=options.visible / 100)
+        rule = baseline.rule_for(merged, None)
+        unfit = baseline.spread(merged.records.values(), allowed=options.visible / 100, rule=rule)
         if unfit:
             return _refuse("no baseline:\n    " + "\n    ".join(unfit), Exit.UNFIT)
         directory = options.storage / merged.environment.key / preflight.machine_id(document["machine_info"])
@@ -266,12 +269,15 @@ def _file(files: Sequence[Path], options: argparse.Namespace, runs: Sequence[dat
 
 def _sessions(document: dict[str, Any], runs: Sequence[data.Entry]) -> str:
     """Put what sessions differ by into a document, if it is known; return what must be said."""
-    key = document["machine_info"]["perfgate"]["key"]
+    document["perfgate"].pop("session", None)
+    key, names = document["machine_info"]["perfgate"]["key"], set(baseline.from_document(document).records)
     found = starts.apart([entry for entry in runs if isinstance(entry, data.Contest)], key)
-    if found is None:
-        return f"\ntoo few starts of {key} were collected: what sessions differ by stays assumed"
+    seen = names & set(found.cases) if found else set()
+    if found is None or len(seen) < KNOWN * len(names):
+        few = f"{len(seen)} of {len(names)} cases were timed at {starts.FEWEST} starts or more of {key}"
+        return f"\n{few}: what sessions differ by stays assumed"
     document["perfgate"]["session"] = found.to_json()
-    return f"\nsessions differ by an sd of {found.session:.2%}, as {found.count} starts did"
+    return f"\ntwo sessions differ by an sd of {found.session:.2%}, as {found.count} starts did"
 
 
 def _ab(options: argparse.Namespace, arguments: list[str]) -> int:

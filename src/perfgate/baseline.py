@@ -65,7 +65,7 @@ class Baseline:
         ceilings: What the machine could do at best, e.g. ``{"copy_bytes_per_second": 4.1e12}``.
         out_of_memory: Reasons by name of the cases that did not fit.
         processes: How many processes it holds.
-        session: Relative sd between sessions of such machines, if that was measured.
+        session: Relative sd of what two sessions of such machines differ by, if that was measured.
     """
 
     path: Path | None = None

@@ -74,8 +74,9 @@ class Rule:
         floor: Relative change that matters.
         floor_seconds: Absolute change that matters, in seconds: about what launches and event timers are good for.
         confidence: Of the interval, two-sided.
-        session: Relative sd between sessions; zero if both sides were measured in one. The default stands for 1 % that
-            all cases share (large kernels drift by as much with power and clocks) and 0.75 % of a case's own.
+        session: Relative sd of what two sessions differ by; zero if both sides were measured in one. The default stands
+            for 1 % that all cases share (large kernels drift by as much with power and clocks) and 0.75 % of a case's
+            own.
         device: Absolute sd between devices of one kind, in seconds, which shows in short calls; zero if both sides were
             measured on the same device. The default is assumed from short kernels of a few H200 at equal clocks, until
             a pool of them is measured; what large kernels differ by, `session` stands for.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.mark.expression import Expression
 
 from perfgate import baseline
 from perfgate.trust import data, page
@@ -162,10 +163,10 @@ def test_where_there_are_few_sets_of_inputs_each_call_is_slowed(monkeypatch: pyt
     monkeypatch.setattr(planted, "seconds", lambda call: 5e-6)
     monkeypatch.setattr(planted, "waiting", lambda duration: lambda: waited.append(duration))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    slow, ((one,), (two,)) = planted.slowed(len, 0.02, [([1],), ([2],)])
-    assert slow(one) == slow(two) == 1
+    slow, inputs = planted.slowed(len, 0.02, [([1],), ([2],)])
+    assert [slow(*one) for one in inputs] == [1, 1]  # type: ignore[union-attr]
     assert waited == [0.02 * 5e-6] * 2
-    slow, (nothing,) = planted.slowed(lambda: "called", 0.02)
+    slow, (nothing,) = planted.slowed(lambda: "called", 0.02, None)  # type: ignore[misc]
     assert (slow(*nothing), len(waited)) == ("called", 3)
 
 
@@ -174,7 +175,7 @@ def test_only_what_is_asked_for_is_slowed_and_only_in_the_tree_that_is_named(
 ) -> None:
     root = Path(planted.__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'src'}")
-    monkeypatch.setattr(planted, "slowed", lambda call, share, inputs: (lambda *a: ("slow", share, call(*a)), inputs))
+    monkeypatch.setattr(planted, "slowed", lambda call, share, inputs: (lambda *a: ("slow", share, call(*a)), ((),)))
     pytester.makeconftest(
         """
         import pytest
@@ -215,7 +216,7 @@ def test_only_what_is_asked_for_is_slowed_and_only_in_the_tree_that_is_named(
 def test_true_sizes_are_measured_apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the suite's own clock, whose call takes 1 ms and what is planted."""
     root = Path(planted.__file__).parents[1]
-    monkeypatch.setattr(planted, "slowed", lambda call, share, inputs: (lambda: (1 + 1.1 * share) * call(), inputs))
+    monkeypatch.setattr(planted, "slowed", lambda call, share, inputs: (lambda: (1 + 1.1 * share) * call(), ((),)))
     pytester.makeconftest(
         """
         from perfgate import FakeClock
@@ -543,6 +544,30 @@ def test_a_turn_slows_sixteen_cases_that_are_there(turn: int, pytestconfig: pyte
     assert sum(known.values()) == 16
     assert max(known.values()) == 1
     assert sizes == {"1", "1.5", "2", "3", "5"}
+
+
+@pytest.mark.parametrize("arguments", [["aa", "--suite=subset"], ["planted", "--turn=1"]])
+def test_a_suite_of_the_page_takes_no_other_cases(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        collect.main([*arguments, "--occasion=first", "--", "perf/test_linear.py"])
+    assert "have their own cases, got perf/test_linear.py" in capsys.readouterr().err
+
+
+def test_what_is_planted_is_among_what_runs(pytestconfig: pytest.Config) -> None:
+    (path,) = pytestconfig.rootpath.glob("baselines/NVIDIA-H200*/*/0004_default.json")
+    nodes = {b["extra_info"]["perfgate"]["case"]["name"]: b["fullname"] for b in baseline.load(path)["benchmarks"]}
+    *files, _, keywords, _, _ = planted_turns.ARGUMENTS
+    chosen = Expression.compile(keywords)
+    runs = {
+        name
+        for name, node in nodes.items()
+        if node.partition("::")[0] in files and chosen.evaluate(lambda word, node=node, **_: word in node)  # type: ignore[misc]
+    }
+    planted = {share.rpartition(":")[0] for turn in range(1, 6) for share in planted_turns.planted(turn)}
+    slowed = {name for pattern in planted for name in nodes if re.search(pattern, name)}
+    assert len(slowed) == 20
+    assert slowed <= runs
+    assert len(runs) == 31
 
 
 def test_only_five_turns_are_known() -> None:

@@ -30,7 +30,7 @@ from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SCHEMA, Evidence, read
 from perfgate.ab.outcome import BROKEN_OFF, Judge, Rules, conclude, doubted
 from perfgate.ab.progress import Progress
 from perfgate.ab.refusals import Refused
-from perfgate.ab.trees import BuildFailed, Trees
+from perfgate.ab.trees import BuildFailed, TreeError, Trees
 from perfgate.contest import ContestRule
 from perfgate.gate import Exit, Outcome
 from perfgate.journal import JournalError, Lines
@@ -133,6 +133,13 @@ def run(options: argparse.Namespace, arguments: Sequence[str], rules: Rules) -> 
             return _refuse(str(error), Exit.INCOMPLETE)
         except KeyboardInterrupt:
             return _refuse("interrupted", BROKEN_OFF)
+        except (TreeError, OSError):
+            raise
+        except Exception as error:
+            if not path.exists():
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise RuntimeError(f"{what}; what was timed is in {path}: perfgate ab --from {path}") from error
 
 
 def _compare(
@@ -186,12 +193,8 @@ def _compare(
         progress.clear()
         _report(evidence, path, rules.judge, options)
         return _refuse(str(error), Exit.LOST)
-    except BuildFailed:
-        raise
-    except Exception as error:
-        progress.clear()
-        raise RuntimeError(f"what was timed is in {path}: perfgate ab --from {path}") from error
     finally:
+        progress.clear()
         lines.close()
     code = _report(evidence, path, rules.judge, options)
     if code in (Exit.OK, Exit.REGRESSED, Exit.UNRESOLVED):

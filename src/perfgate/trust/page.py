@@ -209,8 +209,8 @@ def _starts(runs: Sequence[Contest]) -> str:
     titles = ["environment", "starts", "cases", "half below", "90 % below", "the worst", "what a baseline carries"]
     return (
         "Relative standard deviation of a case's median between starts, each mostly on another GPU of the kind, and "
-        "with whatever changed in the code between them. A baseline may carry what nine in ten cases are below, "
-        f"without what short calls differ by in seconds; of another {Rule().session:.2%} is assumed.\n\n"
+        "with whatever changed in the code between them. A baseline may carry what two starts differ by, in nine of "
+        f"ten cases and without what short calls differ by in seconds; of another {Rule().session:.2%} is assumed.\n\n"
         + _table(titles, rows, left=1)
     )
 

@@ -1,10 +1,12 @@
 """How far starts of machines of one kind differ, though the code is the same: what a committed baseline cannot know.
 
     runs of unchanged code -> a case's median at each start -> its sd over the starts -> nine in ten cases are below
+      -> what two starts differ by: the square root of two times as much
 
-A start has one GPU, mostly another one than the start before, so what GPUs of one kind differ by is in it. What short
-calls differ by in seconds is a term of its own (`perfgate.verdict.Rule.device`), and is taken off. If the code changed
-between the starts, that is in it, too: then it says too much, never too little.
+A start is one of a machine with one GPU, mostly another one than before, so what GPUs of one kind differ by is in it.
+What short calls differ by in seconds is a term of its own (`perfgate.verdict.Rule.device`), and is taken off. If the
+code changed between the starts, that is in it, too. The sd of few starts is known little; what nine in ten of many
+cases are below has the scatter of these estimates in it, which makes it larger rather than smaller.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Starts:
     Attributes:
         count: How many there were.
         cases: Relative sd between them, by case.
-        session: What nine in ten of these are below, without what short calls differ by in seconds.
+        session: Relative sd of two starts' difference that nine in ten cases are below, without what short calls
+            differ by in seconds.
     """
 
     count: int
@@ -45,16 +48,15 @@ class Starts:
 
 def apart(runs: Iterable[Contest], key: str) -> Starts | None:
     """What starts differ by in runs of unchanged code in environments of this key; None of fewer than five starts."""
-    medians: dict[str, dict[str, list[float]]] = {}
-    occasions = set()
+    medians: dict[str, dict[tuple[str, str], list[float]]] = {}
     for run in runs:
         if run.what != "aa" or run.unfit is not None or run.origin.environment.key != key:
             continue
-        occasions.add(run.origin.occasion)
+        start = run.origin.occasion, run.origin.environment.facts.get("uuid", "")
         for block in run.blocks:
-            for name, visits in block.visits.items():
-                logs = [math.log(visit.samples.median) for visit in visits]
-                medians.setdefault(name, {}).setdefault(run.origin.occasion, []).extend(logs)
+            for name in block.visits.keys() & run.verdicts.keys():  # canaries have no verdict
+                logs = [math.log(visit.samples.median) for visit in block.visits[name]]
+                medians.setdefault(name, {}).setdefault(start, []).extend(logs)
     cases, shares = {}, []
     for name, starts in sorted(medians.items()):
         if len(starts) >= FEWEST:
@@ -62,5 +64,8 @@ def apart(runs: Iterable[Contest], key: str) -> Starts | None:
             variance = stats.variance(centres)
             cases[name] = math.sqrt(variance)
             seconds = math.exp(math.fsum(centres) / len(centres))
-            shares.append(math.sqrt(max(0.0, variance - (Rule().device / seconds) ** 2)))
-    return Starts(count=len(occasions), cases=cases, session=stats.quantile(shares, SHARE)) if cases else None
+            shares.append(math.sqrt(max(0.0, variance - (Rule().device / seconds) ** 2 / 2)))
+    if not cases:
+        return None
+    count = max(map(len, medians.values()))
+    return Starts(count=count, cases=cases, session=math.sqrt(2) * stats.quantile(shares, SHARE))
