@@ -158,7 +158,8 @@ def _parser() -> argparse.ArgumentParser:
         "--against",
         type=Path,
         metavar="BASELINE",
-        help="judge FILE against this; sets the exit code. All that BASELINE has and FILE has not is missing",
+        help="judge FILE against this; sets the exit code. What BASELINE has and FILE has not is missing, unless FILE "
+        "says that it was deselected",
     )
     show.add_argument(
         "--axis", metavar="PATTERN", help=r"what runs along x, as a field of the cases' names, e.g. 's(\d+)'"
@@ -321,7 +322,7 @@ def _results(path: Path, against: baseline.Baseline | None, accepted: Sequence[a
     notes: list[str] = []
     absent: Mapping[str, str] = {}
     found: journal.Contents | baseline.Baseline
-    complete = True
+    complete, deselected = True, set[str]()
     if path.suffix == ".jsonl":
         found = contents = journal.read(path)
         complete = contents.complete
@@ -331,11 +332,19 @@ def _results(path: Path, against: baseline.Baseline | None, accepted: Sequence[a
         document: Any = baseline.load(path)
         found = baseline.from_document(document, path)
         absent = document["perfgate"].get("absent", {})
+        deselected = set(document["perfgate"].get("deselected", ()))
     outcome = None
     if against is not None:
         notes += baseline.check_comparable(against, found.environment)
         rule = baseline.rule_for(against, found.environment)
-        outcome = decide(found.records, against, out_of_memory=found.out_of_memory, accepted=accepted, rule=rule)
+        outcome = decide(
+            found.records,
+            against,
+            selected=_due(against, found, deselected),
+            out_of_memory=found.out_of_memory,
+            accepted=accepted,
+            rule=rule,
+        )
         if outcome.exit == Exit.OK and not complete:
             outcome = replace(outcome, exit=Exit.INCOMPLETE)
     return Results.of(
@@ -347,6 +356,14 @@ def _results(path: Path, against: baseline.Baseline | None, accepted: Sequence[a
         absent=absent,
         notes=notes,
     )
+
+
+def _due(against: baseline.Baseline, found: journal.Contents | baseline.Baseline, deselected: set[str]) -> set[str]:
+    """The cases of a baseline that a run was to time: all but those whose tests it says were left out."""
+    here = {*found.records, *found.out_of_memory}
+    nodes = baseline.nodes(baseline.load(against.path)) if against.path and deselected else {}
+    known = {*against.records, *against.out_of_memory}
+    return here | {name for name in known if nodes.get(name) not in deselected}
 
 
 if __name__ == "__main__":

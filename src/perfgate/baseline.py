@@ -36,6 +36,7 @@ __all__ = [
     "from_document",
     "load",
     "merge",
+    "nodes",
     "read",
     "rule_for",
     "spread",
@@ -166,6 +167,15 @@ def from_document(document: Any, path: Path | None = None) -> Baseline:
     return baseline
 
 
+def nodes(document: Mapping[str, Any]) -> dict[str, str]:
+    """The node id of the test behind each case of a document that `from_document` reads."""
+    return {
+        benchmark["extra_info"]["perfgate"]["case"]["name"]: benchmark["fullname"]
+        for benchmark in document["benchmarks"]
+        if (benchmark.get("extra_info") or {}).get("perfgate") is not None
+    }
+
+
 def _parts(benchmarks: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for benchmark in benchmarks:
         part = (benchmark.get("extra_info") or {}).get("perfgate")
@@ -254,6 +264,7 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged["benchmarks"] = benchmarks
     merged["perfgate"]["ceilings"] = ceilings
     merged["perfgate"]["processes"] = sum(p.processes for p in parts)
+    merged["perfgate"].pop("deselected", None)
     return merged
 
 

@@ -41,7 +41,8 @@ class Run:
         absent: Alternatives that are not here, with the reason.
         notes: What else must be said, a sentence each.
         selected: Node ids of the tests that were to time something in this run.
-        reached: Those of them that were begun.
+        deselected: Node ids of tests that somebody left out.
+        reached: Those of the selected that were begun.
         skipped: Those of them that were skipped; each gave a reason.
         baseline: What this run is compared with, if it is.
         accepted: Slowdowns that somebody accepted, as the file beside that baseline has them.
@@ -59,6 +60,7 @@ class Run:
     absent: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     selected: set[str] = field(default_factory=set)
+    deselected: set[str] = field(default_factory=set)
     reached: set[str] = field(default_factory=set)
     skipped: set[str] = field(default_factory=set)
     baseline: Baseline | None = None
@@ -178,6 +180,7 @@ class Run:
             "ceilings": self.ceilings or {},
             "out_of_memory": self.out_of_memory,
             "absent": self.absent,
+            "deselected": sorted(self.deselected),
         }
 
     def judge(self, *, rule: Rule, strict: bool, gone: Callable[[str], bool]) -> Outcome:

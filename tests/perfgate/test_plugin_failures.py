@@ -179,6 +179,7 @@ def test_stopping_at_the_first_failure_is_an_incomplete_run(suite: Suite) -> Non
         "ceilings": {},
         "out_of_memory": {},
         "absent": None,
+        "deselected": [],
     }
 
 

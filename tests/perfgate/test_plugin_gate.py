@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perfgate import baseline
+from perfgate.__main__ import main
 from perfgate.gate import Exit
 
 from .conftest import NODES, Suite
@@ -143,6 +145,19 @@ def test_a_case_whose_test_gave_no_number_is_missing(suite: Suite, filed: Path) 
     result = suite.run("--benchmark-compare")
     assert result.ret == Exit.INCOMPLETE
     result.stdout.fnmatch_lines(["speed/c missing: *", "*0 new, 1 missing"])
+
+
+def test_what_was_deselected_is_not_missing_in_a_report_either(
+    suite: Suite, filed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert suite.run("--benchmark-compare", "-k", "not speed[c]", "--benchmark-json=out.json").ret == Exit.OK
+    assert main(["report", "out.json", "--against", str(filed)]) == Exit.OK
+    assert "0 new, 0 missing" in capsys.readouterr().out
+    document = suite.document("out.json")
+    document["perfgate"]["deselected"] = []
+    (suite.path / "out.json").write_text(json.dumps(document))
+    assert main(["report", "out.json", "--against", str(filed)]) == Exit.INCOMPLETE
+    assert "0 new, 1 missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [[], ["test_speed.py"], ["."], ["test_speed.py::test_speed"]])

@@ -60,7 +60,6 @@ class Session:
         self.config, self.run, self._storage = config, run_of(config), storage
         self._clock: Clock | None = None
         self._benchmarks: dict[str, Any] = {}
-        self._deselected: set[str] = set()
         self._refused_parallel = False
         self._outcome: Outcome | None = None
         self._shown = False
@@ -78,7 +77,7 @@ class Session:
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         """Remember what was left out, so that it is not called missing."""
-        self._deselected.update(item.nodeid for item in items)
+        self.run.deselected.update(item.nodeid for item in items)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -287,7 +286,7 @@ class Session:
         option = self.config.option
         if any(getattr(option, name, None) for name in SELECTING):
             return False
-        if node in self.run.selected or node in self._deselected:
+        if node in self.run.selected or node in self.run.deselected:
             return False
         root, here = self.config.rootpath, self.config.invocation_params.dir
         for argument in self.config.args:

@@ -108,11 +108,7 @@ class Storage:
         self.run.notes.extend(differences)
         self.run.baseline = found
         self.run.accepted = accept.read(path)
-        self.run.baseline_nodes = {
-            benchmark["extra_info"]["perfgate"]["case"]["name"]: benchmark["fullname"]
-            for benchmark in document["benchmarks"]
-            if "perfgate" in benchmark["extra_info"]
-        }
+        self.run.baseline_nodes = baseline.nodes(document)
         self._judged.add(document["datetime"])
 
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
