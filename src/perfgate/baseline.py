@@ -264,7 +264,6 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged["benchmarks"] = benchmarks
     merged["perfgate"]["ceilings"] = ceilings
     merged["perfgate"]["processes"] = sum(p.processes for p in parts)
-    merged["perfgate"].pop("deselected", None)
     return merged
 
 

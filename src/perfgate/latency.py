@@ -6,7 +6,7 @@
 The second is what users of a service feel: a request that comes while another is being served waits for it, and its
 latency counts from when it was sent (Schroeder, Wierman, Harchol-Balter, 2006). One server, first come, first served.
 A request must have its answer when the call returns: on a GPU the call waits for the device. As in timeit, Python
-collects no garbage meanwhile: a collection takes as long as hundreds of short requests, and hits whoever is timed then.
+collects no garbage meanwhile: what it finds was left by all that ran before, and whoever is timed then pays for it.
 """
 
 from __future__ import annotations

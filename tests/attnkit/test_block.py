@@ -23,7 +23,7 @@ from attnkit.product import Rounding
 from attnkit.products import torch_dynamic, triton_dynamic
 from attnkit.variants import variant
 from perf import block_latency
-from perf.blocks import RUNGS, Shape, error, graphed, made
+from perf.blocks import RUNGS, Rung, Shape, error, graphed, made
 from tests.perfgate.test_latency import Told
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -273,15 +273,15 @@ def test_rungs_are_asked_in_turn_at_a_rate_that_the_first_of_them_sets() -> None
 
         return served
 
-    ladder = {"standard": request("standard", 2.0), "flash": request("flash", 1.0)}
-    latencies, rate = block_latency.asked(ladder, 123, 0.5, clock)  # type: ignore[arg-type]
+    ladder: dict[Rung, Callable[[], None]] = {"standard": request("standard", 2.0), "flash": request("flash", 1.0)}
+    latencies, rate = block_latency.asked(ladder, 123, 0.5, clock)
     assert rate == 0.25
     assert {rung: (alone.median, alone.requests) for rung, (alone, _) in latencies.items()} == {
         "standard": (2.0, 123),
         "flash": (1.0, 123),
     }
     assert latencies["standard"][1].median >= 2 > latencies["flash"][1].median
-    assert [rung for rung, _ in itertools.groupby(seen)] == ["standard", "flash"] * 2 * block_latency.ROUNDS
+    assert [rung for rung, _ in itertools.groupby(seen)] == ["standard", "flash"] * 2 * 5
 
 
 def test_the_command_times_each_rung_in_both_ways(tmp_path: object, capsys: pytest.CaptureFixture[str]) -> None:

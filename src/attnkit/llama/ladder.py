@@ -33,7 +33,7 @@ __all__ = ["BATCHED", "LADDER", "Model", "Rung", "build", "fastest_prefill", "ru
 
 DTYPE: dict[torch.dtype, Dtype] = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 PREFILL = {"cuda": ("sdpa_cudnn", "triton_flash", "sdpa_flash", "naive"), "cpu": ("sdpa_flash", "naive")}
-"""Variants for the prompt by device, the fastest first; the first that takes the problem computes it."""
+"""Variants for the prompt on a GPU and elsewhere, the fastest first; the first that takes the problem computes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ def fastest_prefill(config: Config, batch: int, capacity: int, device: torch.dev
     problem = Problem(
         b=batch, hq=config.hq, hkv=config.hkv, sq=capacity, d=config.d, dtype=DTYPE[dtype], mask="causal"
     )  # fmt: skip
-    ways = (variant(name) for name in PREFILL.get(device.type, ("naive",)))
+    ways = (variant(name) for name in PREFILL["cuda" if device.type == "cuda" else "cpu"])
     return next(way.attention for way in ways if way.why_not(problem, device, "fwd") is None)
 
 

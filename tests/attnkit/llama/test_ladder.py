@@ -124,6 +124,11 @@ def test_the_prompt_is_read_by_the_first_variant_that_can() -> None:
     assert chosen is variant("sdpa_flash").attention
 
 
+def test_where_no_kernel_runs_the_prompt_is_computed_by_the_textbook() -> None:
+    chosen = fastest_prefill(CONFIG, 1, 16, torch.device("meta"), torch.float32)
+    assert chosen is variant("naive").attention
+
+
 @pytest.mark.parametrize(
     ("prompt", "count", "message"),
     [
