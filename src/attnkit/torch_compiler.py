@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import shutil
 import warnings
@@ -13,7 +12,7 @@ import torch
 import torch._dynamo.config
 import torch._functorch.config
 
-__all__ = ["absent_on_cpu", "compiled", "kept_for_backward"]
+__all__ = ["absent_on_cpu", "compiled"]
 
 MAX_COMPILATIONS = 4096
 """Kinds of input in one process; torch's own limit is 8, and beyond it calls fail."""
@@ -23,25 +22,20 @@ Result = TypeVar("Result")
 
 
 def compiled(function: Callable[Given, Result], *, mode: str | None = None) -> Callable[Given, Result]:
-    """Return a function compiled, in a mode of torch.compile's, which keeps what it compiled for each kind of input."""
+    """Return a function compiled, in a mode of torch.compile's, which keeps what it compiled for each kind of input.
+
+    Its graph may be walked backward more than once, as timing backward alone does. torch would let a backward write
+    over what it was saved, and what it asks when it compiles it asks of its configuration again in each backward: so it
+    is set for the process.
+    """
     with warnings.catch_warnings():
         # the compiler's own modules use, while they are imported, what torch has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._inductor.compile_fx")
+    torch._functorch.config.donated_buffer = False
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MAX_COMPILATIONS))
     return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
-
-
-def kept_for_backward(*inputs: torch.Tensor | None) -> contextlib.AbstractContextManager[object]:
-    """Return within what to call a compiled function whose graph may be walked backward more than once.
-
-    As timing backward alone does. Where none of the inputs wants a gradient that takes nothing.
-    """
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        patch: contextlib.AbstractContextManager[object] = torch._functorch.config.patch(donated_buffer=False)
-        return patch
-    return contextlib.nullcontext()
 
 
 def absent_on_cpu() -> str | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.config
-import torch._functorch.config
 
 from attnkit import torch_compiler
+from attnkit.problem import Problem
+from attnkit.variants import variant
 
 LIMITS = ("recompile_limit", "accumulated_recompile_limit")
 
@@ -26,14 +27,15 @@ def test_a_function_may_be_compiled_for_thousands_of_kinds_of_input(
     assert [getattr(torch._dynamo.config, limit) for limit in LIMITS] == [after, after]
 
 
-@pytest.mark.parametrize(
-    ("wanted", "enabled", "donated"), [(True, True, False), (True, False, True), (False, True, True)]
-)
-def test_buffers_are_kept_where_there_will_be_a_backward(
-    wanted: bool, enabled: bool, donated: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", True)
-    inputs = torch.ones(1), None, torch.ones(1, requires_grad=wanted)
-    with torch.set_grad_enabled(enabled), torch_compiler.kept_for_backward(*inputs):
-        assert torch._functorch.config.donated_buffer is donated
-    assert torch._functorch.config.donated_buffer is True
+@pytest.mark.parametrize("name", ["naive_compiled", "flex"])
+def test_a_graph_may_be_walked_twice_whatever_was_compiled_for_one_walk(name: str, device: torch.device) -> None:
+    way, problem = variant(name), Problem(b=1, hq=2, sq=16, d=16, dtype="fp32")
+    if reason := way.absent() or way.rejects(problem, device, "bwd"):
+        pytest.skip(reason)
+    q, k, v, dout = problem.inputs(device, seed=0, requires_grad=True)
+    walks = []
+    for again in (False, True, True, False):
+        out = way.attention(q, k, v, **problem.options(device))
+        walks.append(torch.autograd.grad(out, (q, k, v), dout, retain_graph=again))
+    for walk in walks[1:]:
+        torch.testing.assert_close(walk, walks[0], rtol=0, atol=0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -105,6 +107,29 @@ def test_a_suite_that_takes_long_is_screened_by_one_block(
     assert [block["stage"] for block in repository.entries("block")] == [1] * blocks
     notes = [entry["note"] for entry in repository.entries("note")]
     assert notes == (["1 block screened, and 2 would have taken more than 0 minutes"] if blocks == 1 else [])
+
+
+@pytest.mark.parametrize("in_check", [False, True])
+def test_checks_do_not_count_for_how_many_blocks_screen(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, in_check: bool
+) -> None:
+    saved = []
+
+    class Watched(command.Blocks):
+        def run(self, *given: Any, **named: Any) -> None:
+            begin = time.monotonic()
+            super().run(*given, **named)
+            saved.append(time.monotonic() - begin - self.again)
+
+    slow = "__import__('time').sleep(1)" if in_check else "None"
+    suite = repository.path / "test_speed.py"
+    suite.write_text(suite.read_text().replace('{case}")', f'{{case}}", check=lambda _: {slow})'))
+    repository.commit("checked")
+    monkeypatch.setattr(command, "Blocks", Watched)
+    assert repository.ab_by_default("--base=HEAD") == Exit.OK
+    first, second = saved
+    assert (first > 2.9) is in_check  # three cases
+    assert 0 <= second < 1
 
 
 def test_a_case_on_one_side_only_is_new_or_missing(repository: Repository) -> None:

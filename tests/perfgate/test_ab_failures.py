@@ -155,14 +155,31 @@ def pytest_perf_clock(config):
     assert repository.errors()["speed/a"] == [1e-3] * 4
 
 
-def test_what_does_not_fit_into_the_head_alone_has_regressed(repository: Repository) -> None:
+@pytest.mark.parametrize("check", [False, True])
+def test_what_does_not_fit_into_the_head_alone_has_regressed(repository: Repository, check: bool) -> None:
     suite = repository.path / "test_speed.py"
+    if check:
+        suite.write_text(suite.read_text().replace('{case}")', '{case}", check=lambda result: None)'))
+        repository.commit("checked")
     suite.write_text(
         suite.read_text().replace("lambda: SECONDS[case]", "lambda: SECONDS[case] if case != 'c' else no()")
     )
     suite.write_text(suite.read_text() + "\ndef no():\n    raise MemoryError('no room')\n")
     assert repository.ab() == Exit.REGRESSED
     assert repository.states()["speed/c"] == "regressed"
+
+
+def test_a_check_that_does_not_fit_fails(repository: Repository) -> None:
+    suite = repository.path / "test_speed.py"
+    suite.write_text(suite.read_text().replace('{case}")', '{case}", check=check if case == "c" else None)'))
+    suite.write_text(suite.read_text() + "\ndef check(_):\n    raise MemoryError('no room')\n")
+    assert repository.ab() == Exit.REGRESSED
+    (ended,) = repository.entries("ended")
+    assert (ended["side"], ended["ended"], ended["reason"]) == (
+        "head",
+        "failed",
+        "its check ran out of memory: no room",
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

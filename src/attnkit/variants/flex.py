@@ -149,17 +149,16 @@ def attention(
     too_large = blocks is not None and q.shape[1] < DECODING_ROWS < tile
     options = {"FORCE_USE_FLEX_ATTENTION": True} if too_large else None
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [b, h, s, d]
-    with torch_compiler.kept_for_backward(q, k, v):
-        out = compiled()(
-            q,
-            k,
-            v,
-            score_mod=score_mod,
-            block_mask=blocks,
-            scale=scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-            kernel_options=options,
-        )
+    out = compiled()(
+        q,
+        k,
+        v,
+        score_mod=score_mod,
+        block_mask=blocks,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+        kernel_options=options,
+    )
     return out.transpose(1, 2)
 
 

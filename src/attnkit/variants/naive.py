@@ -190,8 +190,7 @@ def attention_compiled(
     """Compute the same, by one compiled function."""
     check_mask(mask, q, k)
     dead, empty = hidden(q, k, mask)
-    with torch_compiler.kept_for_backward(q, k, v, sink):
-        return compiled()(q, k, v, dead, empty, scale, softcap, alibi, sink)
+    return compiled()(q, k, v, dead, empty, scale, softcap, alibi, sink)
 
 
 def rejects(problem: Problem, device: torch.device, pass_: Pass) -> str | None:

@@ -11,6 +11,7 @@ the case it was at, and is replaced once.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,9 @@ class Blocks:
         seed: Of the order of cases.
         logs: Directory for the workers' output.
         visited: Gets the progress.
+
+    Attributes:
+        again: Seconds that the last block took, without what a later one does not do again: compile, and check results.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class Blocks:
         self._trees, self._arguments, self._evidence = trees, list(arguments), evidence
         self._random, self._logs, self._visited = random.Random(seed), logs, visited
         self._workers: dict[Side, Worker] = {}
+        self.again = 0.0
+        self._once = 0.0
         self._number = -1
         self._restarts = 0
         self._names: dict[Pair, str] = {}
@@ -115,7 +121,7 @@ class Blocks:
         self._number += 1
         if fingerprint(self._trees.head) != self._fingerprint:
             raise Over("the working tree was changed while it was compared: what follows would be of another head")
-        at_once = True
+        at_once, begin, self._once = True, time.monotonic(), 0.0
         try:
             found = self._start()
             self._evidence.add(block=self._number, stage=stage)
@@ -133,6 +139,7 @@ class Blocks:
             at_once = False
         finally:
             self._stop(at_once=at_once)
+        self.again = time.monotonic() - begin - self._once
 
     # Workers
 
@@ -357,7 +364,9 @@ class Blocks:
         self._await_ready(side)
 
     def _await_ready(self, side: Side) -> object:
+        begin = time.monotonic()
         said = self._workers[side].receive()
+        self._once += max(0.0, time.monotonic() - begin - said.get("seconds", 0.0))
         if "ended" in said:
             raise Came(side, said)
         self._ready[side] = said["ready"]

@@ -8,6 +8,7 @@ worker has prepared the same case and is timed between them. Nothing is written:
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,9 +156,11 @@ class Worker:
         if (other := self._claims.setdefault(case.name, node)) != node:
             pytest.fail(f"case {case.name!r} is timed by two tests, {other} and {node}", pytrace=False)
         if asked.check is not None and self._check:
+            result = asked.once()
             self._checking = True
-            self._found[case.name] = errors_of(case, asked.check(asked.once()))
+            self._found[case.name] = errors_of(case, asked.check(result))
             self._checking = False
+            del result
         self._take_turns(case, asked.call, asked.inputs, asked.l2)
         return asked.once()
 
@@ -165,9 +168,11 @@ class Worker:
         """Prepare a case and time it until it is released."""
         if self._clock is None:
             self._clock = self.config.hook.pytest_perf_clock(config=self.config)
+        begin = time.monotonic()
         try:
             with self._clock.prepare(call, inputs, l2=l2) as prepared:
-                self._channel.send(ready=case.name, plan=getattr(prepared, "plan", None))
+                plan = getattr(prepared, "plan", None)
+                self._channel.send(ready=case.name, plan=plan, seconds=time.monotonic() - begin)
                 while self._turn(case, prepared):
                     pass
             return
