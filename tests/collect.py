@@ -37,6 +37,8 @@ SUITES = {
     "subset": (*ATTENTION, "-k", "(triton_flash or sdpa_flash) and not 16384 and not (test_backward and sdpa_flash)")
 }
 """What runs in suites that have a name. The subset is to stay as it is: its runs are counted together."""
+SHORT = ("--perf-warmup=0.02", "--perf-max-time=0.06")
+"""How true sizes are measured: often rather than long (`planted.ORDER`). What is given to pytest wins."""
 PROCESSES = 3
 """Processes of each timer, whose medians are kept."""
 Ask = Callable[..., Any]
@@ -101,7 +103,8 @@ def planted(occasion: str, shares: Sequence[str], suite: str, arguments: Sequenc
     _committed()
     plant = ["-p", "tests.planted", *(f"--planted={share}" for share in shares)]
     sizes = _folder() / f"planted-{os.getpid()}.jsonl"
-    command = [sys.executable, "-m", "pytest", *plugin_arguments(), *plant, f"--planted-measure={sizes}", *arguments]
+    measuring = [*plugin_arguments(), *plant, f"--planted-measure={sizes}", *SHORT]
+    command = [sys.executable, "-m", "pytest", *measuring, *arguments]
     subprocess.run(command, cwd=ROOT, env=_paths(), check=True)
     true = [json.loads(line) for line in sizes.read_text().splitlines()] if sizes.exists() else []
     sizes.unlink(missing_ok=True)

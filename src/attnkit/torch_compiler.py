@@ -6,11 +6,9 @@ import importlib
 import shutil
 import warnings
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
-import torch._dynamo.config
-import torch._functorch.config
 
 __all__ = ["absent_on_cpu", "compiled"]
 
@@ -32,9 +30,12 @@ def compiled(function: Callable[Given, Result], *, mode: str | None = None) -> C
         # the compiler's own modules use, while they are imported, what torch has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._inductor.compile_fx")
-    torch._functorch.config.donated_buffer = False
+        # not before they are wanted: they take as long to import as the rest of torch
+        dynamo: Any = importlib.import_module("torch._dynamo.config")
+        functorch: Any = importlib.import_module("torch._functorch.config")
+    functorch.donated_buffer = False
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
-        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), MAX_COMPILATIONS))
+        setattr(dynamo, limit, max(getattr(dynamo, limit), MAX_COMPILATIONS))
     return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
 
 

@@ -149,7 +149,8 @@ class Budget:
             return True, width, None
         if spent >= self.max_seconds or len(seconds) >= self.max_samples:
             bound = f"{self.max_seconds:g} s" if spent >= self.max_seconds else f"{self.max_samples} samples"
-            return True, width, f"stopped at the bound of {bound}: the median is known to ±{width:.1%}"
+            known = f"the median is known to ±{width:.1%}" if width < math.inf else "too few to know the median's error"
+            return True, width, f"stopped at the bound of {bound}: {known}"
         return False, width, None
 
 

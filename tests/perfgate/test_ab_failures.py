@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from perfgate.ab.workers import GOING
 from perfgate.gate import Exit
 
 from .ab_repository import Repository
@@ -81,6 +82,28 @@ def test_a_failing_test_of_the_head_is_red_and_one_of_the_base_is_not(
     repository.journal.unlink()
     assert repository.ab() == Exit.OK
     assert repository.states()["speed/b"] == "new"
+
+
+def test_a_worker_ends_its_fixtures_and_then_at_once(repository: Repository) -> None:
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + f"""
+import atexit, os, pathlib, time
+
+@pytest.fixture(scope="session", autouse=True)
+def place():
+    yield
+    (pathlib.Path("{repository.path}/.perfgate") / f"ended-{{os.getpid()}}").touch()
+
+atexit.register(time.sleep, 60)
+"""
+    )
+    repository.commit("a way out that takes long")
+    begin = time.monotonic()
+    assert repository.ab("--base=HEAD") == Exit.OK
+    assert time.monotonic() - begin < GOING
+    assert len(list((repository.path / ".perfgate").glob("ended-*"))) == 2
 
 
 def test_what_does_not_fit_beside_the_other_side_is_visited_alone(repository: Repository) -> None:

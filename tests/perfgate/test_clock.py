@@ -54,6 +54,16 @@ def test_a_bound_that_is_hit_is_said_with_what_is_known(budget: Budget, spent: f
     assert note == f"stopped at the bound of {said}: the median is known to ±{width:.1%}"
 
 
+def test_few_samples_can_be_enough_where_that_is_asked_for() -> None:
+    budget = Budget(min_samples=4, max_seconds=0.05)
+    assert not budget.enough([1.0] * 3, spent=1e9)[0]
+    done, width, note = budget.enough([1.0] * 4, spent=0.06)
+    assert (done, width) == (True, math.inf)
+    assert note == "stopped at the bound of 0.05 s: too few to know the median's error"
+    assert not budget.enough([1.0] * 5, spent=0.0)[0]
+    assert budget.enough([1.0] * 6, spent=0.0) == (True, 0.0, None)
+
+
 def test_the_time_bound_leaves_enough_samples_to_know_a_median() -> None:
     for n in range(1, 10):
         done, width, _ = Budget().enough([1.0, 2.0] * n, spent=1e9)

@@ -151,7 +151,7 @@ def test_a_turn_slows_sixteen_cases_that_are_there(turn: int, pytestconfig: pyte
 def test_what_is_planted_is_among_what_runs(pytestconfig: pytest.Config) -> None:
     (path,) = pytestconfig.rootpath.glob("baselines/NVIDIA-H200*/*/0004_default.json")
     nodes = {b["extra_info"]["perfgate"]["case"]["name"]: b["fullname"] for b in baseline.load(path)["benchmarks"]}
-    *files, _, keywords, _, _ = planted_turns.ARGUMENTS
+    *files, _, keywords = planted_turns.ARGUMENTS
     chosen = Expression.compile(keywords)
 
     def runs(node: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+from typing import ClassVar
 
 import pytest
 
@@ -24,6 +25,9 @@ from .conftest import Suite
         ("--perf-max-time=0", "argument --perf-max-time: expected a positive number of seconds, got '0'"),
         ("--perf-max-time=nan", "argument --perf-max-time: expected a positive number of seconds, got 'nan'"),
         ("--perf-max-time=inf", "argument --perf-max-time: expected a positive number of seconds, got 'inf'"),
+        ("--perf-min-samples=0", "argument --perf-min-samples: expected a number from 1 to 1000, got '0'"),
+        ("--perf-min-samples=1001", "argument --perf-min-samples: expected a number from 1 to 1000, got '1001'"),
+        ("--perf-min-samples=few", "argument --perf-min-samples: expected a number from 1 to 1000, got 'few'"),
         ("--perf-device=tpu", "argument --perf-device: invalid choice: 'tpu' (choose from *"),
     ],
 )
@@ -49,8 +53,11 @@ def test_the_help_says_what_each_option_is_for(suite: Suite) -> None:
 class CudaClock(FakeClock):
     """A fake clock with a budget."""
 
+    budgets: ClassVar[list[Budget]] = []
+
     def __init__(self, budget: Budget) -> None:
         super().__init__(1e-3)
+        self.budgets.append(budget)
 
 
 class Cuda(types.ModuleType):
@@ -89,6 +96,13 @@ def test_a_gpu_is_taken_if_there_is_one(suite: Suite, cuda: Cuda) -> None:
     result = suite.run()
     assert result.ret == Exit.OK
     result.stdout.fnmatch_lines(["perfgate: NVIDIA-H200_cu130_torch2.11"])
+
+
+def test_how_long_a_case_is_timed_can_be_said(suite: Suite, cuda: Cuda) -> None:
+    assert suite.run("--perf-warmup=0.01", "--perf-max-time=0.05", "--perf-min-samples=4").ret == Exit.OK
+    assert CudaClock.budgets.pop() == Budget(warmup_seconds=0.01, max_seconds=0.05, min_samples=4)
+    assert suite.run().ret == Exit.OK
+    assert CudaClock.budgets.pop() == Budget()
 
 
 def test_no_gpu_is_said_plainly(suite: Suite, cuda: Cuda) -> None:

@@ -32,7 +32,6 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from attnkit.arguments import check_mask
 from attnkit.mask import dense
@@ -104,7 +103,7 @@ def attention(
     if causal and sq < skv:
         causal = False
         in_kernel = backend in (FLASH, EFFICIENT) and q.is_cuda
-        bias = causal_lower_right(sq, skv) if in_kernel else live_pairs(sq, skv, q.device)
+        bias = lower_right(sq, skv) if in_kernel else live_pairs(sq, skv, q.device)
     with sdpa_kernel([backend]):
         out = F.scaled_dot_product_attention(
             q[:, :, dead:], k, v, attn_mask=bias, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
@@ -112,6 +111,13 @@ def attention(
     if backend is CUDNN and out.requires_grad:
         out.register_hook(rows_first)
     return (F.pad(out, (0, 0, dead, 0)) if dead else out).transpose(1, 2)
+
+
+def lower_right(sq: int, skv: int) -> torch.Tensor:
+    """Return torch's name for the mask that a kernel has itself."""
+    from torch.nn.attention.bias import causal_lower_right  # with it comes torch's compiler, which takes a second
+
+    return causal_lower_right(sq, skv)
 
 
 def rows_first(gradient: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
     prepare both   ->   base head head base   (the next block: head base base head)   ->   release both
 
-Both sides prepare a case at the same time, since nothing is timed then. If they do not fit into memory together, the
-case is prepared anew for each visit, one side after the other. If one's work led the other's clock to another plan,
-they prepare it again, one after the other. What a worker says goes into the evidence at once. A worker that ends costs
-the case it was at, and is replaced once.
+Where results are checked both sides prepare a case at the same time, for much of that is compiling. Else they do so one
+after the other: two processes have the GPU in turns of milliseconds, for each of which the other waits. If they do not
+fit into memory together, the case is prepared anew for each visit. If one's work led the other's clock to another plan,
+they prepare it again. What a worker says goes into the evidence at once. A worker that ends costs the case it was at,
+and is replaced once.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Blocks:
         self._random, self._logs, self._visited = random.Random(seed), logs, visited
         self._workers: dict[Side, Worker] = {}
         self.again = 0.0
-        self._once = 0.0
+        self._once, self._begin = 0.0, time.monotonic()
         self._number = -1
         self._restarts = 0
         self._names: dict[Pair, str] = {}
@@ -124,7 +125,7 @@ class Blocks:
         at_once, begin, self._once = True, time.monotonic(), 0.0
         try:
             found = self._start()
-            self._evidence.add(block=self._number, stage=stage)
+            self._evidence.add(block=self._number, stage=stage, at=round(time.monotonic() - self._begin, 1))
             pairs = self._pairs(found) if names is None else [p for p, n in self._names.items() if n in names]
             pairs = [pair for pair in pairs if pair not in self._lost]
             self._random.shuffle(pairs)
@@ -228,6 +229,8 @@ class Blocks:
     def _stop(self, *, at_once: bool) -> None:
         workers, self._workers = list(self._workers.values()), {}
         for worker in workers:
+            worker.dismiss()  # all of them, before any is waited for
+        for worker in workers:
             worker.stop(at_once=at_once)
 
     # Cases
@@ -289,7 +292,7 @@ class Blocks:
 
     def _together(self, pair: Pair, order: Sequence[Side], check: bool) -> bool:
         """Visit a case that both sides hold ready; False if they must do so one after the other."""
-        came, plans = self._prepare_both(pair, check=check, at_once=True)
+        came, plans = self._prepare_both(pair, check=check, at_once=check)
         if not came and plans["base"] != plans["head"]:
             # perhaps each side's work misled the other's clock; if they still differ, so does the code
             came, plans = self._release_all(*SIDES), {}

@@ -43,7 +43,7 @@ CHECKS = 4
 """Fresh blocks that check again what may have got less accurate, if nothing is to be confirmed of time."""
 SCREENING = 300.0
 """Seconds that screening may take where the number of its blocks is left to us, without what is done in one alone."""
-VISIT = ("--perf-warmup=0.006", "--perf-max-time=0.06")
+VISIT = ("--perf-warmup=0.01", "--perf-max-time=0.05", "--perf-min-samples=4")
 """A visit is short: the device has just worked at the same case, and processes differ by more than their samples do.
 What is given to pytest wins."""
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1"}

@@ -4,7 +4,7 @@
 {"environment": {...}, "side": ...}                    {"pairs": cases that both sides have}
 {"only": side, "case": name}                           new or missing
 {"canary": name}                                       a control by birth
-{"block": 0, "stage": 1}                               fresh workers; visits that follow are of this block
+{"block": 0, "stage": 1, "at": 9.1}                    fresh workers, 9.1 s after the begin; visits that follow are its
 {"visit": {...record...}, "side": ...}
 {"suspects": [name, ...]}                              what stage 1 picked when it ended
 {"void": case}                                         its visits in this block so far do not count

@@ -115,10 +115,14 @@ class Worker:
         self.send(**message)
         return self.receive()
 
+    def dismiss(self) -> None:
+        """Let it end its session."""
+        self._channel.close()
+
     def stop(self, *, at_once: bool = False) -> None:
         """Have it end its session; at once, or if that takes too long, kill it with all that it started."""
         with undisturbed():
-            self._channel.close()
+            self.dismiss()
             if not at_once:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(GOING)

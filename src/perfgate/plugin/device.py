@@ -22,7 +22,11 @@ DEVICE = pytest.StashKey[str]()
 def pytest_perf_clock(config: pytest.Config) -> Clock:
     """The clock of the device that ``--perf-device`` says."""
     option = config.getoption
-    budget = Budget(max_seconds=option("perf_max_time"), warmup_seconds=option("perf_warmup"))
+    budget = Budget(
+        max_seconds=option("perf_max_time"),
+        min_samples=option("perf_min_samples"),
+        warmup_seconds=option("perf_warmup"),
+    )
     if _device(config) == "cpu":
         return HostClock(budget)
     from perfgate import cuda

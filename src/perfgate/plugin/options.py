@@ -53,6 +53,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Time bound for the samples of one case; where it is hit, that is said. Default: %(default)g.",
     )
     group.addoption(
+        "--perf-min-samples",
+        metavar="N",
+        type=_samples,
+        default=Budget().min_samples,
+        help="Samples of one case before it may be known well enough; at --perf-max-time "
+        f"{Budget.LEAST} are enough, or these if they are fewer. Default: %(default)s.",
+    )
+    group.addoption(
         "--perf-warmup",
         metavar="SECONDS",
         type=_seconds,
@@ -79,6 +87,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number of processes, 0 or more, got {text!r}")
+    return int(text)
+
+
+def _samples(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= Budget().max_samples:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {Budget().max_samples}, got {text!r}")
     return int(text)
 
 

@@ -7,7 +7,9 @@ worker has prepared the same case and is timed between them. Nothing is written:
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -80,6 +82,7 @@ class Worker:
         self._case: str | None = None
         self._checking = False
         self._ended: tuple[str, str] = (PASSED, "")
+        self._over = False
 
     # Collecting
 
@@ -112,8 +115,19 @@ class Worker:
             )
             self._serve(items)
         except Gone:
-            pass  # nobody asks any more: that is how a worker ends
+            self._over = True  # nobody asks any more: that is how a worker ends
         return True
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self) -> None:
+        """End the process, if its session is over: nobody reads more, and Python's own way out takes seconds on a GPU.
+
+        The compilers that torch keeps running are asked to end in it, one by one; whoever asked kills them all.
+        """
+        if self._over:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
     def _serve(self, items: dict[str, pytest.Item]) -> None:
         while True:
