@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from perfgate.ab import refusals
 from perfgate.ab.workers import GOING
 from perfgate.gate import Exit
 
@@ -35,9 +37,10 @@ def test_a_gpu_that_gets_busy_between_blocks_ends_the_run_as_unfit(
     conftest = repository.path / "conftest.py"
     conftest.write_text(conftest.read_text().replace('device="Fake GPU"', 'device="Fake GPU", facts={"uuid": "7"}'))
     repository.commit("a GPU")
-    answers = iter([[], *[["process 8 computes on GPU 0"]] * 3])  # free before the second block, busy before the third
+    busy = itertools.repeat(["process 8 computes on GPU 0"])
+    answers = itertools.chain([next(busy), []], busy)  # soon free before the second block, busy before the third
+    monkeypatch.setattr(refusals, "FORGETTING", 0.2)
     monkeypatch.setattr("perfgate.nvml.busy", lambda which: next(answers))
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert repository.ab("--base=HEAD", "--blocks=3") == Exit.UNFIT
     assert "the GPU is busy: process 8 computes on GPU 0: 3 of 3 cases were compared" in capfd.readouterr().out
     assert repository.ab(f"--from={repository.journal}") == Exit.UNFIT

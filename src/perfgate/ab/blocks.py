@@ -2,11 +2,10 @@
 
     prepare both   ->   base head head base   (the next block: head base base head)   ->   release both
 
-Where results are checked both sides prepare a case at the same time, for much of that is compiling. Else they do so one
-after the other: two processes have the GPU in turns of milliseconds, for each of which the other waits. If they do not
-fit into memory together, the case is prepared anew for each visit. If one's work led the other's clock to another plan,
-they prepare it again. What a worker says goes into the evidence at once. A worker that ends costs the case it was at,
-and is replaced once.
+Both sides prepare a case at the same time, since nothing is timed then. If they do not fit into memory together, the
+case is prepared anew for each visit, one side after the other. If one's work led the other's clock to another plan,
+they prepare it again, one after the other. What a worker says goes into the evidence at once. A worker that ends costs
+the case it was at, and is replaced once.
 """
 
 from __future__ import annotations
@@ -292,7 +291,7 @@ class Blocks:
 
     def _together(self, pair: Pair, order: Sequence[Side], check: bool) -> bool:
         """Visit a case that both sides hold ready; False if they must do so one after the other."""
-        came, plans = self._prepare_both(pair, check=check, at_once=check)
+        came, plans = self._prepare_both(pair, check=check, at_once=True)
         if not came and plans["base"] != plans["head"]:
             # perhaps each side's work misled the other's clock; if they still differ, so does the code
             came, plans = self._release_all(*SIDES), {}

@@ -13,6 +13,9 @@ from perfgate.gate import Exit
 
 __all__ = ["Refused", "must_be_free", "not_its_own"]
 
+FORGETTING = 3.0
+"""Seconds that the driver may take to forget the last block's processes."""
+
 
 class Refused(Exception):
     """There is nothing to compare, and another try would not help; `code` is the exit code."""
@@ -44,12 +47,16 @@ def not_its_own(side: Side, other: Side, found: Mapping[str, Any]) -> str | None
 
 
 def must_be_free(environment: Environment) -> None:
-    """Between blocks no worker of ours is on the device, so nobody should be."""
+    """Between blocks no worker of ours is on the device, so nobody should be.
+
+    Raises:
+        Refused: If somebody is.
+    """
     uuid = environment.facts.get("uuid")
-    for attempt in range(3 if uuid else 0):
-        others = nvml.busy(f"GPU-{uuid}")
-        if not others:
-            return
-        time.sleep(1)  # the driver may take a moment to forget the last block's processes
-        if attempt == 2:
+    if not uuid:
+        return
+    deadline = time.monotonic() + FORGETTING
+    while others := nvml.busy(f"GPU-{uuid}"):
+        if time.monotonic() > deadline:
             raise Refused(f"the GPU is busy: {'; '.join(others)}", Exit.UNFIT)
+        time.sleep(0.1)

@@ -10,6 +10,7 @@ What torch.compile wrote is no revision's, though its cache may lie in a tree: i
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import importlib.metadata
 import json
@@ -58,7 +59,18 @@ def _modules() -> Iterator[tuple[str, Path]]:
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if isinstance(file, str) and name != "__main__" and name.partition(".")[0] not in sys.stdlib_module_names:
-            yield name, Path(file).resolve()
+            yield name, _resolved(file)
+
+
+@functools.cache  # all of torch is asked for several times
+def _resolved(file: str) -> Path:
+    path = _directory(os.path.dirname(file)) / os.path.basename(file)
+    return path.resolve() if path.is_symlink() else path
+
+
+@functools.cache
+def _directory(path: str) -> Path:
+    return Path(path).resolve()
 
 
 def _within(file: Path, root: Path) -> bool:
