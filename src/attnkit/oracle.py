@@ -147,7 +147,7 @@ def sink_gradient(
         found = softmax(b_q, k, rows, q.shape[-2], options)
         inner = (found.weights * (b_dout @ v.mT)).sum(-1)
         sums = (found.weights * (b_dout.abs() @ v.abs().mT)).sum(-1)
-        exponent = rounding_of_exponents(b_q, k, found, factor)
+        exponent, _ = rounding_of_exponents(b_q, k, found, factor)
         dsink -= (found.sink * inner).sum((0, 3))
         unknown += (found.sink * (exponent * inner.abs() + FLOAT32 * sums)).sum((0, 3))
     return dsink.flatten(), unknown.flatten()
@@ -161,9 +161,10 @@ def uncertainty(
     A sum of products in float32 is known to eps · (the same sum of absolute values), eps = 2⁻²³ (Higham, Accuracy and
     Stability of Numerical Algorithms, 2002, section 3.1; the factor n of its bound is not met by sums made in blocks):
 
-        exponent   S - lse to  e = eps · (1 + |lse| + max (|Q||K|ᵀ · |scale| + |bias|)), of each row; so P to e P
+        exponent   S - lse to  e = eps · (1 + |lse| + max A), A = |Q||K|ᵀ · |scale| + |bias|, of each row; so P to e P
+        again      in backward to  e' = e + eps · rowsum(P ∘ A), for S is made again, and lse is of the sums before
         dP         to                   eps · |dO||V|ᵀ         rowsum(P ∘ dP) to  eps · rowsum(P ∘ |dO||V|ᵀ)
-        dS         to  P ∘ ( e (|dP| + |rowsum(P ∘ dP)|) + eps (|dO||V|ᵀ + rowsum(P ∘ |dO||V|ᵀ)) ) · |scale|
+        dS         to  P ∘ ( e' (|dP| + |rowsum(P ∘ dP)|) + eps (|dO||V|ᵀ + rowsum(P ∘ |dO||V|ᵀ)) ) · |scale|
 
     from where it goes on through the matrix products of out, dq, dk and dv with absolute values. Scores of fp8 are
     known to FP8_SUMS of |Q||K|ᵀ alone: no matter where that is small, but where it is 500 they are known to 0.06. A
@@ -179,10 +180,10 @@ def uncertainty(
         b_q, b_dout = q[..., rows, :], dout[..., rows, :]
         found = softmax(b_q, k, rows, q.shape[-2], options)
         weights, bend = found.weights, found.bend
-        exponent = rounding_of_exponents(b_q, k, found, factor, of_scores)[..., None]
+        exponent, again = (e[..., None] for e in rounding_of_exponents(b_q, k, found, factor, of_scores))
         dweights, sums = b_dout @ v.mT, b_dout.abs() @ v.abs().mT
         inner, inner_sums = ((weights * x).sum(-1, keepdim=True) for x in (dweights, sums))
-        dscores = exponent * (dweights.abs() + inner.abs()) + FLOAT32 * (sums + inner_sums)
+        dscores = again * (dweights.abs() + inner.abs()) + FLOAT32 * (sums + inner_sums)
         if bend is not None:
             unbent = 1 + b_q.abs() @ k.abs().mT * factor / options["softcap"] * bend
             dscores = dscores * bend + 2 * FLOAT32 * unbent * (dweights - inner).abs()
@@ -190,7 +191,7 @@ def uncertainty(
         out[..., rows, :] = exponent * (weights @ v.abs())
         dq[..., rows, :] = dscores @ k.abs()
         dk += (dscores.mT @ b_q.abs()).sum(2, keepdim=True)
-        dv += (weights.mT @ (exponent * b_dout.abs())).sum(2, keepdim=True)
+        dv += (weights.mT @ (again * b_dout.abs())).sum(2, keepdim=True)
     return Uncertainty(*(heads_last(x) for x in (out, dq, dk, dv)))
 
 
@@ -326,13 +327,17 @@ def live(mask: Mask, i: torch.Tensor, j: torch.Tensor, own: torch.Tensor, sq: in
 
 def rounding_of_exponents(
     b_q: torch.Tensor, k: torch.Tensor, found: Rows, factor: float, of_scores: float = FLOAT32
-) -> torch.Tensor:
-    """Return e of `uncertainty` for these rows [b, hkv, group, rows], with sums of products known to `of_scores`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return e and e' of `uncertainty` for these rows, [b, hkv, group, rows] each.
+
+    Sums of products are known to `of_scores`.
+    """
     sizes = b_q.abs() @ k.abs().mT * (of_scores * factor)
     sizes = sizes if found.bias is None else sizes + FLOAT32 * found.bias
     # the largest of the keys that have a weight: a row that sees none has 0, and an lse that is not finite
-    largest = sizes.where(found.weights > 0, 0.0).amax(-1)
-    return FLOAT32 * (1 + found.lse.abs().where(found.lse.isfinite(), 0.0)) + largest
+    sizes = sizes.where(found.weights > 0, 0.0)
+    exponent = FLOAT32 * (1 + found.lse.abs().where(found.lse.isfinite(), 0.0)) + sizes.amax(-1)
+    return exponent, exponent + (found.weights * sizes).sum(-1)
 
 
 def by_head(x: torch.Tensor, b_q: torch.Tensor) -> torch.Tensor:

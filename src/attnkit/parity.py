@@ -14,8 +14,9 @@ what rounding alone may cost:
 r and u carry the rule where the naive computation happens to be exact. With one key dP - rowsum(P ∘ dP) is a number
 less itself, 0 to the last bit, where FlashAttention subtracts two sums of the same numbers. And a score of size 50 in
 float32 is known to 6e-6, which is the relative error of an exp of it; a softmax has it in numerator and denominator,
-while a backward that makes P again from the log-sum-exp has not. In 16 bits u is small beside the rest. A library that
-makes a float32 product of three in TF32 knows less of it: `Variant.blur` times u counts.
+while a backward that makes P again, of other sums than the log-sum-exp is of, has it twice. In 16 bits u is small
+beside the rest. A library that makes a product in float32 of three in TF32 knows less of it: `Variant.blur` times u
+counts.
 
 FlashAttention's backward also inherits the rounding of out, and with few keys that may be worse than anything the naive
 computation does: for dq, dk and dsink the larger of naive's and the oracle's `inherited` counts, in the maximum and in

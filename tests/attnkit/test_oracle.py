@@ -196,6 +196,14 @@ def test_a_computation_in_float32_stays_within_what_it_leaves_open(problem: Prob
         assert ((x - right).abs() <= bound + torch.finfo(torch.float32).tiny).all()
 
 
+def test_backward_makes_scores_again_that_are_known_no_better_than_those_of_the_forward() -> None:
+    q, k, v, dout = (x.double() for x in Problem(b=1, hq=1, sq=1, d=8, dtype="fp32").inputs("cpu"))
+    found = oracle.uncertainty(q, k, v, dout, mask="full", scale=1.0)
+    score, sums = float((q * k).sum()), float((q * k).abs().sum())
+    torch.testing.assert_close(found.out, 2**-23 * (1 + abs(score) + sums) * v.abs())
+    torch.testing.assert_close(found.dv, 2**-23 * (1 + abs(score) + 2 * sums) * dout.abs())
+
+
 def test_what_float32_leaves_open_grows_with_what_distance_costs() -> None:
     q, k, v, dout = (torch.zeros(1, s, 1, 4) for s in (1, 40, 40, 1))
     options = Problem(b=1, hq=1, sq=1, skv=40, d=4, alibi=True).options("cpu") | {"alibi": torch.ones(1)}

@@ -87,6 +87,8 @@ FUZZED: list[tuple[str, Pass, Problem]] = [
         b=2, hq=4, hkv=2, sq=1, skv=65, d=192, dv=16, dtype="fp16", mask="causal-top-left", layout="bhsd",
         scale=1.0, softcap=30.0, alibi=True, sink=True, magnitude=4.0,
     )) for name in ("triton_flash", "triton_fa1")),
+    # P of one key is 1, but for two sums of the same products that were made apart
+    ("triton_flash", "fwd+bwd", Problem(b=2, hq=1, sq=1, d=96, dtype="fp32", scale=1.0)),
 ]  # fmt: skip
 """What the long fuzz found: rules that were wrong."""
 
