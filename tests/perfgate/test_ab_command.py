@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import time
 from collections import Counter
@@ -130,6 +131,34 @@ def test_checks_do_not_count_for_how_many_blocks_screen(
     first, second = saved
     assert (first > 2.9) is in_check  # three cases
     assert 0 <= second < 1
+
+
+def test_controls_of_stage_2_are_drawn_from_those_that_are_soon_visited() -> None:
+    took = {f"case{i:02}": 40.0 - i for i in range(40)}
+    drawn = [command._few(sorted(took), took, random.Random(seed)) for seed in range(20)]
+    assert all(len(set(some)) == command.CONTROLS for some in drawn)
+    assert {name for some in drawn for name in some} == {name for name in took if took[name] <= 30}
+    assert drawn[0] == command._few(sorted(took), took, random.Random(0)) != drawn[1]
+    few = sorted(took)[:7]
+    assert sorted(command._few(few, took, random.Random(0))) == few
+
+
+def test_it_is_known_how_long_each_case_took(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    took: list[dict[str, float]] = []
+
+    class Watched(command.Blocks):
+        def run(self, *given: Any, **named: Any) -> None:
+            super().run(*given, **named)
+            took.append(dict(self.took))
+
+    suite = repository.path / "test_speed.py"
+    slow = "lambda: (case == 'c' and __import__('time').sleep(0.1), SECONDS[case])[1]"
+    suite.write_text(suite.read_text().replace("lambda: SECONDS[case]", slow))
+    repository.commit("slow")
+    monkeypatch.setattr(command, "Blocks", Watched)
+    assert repository.ab("--base=HEAD") == Exit.OK
+    assert took[0].keys() == {"speed/a", "speed/b", "speed/c", "canary/copy"}
+    assert max(took[0], key=lambda name: took[0][name]) == "speed/c"
 
 
 def test_a_case_on_one_side_only_is_new_or_missing(repository: Repository) -> None:

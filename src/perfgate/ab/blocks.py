@@ -75,6 +75,7 @@ class Blocks:
 
     Attributes:
         again: Seconds that the last block took, without what a later one does not do again: compile, and check results.
+        took: Seconds of each case's last visits, with all that was done for them.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Blocks:
         self._random, self._logs, self._visited = random.Random(seed), logs, visited
         self._workers: dict[Side, Worker] = {}
         self.again = 0.0
+        self.took: dict[str, float] = {}
         self._once, self._begin = 0.0, time.monotonic()
         self._number = -1
         self._restarts = 0
@@ -130,10 +132,13 @@ class Blocks:
             self._random.shuffle(pairs)
             for i, pair in enumerate(pairs):
                 self._visited(self._number, i, len(pairs))
+                begun = time.monotonic()
                 try:
                     self._visit(pair, check is None or self._names.get(pair) in check)
                 except WorkerDied as error:
                     self._bury(error, pair)
+                if pair in self._names:
+                    self.took[self._names[pair]] = time.monotonic() - begun
             self._visited(self._number, len(pairs), len(pairs))
             self._look_where_code_is_from()
             at_once = False
