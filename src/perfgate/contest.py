@@ -12,8 +12,9 @@ independent of what stage 1 picked, so that Holm's adjustment over the picked ca
     unchanged    neither, and the upper end of the interval is below the floor (non-inferior: Schuirmann 1987)
     unresolved   all else, and all of it if the machine was not fit
 
-A picked case that is surely below its floor after some blocks of stage 2 is not visited again. That calls nothing, and
-it stays in the family that Holm's adjustment counts.
+A picked case is not visited again if after some blocks of stage 2 it is surely below its floor, or if the blocks left
+would hardly lead to a call (stochastic curtailment: Lan, Simon and Halperin 1982). That calls nothing, and it stays in
+the family that Holm's adjustment counts.
 
 The picked cases are those that stage 1 picked when it ended. To pick again in the end, with what became of stage 1's
 cases since, could leave out some that were confirmed, and adjust the others for fewer than were asked.
@@ -52,7 +53,7 @@ class ContestRule:
         screen_blocks: Blocks of stage 1.
         confirm_blocks: Blocks of stage 2.
         settle_blocks: Blocks of stage 2 after which a case may be left as it is.
-        settle_p: One-sided p-value of a change as large as its floor from which on it is.
+        settle_p: One-sided p-value of a change as large as its floor, or probability of a call, below which it is.
         most_suspects: Cases that stage 2 has time for.
         shift_limit: Common shift of a block, or disagreement of its controls, beyond which the machine is not fit.
         disagreement_limit: The same for the controls' disagreement over all blocks of a stage.
@@ -139,7 +140,7 @@ def suspects(blocks: Iterable[Block], rule: ContestRule, controls: Collection[st
 def undecided(
     blocks: Iterable[Block], rule: ContestRule, controls: Collection[str], picked: Collection[str]
 ) -> list[str]:
-    """The picked cases that stage 2 must visit again; the others are surely below their floors, slower and faster.
+    """The picked cases that stage 2 must visit again; the others are surely below their floors, or will not be called.
 
     Args:
         blocks: All blocks so far.
@@ -151,7 +152,7 @@ def undecided(
     if sum(block.stage == 2 for block in blocks) < rule.settle_blocks:
         return list(picked)
     confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, picked))
-    return [name for name in picked if not _settled(confirm, name, rule)]
+    return [name for name in picked if not _settled(confirm, name, len(picked), rule)]
 
 
 def judge(
@@ -275,13 +276,21 @@ def _p(confirm: Contrasts, name: str, sign: int) -> float:
     return max(stats.t_cdf(-sign * e.t, e.df) for e in (confirm.estimate(name), confirm.alone(name)))
 
 
-def _settled(confirm: Contrasts, name: str, rule: ContestRule) -> bool:
-    """Whether a case has been visited often enough and is surely below its floor."""
-    if name not in confirm.seen or len(confirm.seen[name].time) < rule.settle_blocks:
+def _settled(confirm: Contrasts, name: str, family: int, rule: ContestRule) -> bool:
+    """Whether a case was visited often enough, and is surely below its floor or as good as surely not to be called.
+
+    With n of N blocks seen, the mean of all N is expected to be d, with a standard error of error · sqrt(1 - n / N):
+    that of the blocks to come, and what is not known of the truth. What a call needs is that of Holm's strictest step.
+    """
+    if name not in confirm.seen or (n := len(confirm.seen[name].time)) < rule.settle_blocks:
         return False
-    estimate = confirm.estimate(name)
+    estimate, band = confirm.estimate(name), math.log1p(confirm.seen[name].band)
     margin = stats.t_quantile(1 - rule.settle_p, estimate.df) * estimate.error
-    return abs(estimate.d) + margin < math.log1p(confirm.seen[name].band)
+    if abs(estimate.d) + margin < band:
+        return True
+    seen = min(1.0, n / rule.confirm_blocks)
+    surely = stats.t_quantile(1 - rule.alpha / family, rule.confirm_blocks - 1) * estimate.error * math.sqrt(seen)
+    return abs(estimate.d) + margin * math.sqrt(1 - seen) < max(band, surely)
 
 
 def _called(confirm: Contrasts, name: str, adjusted: float, rule: ContestRule) -> State | None:
@@ -298,7 +307,7 @@ def _confirmed(
     """The verdict of stage 2 on one of `family` cases."""
     both = (confirm.estimate(name), confirm.alone(name))
     n = blocks = len(confirm.seen[name].time)
-    if _settled(confirm, name, rule):
+    if _settled(confirm, name, family, rule):
         blocks = max(n, rule.confirm_blocks)  # what it would have been visited in, if it had to be
     least = max(
         stats.t_quantile(1 - rule.alpha / family, e.df + blocks - n) * e.error * math.sqrt(n / blocks) for e in both

@@ -82,12 +82,20 @@ def test_the_state_is_that_of_the_rule(d: float, scatter: float, state: State) -
         (0.0, 0.002, 2, ["case"]),
         (0.0, 0.002, 3, []),
         (-0.004, 0.001, 3, []),
-        (0.009, 0.001, 10, ["case"]),
-        (-0.02, 0.002, 10, ["case"]),
+        (0.009, 0.004, 3, ["case"]),
+        (0.008, 0.001, 5, []),
+        (-0.02, 0.002, 9, ["case"]),
+        # far from sure to be below its floor, and far from what it would take to be called
         (0.0, 0.02, 3, ["case"]),
+        (0.0, 0.02, 6, []),
+        (0.015, 0.04, 3, ["case"]),
+        (-0.015, 0.04, 8, []),
+        (0.03, 0.04, 8, ["case"]),
     ],
 )
-def test_what_is_surely_below_its_floor_is_not_visited_again(d: float, scatter: float, n: int, left: list[str]) -> None:
+def test_what_is_surely_below_its_floor_or_will_not_be_called_is_not_visited_again(
+    d: float, scatter: float, n: int, left: list[str]
+) -> None:
     assert undecided(confirmed(d, scatter=scatter, n=n), RULE, CONTROLS, ["case"]) == left
     assert undecided([], RULE, CONTROLS, ["case"]) == ["case"]
 

@@ -57,29 +57,31 @@ def called(findings: Findings, state: State) -> list[str]:
 def test_unchanged_code_has_a_case_called_in_less_than_one_run_of_a_hundred(seed: int) -> None:
     """1400 runs of 168 cases, by quarters. As many are called faster; and hardly any machine is called unfit."""
     rng = random.Random(seed)
-    runs, slower, faster, unfit = 350, 0, 0, 0
+    runs, slower, faster, unfit, confirming = 350, 0, 0, 0, 0
     states: Counter[State] = Counter()
     for _ in range(runs):
         found = contest(rng, kernels(rng))
         slower += bool(called(found, State.REGRESSED))
         faster += bool(called(found, State.IMPROVED))
         unfit += found.unfit is not None
+        confirming += sum(shift.stage == 2 for shift in found.shifts)
         states.update(v.state for v in found.verdicts)
     hold(f"unchanged code, {runs} runs: called slower", slower / runs, most=0.01)
     hold("called faster", faster / runs, most=0.01)
     hold("unfit", unfit / runs, most=0.005)
     hold("cases that are unchanged", states[State.UNCHANGED] / runs / 168, least=0.75)
+    hold("blocks of stage 2 that it took, of all there may be", confirming / runs / RULE.confirm_blocks, most=0.85)
 
 
 def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
-    rng, slower = random.Random(3), 0
+    rng, runs, slower = random.Random(3), 900, 0
     rule = replace(RULE, screen_blocks=1)
     states: Counter[State] = Counter()
-    for _ in range(300):
+    for _ in range(runs):
         found = contest(rng, kernels(rng), rule=rule)
         slower += bool(called(found, State.REGRESSED))
         states.update(v.state for v in found.verdicts)
-    hold("one block of screening, 300 runs: called slower", slower / 300, most=0.01)
+    hold(f"one block of screening, {runs} runs: called slower", slower / runs, most=0.01)
     hold("cases that are unchanged", states[State.UNCHANGED] / states.total(), 0.25, 0.5)
 
 
