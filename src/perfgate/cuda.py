@@ -17,7 +17,8 @@
   measures it (`CudaClock.window`) and takes it off.
 - All work goes to one stream, the one of `gpu.use_one_stream`; `CudaClock.shortest` notices what went elsewhere.
 
-This module, `gpu`, `stray` and `windows` are all of perfgate that import torch, and only where a CUDA device is wanted.
+This module, `constant`, `gpu`, `stray` and `windows` are all of perfgate that import torch, and only where a CUDA
+device is wanted.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from typing import Any
 
 import torch
 
-from perfgate import gpu, launches, nvml, stray
+from perfgate import constant, gpu, launches, nvml, stray
 from perfgate.clock import Budget, Clock, Inputs, MeasureError, Method, Samples
 from perfgate.guard import Guard
 from perfgate.kernels import Kernels
@@ -97,7 +98,8 @@ class CudaClock(Clock):
         """Make ``call(*inputs[i])`` ready; it runs on a stream of the clock's, several times before the first sample.
 
         Raises:
-            MeasureError: If the call does nothing on the device, or leaves work behind on another stream.
+            MeasureError: If the inputs hold one number each, the call does nothing on the device, or it leaves work
+                behind on another stream.
             ValueError: If ``l2`` is neither ``"cold"`` nor ``"warm"``, or there is no input set.
             torch.OutOfMemoryError: If the device's memory does not suffice.
         """
@@ -121,6 +123,8 @@ class CudaClock(Clock):
     def _prepare(self, call: Callable[..., object], inputs: Inputs, l2: str) -> CudaPrepared:
         _ = self._probe, self.window  # captured before anything is cached: a capture gives the cache back
         first, set_bytes = self._first_set(inputs)
+        if wrong := constant.of_inputs(first):
+            raise MeasureError(wrong)
         peak, result_bytes = self._peak(call, first)
         trial = self._trial(call, first)
         windows, joined = self._windows(trial.seconds, first, inputs, l2, set_bytes + result_bytes)

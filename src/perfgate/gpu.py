@@ -123,14 +123,15 @@ def ceilings(clock: Clock) -> dict[str, float]:
 def canaries() -> dict[str, tuple[Callable[..., object], Inputs]]:
     """Work that no revision brings along, about 60 and 190 us on an H200: a copy, and a bfloat16 matrix product."""
 
+    def drawn(i: int, count: int, *shape: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator("cuda").manual_seed(i)
+        return tuple(torch.randn(shape, generator=generator, device="cuda", dtype=dtype) for _ in range(count))
+
     def buffers(i: int) -> tuple[torch.Tensor, ...]:
-        return torch.ones(2**25, device="cuda"), torch.empty(2**25, device="cuda")
+        return drawn(i, 2, 2**25, dtype=torch.float32)
 
     def factors(i: int) -> tuple[torch.Tensor, ...]:
-        generator = torch.Generator("cuda").manual_seed(i)
-        n = 4096
-        a, b = (torch.randn(n, n, generator=generator, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        return a, b
+        return drawn(i, 2, 4096, 4096, dtype=torch.bfloat16)
 
     return {"canary/copy": (_copy, buffers), "canary/matmul": (torch.mm, factors)}
 

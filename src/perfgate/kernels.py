@@ -17,7 +17,7 @@ from typing import Any
 
 from perfgate.binaries import DIGITS, LIBRARY, UNKNOWN, register
 
-__all__ = ["Kernel", "Kernels", "register", "short", "why"]
+__all__ = ["Kernel", "Kernels", "register", "short", "varying", "why"]
 
 Shape = tuple[int, ...]
 
@@ -184,7 +184,7 @@ def why(then: Sequence[Kernels | None], now: Sequence[Kernels | None]) -> tuple[
     old, new = ([k for k in side if k is not None] for side in (then, now))
     if not (old and new) or len(old) < len(then) or len(new) < len(now):
         return ()
-    varied = ["the kernels differ between the processes of one side"] if _vary(old) or _vary(new) else []
+    varied = varying(then, now)
     a, b = (Counter(side).most_common(1)[0][0] for side in (old, new))
     if a.same(b):
         return (*varied, "same kernels on both sides")
@@ -200,8 +200,10 @@ def why(then: Sequence[Kernels | None], now: Sequence[Kernels | None]) -> tuple[
     return (*varied, *said[:TOLD], *left_out)
 
 
-def _vary(side: Sequence[Kernels]) -> bool:
-    return len({kernels.digest for kernels in side}) > 1
+def varying(then: Sequence[Kernels | None], now: Sequence[Kernels | None]) -> tuple[str, ...]:
+    """Whether a case's kernels differ from process to process, as where something tunes anew in each; in a sentence."""
+    apart = any(len({kernels.digest for kernels in side if kernels is not None}) > 1 for side in (then, now))
+    return ("the kernels differ between the processes of one side",) if apart else ()
 
 
 def _changes(then: Kernels, now: Kernels) -> list[str]:

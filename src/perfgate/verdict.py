@@ -218,10 +218,14 @@ def judge(new: Record, old: Record, rule: Rule, noise: Noise) -> Verdict:
 
 
 def explained(verdict: Verdict, new: Record, old: Record) -> Verdict:
-    """The verdict on a case that got slower or faster, with what became of its kernels; any other as it is."""
-    if verdict.state not in (State.REGRESSED, State.IMPROVED):
+    """The verdict on a case that got slower or faster, with what became of its kernels; any other as it is.
+
+    Of an unresolved one it is said if they are others in each process.
+    """
+    ways = {State.REGRESSED: kernels.why, State.IMPROVED: kernels.why, State.UNRESOLVED: kernels.varying}
+    if verdict.state not in ways:
         return verdict
-    return replace(verdict, why=kernels.why(*([s.kernels for s in side.processes] for side in (old, new))))
+    return replace(verdict, why=ways[verdict.state](*([s.kernels for s in side.processes] for side in (old, new))))
 
 
 def visible(old: Record, rule: Rule, noise: Noise) -> float:

@@ -161,6 +161,38 @@ def test_it_is_known_how_long_each_case_took(repository: Repository, monkeypatch
     assert max(took[0], key=lambda name: took[0][name]) == "speed/c"
 
 
+def test_a_case_that_is_tuned_anew_in_each_process_is_not_called_and_it_is_said(
+    repository: Repository, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By perfgate's own rule: the sides take the slower configuration by turns."""
+    conftest = repository.path / "conftest.py"
+    launching = CONFTEST.replace("seconds=lambda result: result", "seconds=tuned, kernels=launched")
+    conftest.write_text(
+        f"""{dedent(launching)}{LAUNCHED}
+import pathlib
+
+place = pathlib.Path({str(repository.path / ".perfgate")!r})
+side = "head" if pathlib.Path(__file__).parent == place.parent else "base"
+place.mkdir(exist_ok=True)
+started = len(list(place.glob(f"{{side}}-*")))
+(place / f"{{side}}-{{started}}").touch()
+SLOWER = 1.05 if started % 2 == (side == "head") else 1.0
+
+def tuned(result):
+    return result * (SLOWER if result == 2e-3 else 1)
+
+launched_ = launched
+launched = lambda result: launched_(tuned(result))
+"""
+    )
+    repository.commit("tuned anew")
+    code = main(["ab", "--base=HEAD", "--blocks=2", "--seed=1", "--json=result.json", "--strict"])
+    assert (code, repository.states()["speed/b"]) == (Exit.UNRESOLVED, "unresolved")
+    said = capfd.readouterr().out
+    assert "\n    the kernels differ between the processes of one side\n" in said
+    assert repository.result()["controls"] == ["canary/copy", "speed/a", "speed/c"]
+
+
 def test_a_case_on_one_side_only_is_new_or_missing(repository: Repository) -> None:
     repository.write("src/kernels.py", "SECONDS = {'a': 1e-3, 'b': 2e-3, 'd': 4e-3}\n")
     assert repository.ab() == Exit.INCOMPLETE

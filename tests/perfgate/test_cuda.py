@@ -132,6 +132,13 @@ def test_work_that_is_not_on_the_device_is_an_error(clock: cuda.CudaClock) -> No
         clock.measure(torch.sum, [(torch.ones(1024),)])
 
 
+def test_inputs_of_one_number_are_an_error(clock: cuda.CudaClock) -> None:
+    x, zeros = torch.randn(2**20, device="cuda"), torch.zeros(2**20, device="cuda")
+    with pytest.raises(MeasureError, match=r"hold one number each \(\[1048576\]\).*torch\.randn"):
+        clock.measure(torch.sum, [(zeros,)])
+    assert clock.measure(copy, [(x, zeros)]).median > 0
+
+
 def test_a_call_that_can_be_captured_is_replayed_from_a_graph(clock: cuda.CudaClock) -> None:
     assert clock.measure(softmax, [(torch.randn(256, 256, device="cuda"),)]).method.launch == "graph"
 
@@ -309,11 +316,11 @@ def test_compiling_inside_a_timed_window_names_the_culprit(clock: cuda.CudaClock
 def test_running_out_of_memory_is_reported_as_such(clock: cuda.CudaClock) -> None:
     with pytest.raises(gpu.OUT_OF_MEMORY):
         clock.measure(lambda: torch.empty(2**42, device="cuda"))
-    assert clock.measure(torch.sum, [(torch.ones(2**20, device="cuda"),)]).median > 0
+    assert clock.measure(torch.sum, [(torch.randn(2**20, device="cuda"),)]).median > 0
 
 
 def test_peak_memory_is_what_the_call_needs_beyond_its_inputs(clock: cuda.CudaClock) -> None:
-    samples = clock.measure(lambda x: (x + 1) * 2, [(torch.ones(2**22, device="cuda"),)])
+    samples = clock.measure(lambda x: (x + 1) * 2, [(torch.randn(2**22, device="cuda"),)])
     assert samples.counters["peak_bytes"] == 2 * 4 * 2**22
 
 
@@ -331,7 +338,7 @@ def test_a_backward_pass_alone_can_be_timed(clock: cuda.CudaClock) -> None:
 
 def test_the_driver_reports_clock_power_and_temperature(clock: cuda.CudaClock) -> None:
     pytest.importorskip("pynvml")
-    counters = clock.measure(torch.sum, [(torch.ones(2**26, device="cuda"),)]).counters
+    counters = clock.measure(torch.sum, [(torch.randn(2**26, device="cuda"),)]).counters
     assert 1e8 < counters["sm_hz"] < 4e9
     assert 10 < counters["watts"] < 2000
     assert 0 < counters["celsius"] < 120

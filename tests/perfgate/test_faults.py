@@ -3,7 +3,7 @@
 Green is exit code 0 with at least one case judged and each of them unchanged or improved. What a fault's own module
 says and does in detail is tested beside that module; here the whole way is gone, from a pytest session or a command to
 its end. Faults that only a GPU can have (work elsewhere than on the device, compiling in a window of its own) are
-planted in `test_cuda`.
+planted in `test_cuda`; what tunes anew in each process, in `test_ab_command`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,14 @@ FAULTS: dict[str, tuple[Callable[[World], Ended], str]] = {
     "the work is elsewhere than on the device": (
         Gate(conftest=clock("raise MeasureError('the call did nothing on the stream')")),
         "speed/a: the call did nothing on the stream",
+    ),
+    "inputs of zeros": (
+        Gate(
+            conftest=clock(
+                "import torch; from perfgate import constant as c; raise MeasureError(c.of_inputs(torch.zeros(2**20)))"
+            )
+        ),
+        "speed/a: its inputs hold one number each ([[]1048576[]])*",
     ),
     "the cache is left warm": (
         Gate(source=(CALL, f"{CALL}, l2='warm'")),

@@ -309,7 +309,7 @@ def test_several_launches_of_one_kernel_are_counted() -> None:
 
 @needs_cuda
 def test_a_copy_of_the_device_is_a_kernel_of_its_kind() -> None:
-    x, y = torch.ones(2**20, device="cuda"), torch.empty(2**20, device="cuda")
+    x, y = (torch.randn(2**20, device="cuda") for _ in range(2))
     (kernel,) = launched(lambda x, y: y.copy_(x), x, y).launches
     assert (kernel.name, kernel.bytes) == ("memcpy", x.nbytes)
 
