@@ -280,6 +280,21 @@ def test_a_call_whose_streams_wait_for_each_other_is_timed_whole(clock: cuda.Cud
     assert both.median > 0.95 * alone.median
 
 
+def test_a_copy_to_the_host_that_is_left_behind_is_an_error_and_one_that_is_not_is_timed(clock: cuda.CudaClock) -> None:
+    x, side = torch.randn(2**24, device="cuda"), torch.cuda.Stream()
+    host = torch.empty(x.shape, pin_memory=True)
+
+    def leave(x: torch.Tensor) -> None:
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            host.copy_(x, non_blocking=True)
+
+    with pytest.raises(MeasureError, match="the call leaves work behind on another stream"):
+        clock.measure(leave, [(x,)])
+    waited_for = clock.measure(lambda x: host.copy_(x, non_blocking=True), [(x,)])
+    assert waited_for.median > 1.5 * clock.measure(copy, [(x, torch.empty_like(x))]).median
+
+
 def test_taking_device_memory_inside_a_timed_window_names_the_culprit() -> None:
     kept: list[torch.Tensor] = []
 
