@@ -4,6 +4,7 @@
     timers     the kernels of `tests.perfgate.cupti` by perfgate's clock, by CUPTI and, where it is, by NVBench
     planted    true sizes measured apart, then `perfgate ab` of a commit against itself, with the head's cases slowed
     drift      `perfgate ab` of a commit against itself, and another process that loads the GPU from a block on
+    spread     the subset's cases in several processes, each by perfgate's clock and by a plain one
 
 Each adds a run to the committed data (``--data``), with its origin. ``nox -s calibrate`` writes the page of it.
 """
@@ -28,7 +29,7 @@ from perfgate.fresh import plugin_arguments
 from perfgate.gate import Exit
 from perfgate.trust import data
 from perfgate.trust.collect import from_journal
-from perfgate.trust.data import Origin, Planted, Timing
+from perfgate.trust.data import Origin, Planted, Spread, Timing
 from tests import planted_turns
 from tests.planted_turns import ATTENTION
 
@@ -41,6 +42,8 @@ SHORT = ("--perf-warmup=0.02", "--perf-max-time=0.06")
 """How true sizes are measured: often rather than long (`planted.ORDER`). What is given to pytest wins."""
 PROCESSES = 3
 """Processes of each timer, whose medians are kept."""
+SEVERAL = 6
+"""Processes of which it is seen how far they differ."""
 Ask = Callable[..., Any]
 Look = Callable[[Sequence[str]], object]
 """Gets the lines that came to the journal."""
@@ -115,6 +118,32 @@ def planted(occasion: str, shares: Sequence[str], suite: str, arguments: Sequenc
         raise RuntimeError(f"{', '.join(shares)} slowed no case: they find cases by their names")
     journal, seconds = _compare([*arguments, *plant, f"--planted-in={ROOT}"])
     return from_journal(journal, what="planted", occasion=occasion, suite=suite, planted=asked, seconds=seconds)
+
+
+def spread(occasion: str, arguments: Sequence[str]) -> Spread:
+    """Medians of cases in several processes, by perfgate's clock and by a plain one.
+
+    Raises:
+        RuntimeError: If a process fails or times nothing, or the working tree is no commit's.
+    """
+    _committed()
+    started = datetime.now(UTC).isoformat()
+    file = _folder() / f"spread-{os.getpid()}.jsonl"
+    own = [*plugin_arguments(), "-p", "tests.spread", f"--spread={file}", *SHORT]
+    command = [sys.executable, "-m", "pytest", "-q", *own, *arguments]
+    found: dict[str, dict[str, list[float]]] = {}
+    for _ in range(SEVERAL):
+        subprocess.run(command, cwd=ROOT, env=_paths(), check=True)
+        lines = file.read_text().splitlines() if file.exists() else []
+        file.unlink(missing_ok=True)
+        if not lines:
+            raise RuntimeError(f"{' '.join(command)} timed nothing")
+        for line in map(json.loads, lines):
+            for clock, seconds in line["seconds"].items():
+                found.setdefault(line["case"], {}).setdefault(clock, []).append(seconds)
+    environment = Environment.from_json(ask("tests.perfgate.cupti", "environment"))
+    origin = Origin(date=started, occasion=occasion, commit=_commit(), environment=environment)
+    return Spread(origin=origin, seconds=found)
 
 
 def drift(occasion: str, block: int, suite: str, arguments: Sequence[str]) -> data.Contest:
@@ -251,11 +280,11 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.collect", description=__doc__, allow_abbrev=False)
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("load", help="what drift disturbs by")
-    for name in ("aa", "timers", "planted", "drift"):
+    for name in ("aa", "timers", "planted", "drift", "spread"):
         step = steps.add_parser(name, allow_abbrev=False)
         step.add_argument("--occasion", required=True, metavar="NAME", help="which start of which machine it is")
         step.add_argument("--data", type=Path, default=ROOT / "docs" / "trust.jsonl", metavar="FILE")
-        if name == "timers":
+        if name in ("timers", "spread"):
             continue
         step.add_argument("--suite", default="default", metavar="NAME", help="which cases run (default: %(default)s)")
         if name == "planted":
@@ -278,6 +307,8 @@ def main(argv: Sequence[str]) -> None:
     entry: data.Entry
     if options.step == "timers":
         entry = timers(options.occasion)
+    elif options.step == "spread":
+        entry = spread(options.occasion, SUITES["subset"])
     elif options.step == "planted" and options.turn:
         shares = planted_turns.planted(options.turn)
         entry = planted(options.occasion, shares, "planted", planted_turns.ARGUMENTS)

@@ -79,6 +79,77 @@ def test_a_run_of_the_timers_is_added_to_the_data_and_its_table_is_on_the_page(
 TIMERS = collect.timers
 
 
+def test_processes_are_timed_by_two_clocks_and_the_table_is_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many processes as are wanted, each of which adds its lines to one file."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        n = len(commands)
+        (file,) = (Path(word.partition("=")[2]) for word in command if word.startswith("--spread="))
+        seconds = {"perfgate": 1e-3, "plain": 1e-3 * (1 + 0.05 * (n % 2))}
+        file.write_text("".join(json.dumps({"case": name, "seconds": seconds}) + "\n" for name in ("a", "b")))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(collect, "ROOT", tmp_path)
+    monkeypatch.setattr(collect, "_committed", lambda: None)
+    monkeypatch.setattr(collect, "_commit", lambda: "0123abc")
+    monkeypatch.setattr(collect, "ask", Machine())
+    monkeypatch.setattr(subprocess, "run", run)
+    kept = tmp_path / "trust.jsonl"
+    collect.main(["spread", "--occasion=first", f"--data={kept}"])
+    assert len(commands) == collect.SEVERAL
+    assert all(command[-len(collect.SUITES["subset"]) :] == [*collect.SUITES["subset"]] for command in commands)
+    (entry,) = data.read(kept)
+    assert isinstance(entry, data.Spread)
+    assert entry.seconds["b"]["plain"] == pytest.approx([1.05e-3, 1e-3] * 3)
+    text = page.render([entry])
+    assert "| perfgate | 2 | 0.00% | 0.00% | 0.00% | 0.00% | 2 |" in text
+    assert "| plain | 2 | 2.67% | 2.67% | 2.67% | 2.67% | 0 |" in text
+
+
+def test_processes_that_time_nothing_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "ROOT", tmp_path)
+    monkeypatch.setattr(collect, "_committed", lambda: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 0))
+    with pytest.raises(RuntimeError, match="timed nothing"):
+        collect.spread("first", ["perf"])
+
+
+def test_a_case_is_timed_by_both_clocks(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain one gets the first set of inputs alone."""
+    pytester.makeconftest(
+        """
+        from perfgate import FakeClock
+
+        class Counting(FakeClock):
+            def measure(self, call, inputs=((),), *, l2="cold"):
+                self._seconds = 1e-3 * (len(inputs) if not callable(inputs) else 9)
+                return super().measure(call, inputs, l2=l2)
+
+        def pytest_perf_clock(config):
+            return Counting(noise=0.0)
+        """
+    )
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.parametrize('many', [[(1,)] * 4, lambda i: (i,)], ids=['4', 'f'])\n"
+        "def test_it(gpu_benchmark, many, request):\n"
+        "    gpu_benchmark(lambda i: None, inputs=many, name=request.node.callspec.id)"
+    )
+    file, root = pytester.path / "spread.jsonl", Path(collect.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'src'}")
+    result = pytester.runpytest_inprocess(
+        *collect.plugin_arguments(), "--perf-allow-busy", "-p", "tests.spread", f"--spread={file}"
+    )
+    result.assert_outcomes(skipped=2)
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"case": "4", "seconds": {"perfgate": pytest.approx(4e-3), "plain": pytest.approx(1e-3)}},
+        {"case": "f", "seconds": {"perfgate": pytest.approx(9e-3), "plain": pytest.approx(1e-3)}},
+    ]
+
+
 def test_a_process_that_fails_ends_the_collection() -> None:
     with pytest.raises(RuntimeError, match=r"tests\.perfgate\.cupti nothing ended with exit code 1"):
         collect.ask("tests.perfgate.cupti", "nothing")

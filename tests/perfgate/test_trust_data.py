@@ -16,7 +16,7 @@ from perfgate import contest
 from perfgate.clock import Method
 from perfgate.contest import ContestRule
 from perfgate.trust import data
-from perfgate.trust.data import Contest, Origin, Planted, Timing, TrustError
+from perfgate.trust.data import Contest, Origin, Planted, Spread, Timing, TrustError
 from perfgate.verdict import State
 from tests.perfgate.simulate import H200, Kernel, contest_blocks
 
@@ -52,12 +52,13 @@ def path(tmp_path: Path) -> Path:
 def test_what_was_collected_comes_back(path: Path) -> None:
     planted = collected(2, what="planted", planted={"a": Planted(asked=0.02, true=0.0198)}, controls=("b", "c"))
     drift = collected(3, what="drift", disturbance="the clock falls", unfit="the controls disagree")
-    entries = [collected(1), planted, drift, TIMING]
+    spread = Spread(origin=ORIGIN, seconds={"a": {"perfgate": [1e-3, 1.1e-3], "plain": [1e-3, 1.2e-3]}})
+    entries = [collected(1), planted, drift, TIMING, spread]
     for entry in entries:
         data.append(path, entry)
     found = data.read(path)
-    assert [entry.what for entry in found] == ["aa", "planted", "drift", "timer"]
-    assert found[3] == TIMING
+    assert [entry.what for entry in found] == ["aa", "planted", "drift", "timer", "spread"]
+    assert found[3:] == [TIMING, spread]
     for before, after in zip(entries[:3], found[:3], strict=True):
         assert isinstance(before, Contest)
         assert isinstance(after, Contest)
@@ -105,7 +106,7 @@ def verdict(change: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
     ("change", "said"),
     [
         (lambda line: line.update(trust=2), "expected schema 1, got 2"),
-        (lambda line: line.update(what="guess"), "what must be aa, planted, drift or timer"),
+        (lambda line: line.update(what="guess"), "what must be aa, planted, drift, timer or spread"),
         (lambda line: line.update(what="planted"), "a run of planted with planted={}"),
         (lambda line: line.update(planted={"a": {"asked": 0.02, "true": 0.02}}), "a run of aa with planted="),
         (lambda line: line.update(date="2026-01-01T00:00:00"), "date must say its offset"),
@@ -154,6 +155,22 @@ def test_a_number_that_is_none_is_refused(path: Path, number: str) -> None:
 def test_a_timer_needs_two_times(seconds: dict[str, dict[str, float]], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Timing(origin=ORIGIN, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ({}, "at least one case"),
+        ({"a": {"perfgate": [1.0, 1.0]}}, "by another clock"),
+        ({"a": {"one": [1.0, 1.0], "other": [1.0, 1.0]}}, "by perfgate"),
+        ({"a": {"perfgate": [1.0], "plain": [1.0]}}, "as many processes"),
+        ({"a": {"perfgate": [1.0, 1.0, 1.0], "plain": [1.0, 1.0]}}, "as many processes"),
+        ({"a": {"perfgate": [1.0, 0.0], "plain": [1.0, 1.0]}}, "positive and finite"),
+    ],
+)
+def test_a_spread_is_of_several_processes_by_two_clocks(seconds: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Spread(origin=ORIGIN, seconds=seconds)
 
 
 @pytest.mark.parametrize(("asked", "true"), [(0.0, 0.02), (0.02, -0.01), (0.02, float("nan"))])

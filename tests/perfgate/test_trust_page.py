@@ -62,7 +62,7 @@ def test_a_page_tells_the_data_and_parameters_it_is_drawn_from() -> None:
 
 def test_without_data_each_section_says_so_in_one_sentence() -> None:
     sections = page.render([]).split("\n## ")[1:]
-    assert len(sections) == 9
+    assert len(sections) == 10
     for text in sections:
         said = text.split("\n\n")[1].strip()
         assert " yet" in said
@@ -73,7 +73,7 @@ def test_without_data_each_section_says_so_in_one_sentence() -> None:
 def test_runs_are_told_by_their_origin() -> None:
     text = section(page.render([collected(1), collected(2), TIMING], FEW), "Where the data come from")
     assert rows(text) == [
-        ["first", "2026-01-01", "NVIDIA-H200_cu130_torch2.11", "580.1", "`0123abc`", "2", "0", "0", "1"]
+        ["first", "2026-01-01", "NVIDIA-H200_cu130_torch2.11", "580.1", "`0123abc`", "2", "0", "0", "1", "0"]
     ]
 
 

@@ -6,9 +6,11 @@
     {... "what": "planted", "planted": {"forward/...": {"asked": 0.02, "true": 0.0198}}, ...}
     {... "what": "drift", "disturbance": "another process multiplies matrices from the third block on", ...}
     {"trust": 1, "what": "timer", ..., "seconds": {"softmax": {"perfgate": 5.1e-6, "cupti": 5.0e-6}}}
+    {"trust": 1, "what": "spread", ..., "seconds": {"forward/...": {"perfgate": [5.1e-6, ...], "plain": [5.3e-6, ...]}}}
 
 A run is aa (unchanged code against itself), planted (slowdowns of known size), drift (unchanged code on a machine that
-was disturbed) or timer (the clock against other timers). An occasion is one start of one machine. Durations are packed
+was disturbed), timer (the clock against other timers) or spread (how far processes differ by the clock and by one that
+does nothing against it, a median a process). An occasion is one start of one machine. Durations are packed
 as in `perfgate.record`. A canary has no verdict. Whatever is not whole is refused.
 """
 
@@ -33,7 +35,19 @@ from perfgate.environment import Environment
 from perfgate.record import pack, unpack
 from perfgate.verdict import State, Verdict
 
-__all__ = ["Contest", "Entry", "Origin", "Planted", "Timing", "TrustError", "append", "check", "line", "read"]
+__all__ = [
+    "Contest",
+    "Entry",
+    "Origin",
+    "Planted",
+    "Spread",
+    "Timing",
+    "TrustError",
+    "append",
+    "check",
+    "line",
+    "read",
+]
 
 SCHEMA = 1
 What = Literal["aa", "planted", "drift"]
@@ -123,7 +137,7 @@ class Contest:
 
     def __post_init__(self) -> None:
         if self.what not in ("aa", "planted", "drift"):
-            raise ValueError(f"what must be aa, planted, drift or timer, got {self.what!r}")
+            raise ValueError(f"what must be aa, planted, drift, timer or spread, got {self.what!r}")
         if not self.verdicts or not self.blocks:
             raise ValueError(f"a run needs blocks and verdicts, got {len(self.blocks)} and {len(self.verdicts)}")
         if bool(self.planted) != (self.what == "planted") or bool(self.disturbance) != (self.what == "drift"):
@@ -164,7 +178,34 @@ class Timing:
             raise ValueError("expected the times of at least one kernel, got none")
 
 
-Entry = Contest | Timing
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How far processes differ, by several clocks.
+
+    Attributes:
+        origin: Where it comes from.
+        seconds: By case and by clock, the median of each process in their order; ``perfgate`` is one of the clocks.
+    """
+
+    origin: Origin
+    seconds: Mapping[str, Mapping[str, Sequence[float]]]
+
+    what = "spread"
+
+    def __post_init__(self) -> None:
+        for case, found in self.seconds.items():
+            counts = {clock: len(medians) for clock, medians in found.items()}
+            if "perfgate" not in counts or len(counts) < 2 or min(counts.values()) < 2 or len({*counts.values()}) > 1:
+                raise ValueError(
+                    f"{case} needs the medians of as many processes by perfgate and by another clock, got {counts}"
+                )
+            if not all(math.isfinite(s) and s > 0 for medians in found.values() for s in medians):
+                raise ValueError(f"times of {case} must be positive and finite, got {dict(found)}")
+        if not self.seconds:
+            raise ValueError("expected the times of at least one case, got none")
+
+
+Entry = Contest | Timing | Spread
 
 
 def read(path: Path) -> list[Entry]:
@@ -253,8 +294,8 @@ def _new(entry: Entry, before: Sequence[Entry]) -> None:
 def _to_json(entry: Entry) -> dict[str, Any]:
     origin = {**asdict(entry.origin), "environment": entry.origin.environment.to_json()}
     head = {"trust": SCHEMA, "what": entry.what, **origin}
-    if isinstance(entry, Timing):
-        return {**head, "seconds": {kernel: dict(found) for kernel, found in entry.seconds.items()}}
+    if isinstance(entry, Timing | Spread):
+        return {**head, "seconds": {name: dict(found) for name, found in entry.seconds.items()}}
     cases: dict[str, dict[str, Any]] = {
         name: {"verdict": None, "visits": []} for name in sorted({n for b in entry.blocks for n in b.visits})
     }
@@ -293,6 +334,8 @@ def _from_json(data: Mapping[str, Any]) -> Entry:
     origin = Origin(date=data["date"], occasion=data["occasion"], commit=data["commit"], environment=environment)
     if data["what"] == "timer":
         return Timing(origin=origin, seconds=data["seconds"])
+    if data["what"] == "spread":
+        return Spread(origin=origin, seconds=data["seconds"])
     visits: list[dict[str, list[Visit]]] = [{} for _ in data["stages"]]
     verdicts: dict[str, Verdict] = {}
     for name, case in data["cases"].items():

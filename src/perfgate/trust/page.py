@@ -10,7 +10,7 @@ from perfgate import stats
 from perfgate.contest import ContestRule
 from perfgate.trust import data, starts
 from perfgate.trust.chance import binomial_interval
-from perfgate.trust.data import Contest, Entry, Timing
+from perfgate.trust.data import Contest, Entry, Spread, Timing
 from perfgate.trust.resample import SIZES, Plan, Row, compare, recorded
 from perfgate.trust.suites import false_alarms, measured
 from perfgate.verdict import Rule, State, Verdict
@@ -45,6 +45,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = T
     plan = plan or Plan()
     contests = [entry for entry in entries if isinstance(entry, Contest)]
     timings = [entry for entry in entries if isinstance(entry, Timing)]
+    by_clock = [entry for entry in entries if isinstance(entry, Spread)]
     spreads = _spreads(contests)
     unchanged, planted, disturbed = ([c for c in contests if c.what == what] for what in ("aa", "planted", "drift"))
     sections = [
@@ -53,6 +54,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = T
         "## Unchanged code against itself\n\n" + _unchanged(unchanged),
         f"## {DRAWN[0]}\n\n" + (_made_up(unchanged, plan) if draw else ""),
         "## How far processes differ\n\n" + _processes(spreads),
+        "## How far they would differ by a plain clock\n\n" + _clocks(by_clock),
         "## How far starts of a machine differ\n\n" + _starts(unchanged),
         "## Planted slowdowns\n\n" + _planted(planted, spreads),
         f"## {DRAWN[1]}\n\n" + (_rivals(unchanged, plan) if draw else ""),
@@ -78,7 +80,7 @@ def _origins(entries: Sequence[Entry], plan: Plan) -> str:
             environment,
             driver,
             f"`{commit}`",
-            *(str(sum(entry.what == what for entry in them)) for what in ("aa", "planted", "drift", "timer")),
+            *(str(sum(entry.what == what for entry in them)) for what in ("aa", "planted", "drift", "timer", "spread")),
         ]
         for (occasion, environment, driver, commit), them in found.items()
     ]
@@ -92,6 +94,7 @@ def _origins(entries: Sequence[Entry], plan: Plan) -> str:
         "planted",
         "disturbed",
         "timers",
+        "clocks",
     ]
     digest = hashlib.sha256(b"".join(map(data.line, entries)) + repr(plan).encode()).hexdigest()
     drawn = f"What is drawn further down is drawn from these data, for rules with the same parameters: `{digest[:12]}`."
@@ -194,6 +197,31 @@ def _processes(spreads: dict[str, float]) -> str:
     worst = sorted(spreads.items(), key=lambda item: (-item[1], item[0]))[:NOISIEST]
     rows = [[name, f"{value:.2%}"] for name, value in worst]
     return text + "\n\n" + _table(["the noisiest cases", "between processes"], rows, left=1)
+
+
+def _clocks(runs: Sequence[Spread]) -> str:
+    if not runs:
+        return "Processes were not timed by perfgate's clock and a plain one yet."
+    squares: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        for case, found in run.seconds.items():
+            for clock, medians in found.items():
+                variance = stats.variance([math.log(seconds) for seconds in medians])
+                squares.setdefault(clock, {}).setdefault(case, []).append(variance)
+    rows = []
+    for clock, cases in sorted(squares.items(), key=lambda item: item[0] != "perfgate"):
+        sds = sorted(math.sqrt(math.fsum(them) / len(them)) for them in cases.values())
+        steady = sum(sd <= STEADY for sd in sds)
+        shares = [f"{stats.quantile(sds, q):.2%}" for q in (0.1, 0.5, 0.9, 1.0)]
+        rows.append([clock, str(len(sds)), *shares, str(steady)])
+    processes = sorted({len(medians) for run in runs for found in run.seconds.values() for medians in found.values()})
+    count = " and ".join(map(str, processes))
+    titles = ["clock", "cases", "10 % below", "half below", "90 % below", "the worst", f"at most {STEADY:.1%}"]
+    return (
+        f"Relative standard deviation between {count} processes of the same code that timed each case by one clock and "
+        "then by the other. The plain one is perfgate's with one set of inputs, where that came to lie, and without "
+        f"rest.\n\n{_table(titles, rows, left=1)}"
+    )
 
 
 def _starts(runs: Sequence[Contest]) -> str:

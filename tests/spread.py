@@ -1,0 +1,66 @@
+"""A pytest plugin that times cases by perfgate's clock and by a plain one: ``-p tests.spread --spread FILE``.
+
+    perfgate   many sets of inputs at addresses of their own, and rests
+    plain      one set of inputs, and no rest: what comes of where memory came to lie, and of a power limit, stays in
+
+Each test adds a line to the file and is skipped. How far processes differ by either shows what the clock does about it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from perfgate.clock import Clock, Inputs
+    from perfgate.plugin import GpuBenchmark
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--spread", metavar="FILE", type=Path, help="time by two clocks, and add the medians there")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (file := config.getoption("spread")) is None:
+        return
+    from perfgate.plugin import GpuBenchmark  # pytest has rewritten and loaded it by now, and warns if it was earlier
+
+    ours = GpuBenchmark.__call__
+    clocks: dict[str, Clock] = {}
+
+    def twice(
+        self: GpuBenchmark,
+        call: Callable[..., Any],
+        *,
+        name: str,
+        inputs: Inputs | None = None,
+        l2: str = "cold",
+        **rest: object,
+    ) -> None:
+        if not clocks:
+            clocks["perfgate"] = config.hook.pytest_perf_clock(config=config)
+            clocks["plain"] = without_rest(clocks["perfgate"])
+        sets: Inputs = ((),) if inputs is None else inputs
+        given = {"perfgate": sets, "plain": [sets(0) if callable(sets) else sets[0]]}
+        found = {which: clock.measure(call, given[which], l2=l2).median for which, clock in clocks.items()}
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"case": name, "seconds": found}) + "\n")
+        pytest.skip(", ".join(f"{seconds * 1e6:.2f} us by {which}" for which, seconds in found.items()))
+
+    GpuBenchmark.__call__ = twice  # type: ignore[method-assign]
+    config.add_cleanup(lambda: setattr(GpuBenchmark, "__call__", ours))
+
+
+def without_rest(clock: Clock) -> Clock:
+    """The same clock of a GPU, always at work; any other as it is."""
+    from perfgate.clock import HostClock
+
+    if isinstance(clock, HostClock):
+        return clock
+    from perfgate.cuda import CudaClock
+
+    return CudaClock(clock.budget, duty=1.0) if isinstance(clock, CudaClock) else clock
