@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._functorch.config
 
 from attnkit import nvrtc
 from attnkit.variants import variant
@@ -16,6 +17,10 @@ from perfgate.plugin import absent
 
 LONG = {"test_llama.py": "llama"}
 """Suites of which a case takes many seconds on a GPU, and the word by which a path or -k asks for them."""
+
+# Backward alone is timed by walking a graph again and again. torch would let a compiled backward write over what was
+# saved for it, which it decides when it compiles and asks of its configuration in each backward: so before any of both.
+torch._functorch.config.donated_buffer = False
 
 # what attnkit compiles itself is known to perfgate by what it is, not taken for a library's
 nvrtc.WATCHERS.append(register)

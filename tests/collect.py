@@ -39,7 +39,7 @@ SUITES = {
 }
 """What runs in suites that have a name. The subset is to stay as it is: its runs are counted together."""
 SHORT = ("--perf-warmup=0.02", "--perf-max-time=0.06")
-"""How true sizes are measured: often rather than long (`planted.ORDER`). What is given to pytest wins."""
+"""How long a clock takes for true sizes and for spreads: several times is better than long. What is given wins."""
 PROCESSES = 3
 """Processes of each timer, whose medians are kept."""
 SEVERAL = 6
@@ -120,30 +120,34 @@ def planted(occasion: str, shares: Sequence[str], suite: str, arguments: Sequenc
     return from_journal(journal, what="planted", occasion=occasion, suite=suite, planted=asked, seconds=seconds)
 
 
-def spread(occasion: str, arguments: Sequence[str]) -> Spread:
-    """Medians of cases in several processes, by perfgate's clock and by a plain one.
+def spread(occasion: str, arguments: Sequence[str], *, say: Callable[[str], object] = print) -> Spread:
+    """Medians of cases in several processes, by perfgate's clock and by a plain one; cases that all of them timed.
 
     Raises:
         RuntimeError: If a process fails or times nothing, or the working tree is no commit's.
     """
     _committed()
     started = datetime.now(UTC).isoformat()
-    file = _folder() / f"spread-{os.getpid()}.jsonl"
-    own = [*plugin_arguments(), "-p", "tests.spread", f"--spread={file}", *SHORT]
-    command = [sys.executable, "-m", "pytest", "-q", *own, *arguments]
-    found: dict[str, dict[str, list[float]]] = {}
-    for _ in range(SEVERAL):
-        subprocess.run(command, cwd=ROOT, env=_paths(), check=True)
-        lines = file.read_text().splitlines() if file.exists() else []
-        file.unlink(missing_ok=True)
-        if not lines:
-            raise RuntimeError(f"{' '.join(command)} timed nothing")
-        for line in map(json.loads, lines):
-            for clock, seconds in line["seconds"].items():
-                found.setdefault(line["case"], {}).setdefault(clock, []).append(seconds)
+    processes: list[dict[str, Mapping[str, float]]] = []
+    for i in range(SEVERAL):
+        file = _folder() / f"spread-{os.getpid()}-{i}.jsonl"  # stays, for one process that fails loses no other
+        own = [*plugin_arguments(), "-p", "tests.spread", f"--spread={file}", *SHORT]
+        command = [sys.executable, "-m", "pytest", "-q", *own, *arguments]
+        code = subprocess.run(command, cwd=ROOT, env=_paths()).returncode
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        if code or not lines:
+            raise RuntimeError(f"{' '.join(command)} ended with exit code {code} and timed {len(lines)} cases")
+        processes.append({line["case"]: line["seconds"] for line in lines})
+    everywhere = [case for case in processes[0] if all(case in process for process in processes)]
+    if left_out := sorted({case for process in processes for case in process}.difference(everywhere)):
+        say(f"left out, for not every process timed them: {', '.join(left_out)}")
+    seconds = {
+        case: {clock: [process[case][clock] for process in processes] for clock in processes[0][case]}
+        for case in everywhere
+    }
     environment = Environment.from_json(ask("tests.perfgate.cupti", "environment"))
     origin = Origin(date=started, occasion=occasion, commit=_commit(), environment=environment)
-    return Spread(origin=origin, seconds=found)
+    return Spread(origin=origin, seconds=seconds)
 
 
 def drift(occasion: str, block: int, suite: str, arguments: Sequence[str]) -> data.Contest:

@@ -27,6 +27,23 @@ from perfgate.baseline import read
 from perfgate.gate import Exit
 
 ROOT = Path(__file__).parents[1]
+WALK = """
+import sys, torch
+import perf.conftest
+from attnkit.problem import Problem
+from attnkit.variants import variant
+
+way, device = variant(sys.argv[1]), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+problem = Problem(b=1, hq=2, sq=16, d=16, dtype="fp32")
+if reason := way.absent() or way.rejects(problem, device, "bwd"):
+    sys.exit(f"skip: {reason}")
+q, k, v, dout = problem.inputs(device, seed=0, requires_grad=True)
+walks = []
+for again in (False, True, True, False):
+    out = way.attention(q, k, v, **problem.options(device))
+    walks.append(torch.autograd.grad(out, (q, k, v), dout, retain_graph=again))
+assert all(torch.equal(x, y) for walk in walks for x, y in zip(walk, walks[0], strict=True))
+"""
 COLLECT = """
 import json, sys
 import pytest
@@ -137,3 +154,14 @@ def test_cases_do_the_work_that_the_committed_baseline_knows_them_by() -> None:
     both = {name: (work, known[name].case.work) for name, work in works() if name in known}
     assert len(both) > 0.9 * len(known)
     assert [name for name, (now, then) in both.items() if now != then] == []
+
+
+@pytest.mark.parametrize("name", ["naive_compiled", "flex"])
+def test_a_graph_is_walked_again_whatever_was_compiled_for_one_walk(name: str) -> None:
+    """In a process of its own, for torch is told so where a suite begins."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    command = [sys.executable, "-c", WALK, name]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    if done.stderr.startswith("skip: "):
+        pytest.skip(done.stderr.removeprefix("skip: ").strip())
+    assert done.returncode == 0, done.stderr

@@ -20,20 +20,13 @@ Result = TypeVar("Result")
 
 
 def compiled(function: Callable[Given, Result], *, mode: str | None = None) -> Callable[Given, Result]:
-    """Return a function compiled, in a mode of torch.compile's, which keeps what it compiled for each kind of input.
-
-    Its graph may be walked backward more than once, as timing backward alone does. torch would let a backward write
-    over what it was saved, and what it asks when it compiles it asks of its configuration again in each backward: so it
-    is set for the process.
-    """
+    """Return a function compiled, in a mode of torch.compile's, which keeps what it compiled for each kind of input."""
     with warnings.catch_warnings():
         # the compiler's own modules use, while they are imported, what torch has deprecated
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._inductor.compile_fx")
-        # not before they are wanted: they take as long to import as the rest of torch
+        # not before it is wanted: it takes as long to import as the rest of torch
         dynamo: Any = importlib.import_module("torch._dynamo.config")
-        functorch: Any = importlib.import_module("torch._functorch.config")
-    functorch.donated_buffer = False
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(dynamo, limit, max(getattr(dynamo, limit), MAX_COMPILATIONS))
     return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)

@@ -120,7 +120,8 @@ class Budget:
     Attributes:
         half_width: Relative half width of the median's 95 % interval at which to stop.
         max_seconds: Time bound for the samples of one case; hitting it is said in the samples' notes.
-        min_samples: No stop for precision before this many. The time bound stops no earlier than `LEAST`.
+        min_samples: No stop for precision before this many. The time bound stops no earlier than `LEAST`, or these if
+            they are fewer.
         max_samples: Never more than this many.
         warmup_seconds: Least time that the device works untimed before the first sample.
     """

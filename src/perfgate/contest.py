@@ -152,7 +152,7 @@ def undecided(
     if sum(block.stage == 2 for block in blocks) < rule.settle_blocks:
         return list(picked)
     confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, picked))
-    return [name for name in picked if not _settled(confirm, name, len(picked), rule)]
+    return _open(confirm, picked, rule)
 
 
 def judge(
@@ -179,6 +179,7 @@ def judge(
     slower = stats.holm([_p(confirm, name, 1) for name in family] + lost)[: len(family)]
     faster = stats.holm([_p(confirm, name, -1) for name in family] + lost)[: len(family)]
     unfit = _unfit(screen, rule) or (_unfit(confirm, rule) if picked else None)  # else stage 2 asks nothing of time
+    open_ = set(_open(confirm, picked, rule))
     verdicts: dict[str, Verdict] = {}
     machine: list[str] = []
     for name, up, down in zip(family, slower, faster, strict=True):
@@ -186,7 +187,8 @@ def judge(
         excuse = _clock(confirm.seen[name], confirm.estimate(name), rule) if called else None
         if excuse and called is State.REGRESSED:
             machine.append(name)
-        verdicts[name] = _confirmed(confirm, name, len(picked), rule, State.UNRESOLVED if excuse else called, excuse)
+        state = State.UNRESOLVED if excuse else called
+        verdicts[name] = _confirmed(confirm, name, len(picked), name in open_, rule, state, excuse)
     for name, seen in screen.seen.items():
         if name not in verdicts:
             verdicts[name] = _screened(seen, screen.estimate(name), name in (*picked, *suspicious), rule)
@@ -276,11 +278,25 @@ def _p(confirm: Contrasts, name: str, sign: int) -> float:
     return max(stats.t_cdf(-sign * e.t, e.df) for e in (confirm.estimate(name), confirm.alone(name)))
 
 
-def _settled(confirm: Contrasts, name: str, family: int, rule: ContestRule) -> bool:
+def _open(confirm: Contrasts, picked: Collection[str], rule: ContestRule) -> list[str]:
+    """The picked cases that must be visited again: all but those that are settled.
+
+    Holm's adjustment asks a case less strictly the more others are called, which only open ones can be.
+    """
+    left = list(picked)
+    while True:
+        alpha = rule.alpha / (len(picked) - len(left) + 1)
+        still = [name for name in left if not _settled(confirm, name, alpha, rule)]
+        if len(still) == len(left):
+            return still
+        left = still
+
+
+def _settled(confirm: Contrasts, name: str, alpha: float, rule: ContestRule) -> bool:
     """Whether a case was visited often enough, and is surely below its floor or as good as surely not to be called.
 
     With n of N blocks seen, the mean of all N is expected to be d, with a standard error of error · sqrt(1 - n / N):
-    that of the blocks to come, and what is not known of the truth. What a call needs is that of Holm's strictest step.
+    that of the blocks to come, and what is not known of the truth. `alpha` is the least strict that it may be asked at.
     """
     if name not in confirm.seen or (n := len(confirm.seen[name].time)) < rule.settle_blocks:
         return False
@@ -289,7 +305,7 @@ def _settled(confirm: Contrasts, name: str, family: int, rule: ContestRule) -> b
     if abs(estimate.d) + margin < band:
         return True
     seen = min(1.0, n / rule.confirm_blocks)
-    surely = stats.t_quantile(1 - rule.alpha / family, rule.confirm_blocks - 1) * estimate.error * math.sqrt(seen)
+    surely = stats.t_quantile(1 - alpha, rule.confirm_blocks - 1) * estimate.error * math.sqrt(seen)
     return abs(estimate.d) + margin * math.sqrt(1 - seen) < max(band, surely)
 
 
@@ -302,12 +318,12 @@ def _called(confirm: Contrasts, name: str, adjusted: float, rule: ContestRule) -
 
 
 def _confirmed(
-    confirm: Contrasts, name: str, family: int, rule: ContestRule, called: State | None, excuse: str | None
+    confirm: Contrasts, name: str, family: int, open_: bool, rule: ContestRule, called: State | None, excuse: str | None
 ) -> Verdict:
-    """The verdict of stage 2 on one of `family` cases."""
+    """The verdict of stage 2 on one of `family` cases, which was left alone if it is not open."""
     both = (confirm.estimate(name), confirm.alone(name))
     n = blocks = len(confirm.seen[name].time)
-    if _settled(confirm, name, family, rule):
+    if not open_:
         blocks = max(n, rule.confirm_blocks)  # what it would have been visited in, if it had to be
     least = max(
         stats.t_quantile(1 - rule.alpha / family, e.df + blocks - n) * e.error * math.sqrt(n / blocks) for e in both

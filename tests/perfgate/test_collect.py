@@ -80,7 +80,7 @@ TIMERS = collect.timers
 
 
 def test_processes_are_timed_by_two_clocks_and_the_table_is_on_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As many processes as are wanted, each of which adds its lines to one file."""
     commands: list[list[str]] = []
@@ -90,7 +90,8 @@ def test_processes_are_timed_by_two_clocks_and_the_table_is_on_the_page(
         n = len(commands)
         (file,) = (Path(word.partition("=")[2]) for word in command if word.startswith("--spread="))
         seconds = {"perfgate": 1e-3, "plain": 1e-3 * (1 + 0.05 * (n % 2))}
-        file.write_text("".join(json.dumps({"case": name, "seconds": seconds}) + "\n" for name in ("a", "b")))
+        names = ("a", "b", "c")[: 3 if n != 4 else 2]  # a case that one process does not time is left out
+        file.write_text("".join(json.dumps({"case": name, "seconds": seconds}) + "\n" for name in names))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(collect, "ROOT", tmp_path)
@@ -100,21 +101,26 @@ def test_processes_are_timed_by_two_clocks_and_the_table_is_on_the_page(
     monkeypatch.setattr(subprocess, "run", run)
     kept = tmp_path / "trust.jsonl"
     collect.main(["spread", "--occasion=first", f"--data={kept}"])
+    assert "left out, for not every process timed them: c\n" in capsys.readouterr().out
     assert len(commands) == collect.SEVERAL
     assert all(command[-len(collect.SUITES["subset"]) :] == [*collect.SUITES["subset"]] for command in commands)
     (entry,) = data.read(kept)
     assert isinstance(entry, data.Spread)
+    assert entry.seconds.keys() == {"a", "b"}
     assert entry.seconds["b"]["plain"] == pytest.approx([1.05e-3, 1e-3] * 3)
     text = page.render([entry])
     assert "| perfgate | 2 | 0.00% | 0.00% | 0.00% | 0.00% | 2 |" in text
     assert "| plain | 2 | 2.67% | 2.67% | 2.67% | 2.67% | 0 |" in text
 
 
-def test_processes_that_time_nothing_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [0, 1])
+def test_processes_that_fail_or_time_nothing_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     monkeypatch.setattr(collect, "ROOT", tmp_path)
     monkeypatch.setattr(collect, "_committed", lambda: None)
-    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 0))
-    with pytest.raises(RuntimeError, match="timed nothing"):
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, code))
+    with pytest.raises(RuntimeError, match=f"ended with exit code {code} and timed 0 cases"):
         collect.spread("first", ["perf"])
 
 

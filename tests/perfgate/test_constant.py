@@ -8,6 +8,12 @@ import torch
 from perfgate import constant
 
 N = constant.LARGE
+
+
+class Tagged(torch.Tensor):
+    """A tensor of a kind that nobody knows."""
+
+
 DATA = torch.randn(N, generator=torch.Generator().manual_seed(0))
 
 
@@ -21,7 +27,11 @@ DATA = torch.randn(N, generator=torch.Generator().manual_seed(0))
         (torch.full((N,), torch.nan),),
         (torch.ones(1).expand(N),),
         (torch.zeros(N, requires_grad=True),),
-        (torch.zeros(N), torch.arange(N), DATA[:10]),
+        (torch.zeros(N), torch.arange(N)),
+        (torch.zeros(N), torch.zeros(N, dtype=torch.int8)),
+        (torch.zeros(N, dtype=torch.complex64),),
+        (torch.cat([torch.full((N // 2,), torch.nan), torch.ones(N // 2)]),),
+        (torch.cat([torch.zeros(N), -torch.zeros(N)]).to(torch.float8_e4m3fn),),
     ],
     ids=lambda args: None,
 )
@@ -42,6 +52,12 @@ def test_tensors_of_one_number_are_said(args: object) -> None:
         (DATA.view(128, -1).T,),
         (DATA.clone().requires_grad_(),),
         (torch.zeros(N - 1),),
+        (torch.zeros(N), DATA[:10]),
+        (torch.zeros(N), torch.arange(100, dtype=torch.int8)),
+        (torch.zeros(N), DATA[: N // 2].view(torch.complex64)),
+        (torch.zeros(N).to_sparse(),),
+        (torch.zeros(N, device="meta"),),
+        (torch.zeros(N).as_subclass(Tagged),),
         (torch.zeros(N, dtype=torch.int8), torch.zeros(N, dtype=torch.int32)),
         (3.0, "words", None),
     ],
@@ -55,3 +71,19 @@ def test_it_is_said_which_tensors() -> None:
     said = constant.of_inputs(tuple(torch.zeros(128, 128) for _ in range(5)))
     assert said is not None
     assert said.startswith("its inputs hold one number each ([128, 128], [128, 128], [128, 128]): ")
+
+
+def test_where_tensors_are_made_by_default_does_not_matter() -> None:
+    with torch.device("meta"):
+        assert constant.of_inputs((DATA,)) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*(beta state|prototype stage):UserWarning")
+def test_tensors_that_cannot_be_looked_at_are_left_alone() -> None:
+    rows = [torch.zeros(N), torch.zeros(N)]
+    for x in (
+        torch.zeros(128, 128).to_sparse_csr(),
+        torch.nested.nested_tensor(rows),
+        torch.nested.nested_tensor(rows, layout=torch.jagged),
+    ):
+        assert constant.of_inputs((x,)) is None

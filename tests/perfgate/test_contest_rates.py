@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from perfgate.contest import ContestRule, Findings, judge, suspects, undecided
+from perfgate.contest import Block, ContestRule, Findings, judge, suspects, undecided
 from perfgate.verdict import State
 from tests.perfgate.simulate import Kernel, contest_blocks, kernels, samples
 
@@ -70,7 +70,7 @@ def test_unchanged_code_has_a_case_called_in_less_than_one_run_of_a_hundred(seed
     hold("called faster", faster / runs, most=0.01)
     hold("unfit", unfit / runs, most=0.005)
     hold("cases that are unchanged", states[State.UNCHANGED] / runs / 168, least=0.75)
-    hold("blocks of stage 2 that it took, of all there may be", confirming / runs / RULE.confirm_blocks, most=0.85)
+    hold("blocks of stage 2 that it took, of all there may be", confirming / runs / RULE.confirm_blocks, most=0.80)
 
 
 def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
@@ -171,7 +171,7 @@ def test_slowdowns_of_steady_kernels_are_found(percent: float, least: float) -> 
     hold("runs with another case called", others, most=0.015)
 
 
-@pytest.mark.parametrize(("percent", "least"), [(1.0, 0.15), (2.0, 0.90), (3.0, 0.97), (5.0, 0.99)])
+@pytest.mark.parametrize(("percent", "least"), [(1.0, 0.12), (2.0, 0.90), (3.0, 0.97), (5.0, 0.99)])
 def test_slowdowns_of_the_least_steady_of_them_are_found(percent: float, least: float) -> None:
     """An sd of 0.6 %: half of what is slowed by 1 % is estimated below the floor, and a third was not picked."""
     found, _ = planted(9, 1 + percent / 100, 150, 0.006)
@@ -182,6 +182,30 @@ def test_slowdowns_of_the_least_steady_of_them_are_found(percent: float, least: 
 def test_one_block_of_screening_still_finds_what_it_must(percent: float, least: float) -> None:
     found, _ = planted(10, 1 + percent / 100, 150, None, replace(RULE, screen_blocks=1))
     hold(f"{percent:g} % planted, one block of screening, 150 runs: found", found, least=least)
+
+
+def test_what_scatters_among_many_slowdowns_is_not_left_alone_too_soon() -> None:
+    """Of twenty suspects nineteen are 5 % slower, and one 2 %, with an sd of 1.8 %: Holm asks it by his last step."""
+    rng, runs, whole, lost, left_alone = random.Random(5), 400, 0, 0, 0
+    cases = {f"k{i}": Kernel(sd=0.018 if i == 0 else 0.003) for i in range(40)}
+    picked, same = [f"k{i}" for i in range(20)], [f"k{i}" for i in range(20, 40)]
+    ratios = {name: 1.02 if name == "k0" else 1.05 for name in picked}
+    for _ in range(runs):
+        drawn = contest_blocks(rng, cases, stage=2, blocks=10, ratios=ratios, within=0.0007, visits="AB")
+        seen: list[Block] = []
+        left = picked
+        for block in drawn:
+            seen.append(replace(block, visits={name: block.visits[name] for name in [*left, *same]}))
+            left = undecided(seen, RULE, same, picked)
+        found, all_ten = (
+            "k0" in called(judge(blocks, RULE, same, picked), State.REGRESSED) for blocks in (seen, drawn)
+        )
+        whole += all_ten
+        lost += all_ten and not found
+        left_alone += found and "k0" not in seen[-1].visits
+    hold(f"called in all ten blocks, {runs} runs", whole / runs, 0.3, 0.7)
+    hold("of these left alone before", lost / whole, most=0.06)
+    hold("called although it was left alone", left_alone / runs, most=0.005)
 
 
 def coverage(findings: Sequence[Findings], ratios: Mapping[str, float], names: Sequence[str] | None = None) -> float:

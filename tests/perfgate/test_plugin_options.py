@@ -99,10 +99,19 @@ def test_a_gpu_is_taken_if_there_is_one(suite: Suite, cuda: Cuda) -> None:
 
 
 def test_how_long_a_case_is_timed_can_be_said(suite: Suite, cuda: Cuda) -> None:
-    assert suite.run("--perf-warmup=0.01", "--perf-max-time=0.05", "--perf-min-samples=4").ret == Exit.OK
-    assert CudaClock.budgets.pop() == Budget(warmup_seconds=0.01, max_seconds=0.05, min_samples=4)
+    assert suite.run("--perf-warmup=0.01", "--perf-max-time=0.05", "--perf-min-samples=6").ret == Exit.OK
+    assert CudaClock.budgets.pop() == Budget(warmup_seconds=0.01, max_seconds=0.05, min_samples=6)
     assert suite.run().ret == Exit.OK
     assert CudaClock.budgets.pop() == Budget()
+
+
+def test_too_few_samples_to_know_a_median_are_refused(suite: Suite) -> None:
+    """Of five nothing could be judged, which is no failure."""
+    result = suite.run("--perf-min-samples=5")
+    assert result.ret == Exit.USAGE
+    result.stderr.fnmatch_lines(
+        ["ERROR: --perf-min-samples: expected 6 or more, *, got 5; fewer are for `perfgate ab`*"]
+    )
 
 
 def test_no_gpu_is_said_plainly(suite: Suite, cuda: Cuda) -> None:

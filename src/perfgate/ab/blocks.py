@@ -20,7 +20,7 @@ from typing import Any
 from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED
 from perfgate.ab.evidence import SIDES, Evidence
 from perfgate.ab.refusals import Refused, must_be_free, not_its_own
-from perfgate.ab.trees import Trees, fingerprint
+from perfgate.ab.trees import Trees, fingerprint, undisturbed
 from perfgate.ab.workers import Worker, WorkerDied
 from perfgate.contest import Side
 from perfgate.gate import Exit
@@ -74,8 +74,9 @@ class Blocks:
         visited: Gets the progress.
 
     Attributes:
-        again: Seconds that the last block took, without what a later one does not do again: compile, and check results.
-        took: Seconds of each case's last visits, with all that was done for them.
+        again: Seconds that the last block took, but for checks with the first calls for them, in which kernels are
+            compiled, and for what came to nothing: what a later block does not do again.
+        took: The same of each case's last visits.
     """
 
     def __init__(
@@ -132,13 +133,13 @@ class Blocks:
             self._random.shuffle(pairs)
             for i, pair in enumerate(pairs):
                 self._visited(self._number, i, len(pairs))
-                begun = time.monotonic()
+                begun, once = time.monotonic(), self._once
                 try:
                     self._visit(pair, check is None or self._names.get(pair) in check)
                 except WorkerDied as error:
                     self._bury(error, pair)
                 if pair in self._names:
-                    self.took[self._names[pair]] = time.monotonic() - begun
+                    self.took[self._names[pair]] = time.monotonic() - begun - (self._once - once)
             self._visited(self._number, len(pairs), len(pairs))
             self._look_where_code_is_from()
             at_once = False
@@ -231,11 +232,12 @@ class Blocks:
         self._start()
 
     def _stop(self, *, at_once: bool) -> None:
-        workers, self._workers = list(self._workers.values()), {}
-        for worker in workers:
-            worker.dismiss()  # all of them, before any is waited for
-        for worker in workers:
-            worker.stop(at_once=at_once)
+        with undisturbed():
+            workers, self._workers = list(self._workers.values()), {}
+            for worker in workers:
+                worker.dismiss()  # all of them, before any is waited for
+            for worker in workers:
+                worker.stop(at_once=at_once)
 
     # Cases
 
@@ -354,6 +356,7 @@ class Blocks:
         """Have both sides prepare a case; return what came to nothing, and the plans of those that are ready."""
         came: dict[Side, Came] = {}
         plans: dict[Side, object] = {}
+        checked: list[float] = []
         if at_once:
             for side in SIDES:
                 self._workers[side].send(run=pair[side], check=check)
@@ -361,23 +364,27 @@ class Blocks:
             try:
                 if not at_once:
                     self._workers[side].send(run=pair[side], check=check)
-                plans[side] = self._await_ready(side)
+                plans[side], seconds = self._await_ready(side)
+                checked.append(seconds)
             except Came as error:
                 came[side] = error
+        self._once += max(checked, default=0.0) if at_once else sum(checked)
         return came, plans
 
     def _prepare(self, side: Side, node: str, *, check: bool) -> None:
         self._workers[side].send(run=node, check=check)
-        self._await_ready(side)
+        _, checked = self._await_ready(side)
+        self._once += checked
 
-    def _await_ready(self, side: Side) -> object:
+    def _await_ready(self, side: Side) -> tuple[object, float]:
+        """Wait for a side to be ready; return the clock's plan, and how long a check took before."""
         begin = time.monotonic()
         said = self._workers[side].receive()
-        self._once += max(0.0, time.monotonic() - begin - said.get("seconds", 0.0))
         if "ended" in said:
+            self._once += time.monotonic() - begin
             raise Came(side, said)
         self._ready[side] = said["ready"]
-        return said["plan"]
+        return said["plan"], said["checked"]
 
     def _time(self, side: Side) -> None:
         said = self._workers[side].ask(time=True)

@@ -3,8 +3,8 @@
     worker    {"collected": [node, ...], "canaries": [...], "environment": {...}, "errors": [...], "harness": path}
               or {"refused": reason, "code": exit code}
     to it     {"run": node, "check": true}
-    worker    {"ready": case's name, "plan": {...}, "seconds": 0.1}
-              prepared, in so many seconds after its check; or {"ended": ...} if it came to nothing
+    worker    {"ready": case's name, "plan": {...}, "checked": 0.1}
+              prepared, with so many seconds for a first call and its check; or {"ended": ...} if it came to nothing
     to it     {"time": true}                            as often as is wanted
     worker    {"record": {...}}                         samples of one visit; or {"ended": ...}
     to it     {"release": true}

@@ -252,9 +252,10 @@ def _stages(
 
 
 def _few(controls: Sequence[str], took: Mapping[str, float], chance: random.Random) -> list[str]:
-    """The controls that are visited with what is confirmed, by chance, but none of the quarter that takes longest.
+    """The controls that are visited with what is confirmed, by chance among those that are soon visited.
 
-    Calls of tens of milliseconds and what is compiled in each process take as long as dozens of others.
+    The quarter that takes longest is left out, if enough are left: calls of tens of milliseconds, and what is compiled
+    in each process, take as long as dozens of others.
     """
     quick = sorted(controls, key=lambda name: (took[name], name))[: max(CONTROLS, 3 * len(controls) // 4)]
     return chance.sample(quick, min(CONTROLS, len(quick)))

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import pytest
 
-from perfgate.clock import Clock, Inputs
+from perfgate.clock import Budget, Clock, Inputs
 from perfgate.environment import Environment
 from perfgate.plugin.device import (
     pytest_perf_canaries,
@@ -85,6 +85,11 @@ def pytest_configure(config: pytest.Config) -> None:
             config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is switched off")
         config.pluginmanager.register(Worker(config, descriptor), "perfgate-worker")
         return
+    if (few := config.getoption("perf_min_samples")) < Budget.LEAST:
+        raise pytest.UsageError(
+            f"--perf-min-samples: expected {Budget.LEAST} or more, for of fewer the error of a median is not known, "
+            f"got {few}; fewer are for `perfgate ab`, whose error is that of processes"
+        )
     if config.getoption("benchmark_storage", None) is None:
         config.addinivalue_line("markers", "benchmark: settings of pytest-benchmark, which is switched off")
         config.pluginmanager.register(WithoutBenchmark(), "perfgate-without-benchmark")

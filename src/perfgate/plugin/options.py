@@ -57,8 +57,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         type=_samples,
         default=Budget().min_samples,
-        help="Samples of one case before it may be known well enough; at --perf-max-time "
-        f"{Budget.LEAST} are enough, or these if they are fewer. Default: %(default)s.",
+        help="Samples of one case before its median may be known well enough; at --perf-max-time "
+        f"{Budget.LEAST} are enough. Fewer than those are for `perfgate ab` alone. Default: %(default)s.",
     )
     group.addoption(
         "--perf-warmup",

@@ -80,7 +80,7 @@ class Worker:
         self._held = -1
         self._check = True
         self._case: str | None = None
-        self._checking = False
+        self._checking, self._checked = False, 0.0
         self._ended: tuple[str, str] = (PASSED, "")
         self._over = False
 
@@ -120,11 +120,12 @@ class Worker:
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
-        """End the process, if its session is over: nobody reads more, and Python's own way out takes seconds on a GPU.
+        """End the process, if its session is over: nobody asks more, and Python's own way out takes seconds on a GPU.
 
-        The compilers that torch keeps running are asked to end in it, one by one; whoever asked kills them all.
+        The compilers that torch keeps running are asked to end in it, one by one; whoever asked kills them all. What
+        is registered with `atexit` is not called. An error of the session's end is still to be written.
         """
-        if self._over:
+        if self._over and sys.exc_info()[0] is None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
@@ -137,6 +138,7 @@ class Worker:
                 continue
             node = message["run"]
             self._check, self._case, self._checking, self._ended = message["check"], None, False, (PASSED, "")
+            self._checked = 0.0
             if node in self._canaries:
                 self._sing(node)
             else:
@@ -169,12 +171,14 @@ class Worker:
         self._case = case.name
         if (other := self._claims.setdefault(case.name, node)) != node:
             pytest.fail(f"case {case.name!r} is timed by two tests, {other} and {node}", pytrace=False)
+        begin = time.monotonic()
         if asked.check is not None and self._check:
             result = asked.once()
             self._checking = True
             self._found[case.name] = errors_of(case, asked.check(result))
             self._checking = False
             del result
+        self._checked = time.monotonic() - begin
         self._take_turns(case, asked.call, asked.inputs, asked.l2)
         return asked.once()
 
@@ -182,11 +186,10 @@ class Worker:
         """Prepare a case and time it until it is released."""
         if self._clock is None:
             self._clock = self.config.hook.pytest_perf_clock(config=self.config)
-        begin = time.monotonic()
         try:
             with self._clock.prepare(call, inputs, l2=l2) as prepared:
                 plan = getattr(prepared, "plan", None)
-                self._channel.send(ready=case.name, plan=plan, seconds=time.monotonic() - begin)
+                self._channel.send(ready=case.name, plan=plan, checked=self._checked)
                 while self._turn(case, prepared):
                     pass
             return

@@ -219,8 +219,8 @@ def _clocks(runs: Sequence[Spread]) -> str:
     titles = ["clock", "cases", "10 % below", "half below", "90 % below", "the worst", f"at most {STEADY:.1%}"]
     return (
         f"Relative standard deviation between {count} processes of the same code that timed each case by one clock and "
-        "then by the other. The plain one is perfgate's with one set of inputs, where that came to lie, and without "
-        f"rest.\n\n{_table(titles, rows, left=1)}"
+        "by the other. The plain one is perfgate's with one set of inputs, so that each call has a window of its own, "
+        f"and without rest.\n\n{_table(titles, rows, left=1)}"
     )
 
 
