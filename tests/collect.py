@@ -131,6 +131,7 @@ def spread(occasion: str, arguments: Sequence[str], *, say: Callable[[str], obje
     processes: list[dict[str, Mapping[str, float]]] = []
     for i in range(SEVERAL):
         file = _folder() / f"spread-{os.getpid()}-{i}.jsonl"  # stays, for one process that fails loses no other
+        file.unlink(missing_ok=True)
         own = [*plugin_arguments(), "-p", "tests.spread", f"--spread={file}", *SHORT]
         command = [sys.executable, "-m", "pytest", "-q", *own, *arguments]
         code = subprocess.run(command, cwd=ROOT, env=_paths()).returncode

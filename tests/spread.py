@@ -11,6 +11,7 @@ How far processes differ by either shows what the clock does about it.
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -61,10 +62,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def without_rest(clock: Clock) -> Clock:
     """The same clock of a GPU, always at work; any other as it is."""
-    from perfgate.clock import HostClock
-
-    if isinstance(clock, HostClock):
-        return clock
-    from perfgate.cuda import CudaClock
-
-    return CudaClock(clock.budget, duty=1.0) if isinstance(clock, CudaClock) else clock
+    cuda = sys.modules.get("perfgate.cuda")  # there if the clock is its
+    return cuda.CudaClock(clock.budget, duty=1.0) if cuda and isinstance(clock, cuda.CudaClock) else clock

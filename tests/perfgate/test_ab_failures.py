@@ -109,6 +109,25 @@ atexit.register(time.sleep, 60)
     assert len(list((repository.path / ".perfgate").glob("ended-*"))) == 2
 
 
+def test_an_error_of_a_session_s_end_is_in_the_workers_logs(repository: Repository) -> None:
+    conftest = repository.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + """
+@pytest.fixture(scope="session", autouse=True)
+def place():
+    yield
+    raise RuntimeError("the place cannot be left")
+"""
+    )
+    repository.commit("an end that fails")
+    repository.write("src/kernels.py", "SECONDS = {'a': 1e-3, 'b': 2e-3}\n")
+    assert repository.ab() == Exit.INCOMPLETE  # logs stay
+    logs = [*repository.journal.with_suffix("").glob("*.log")]
+    assert len(logs) == 2
+    assert all("the place cannot be left" in log.read_text() for log in logs)
+
+
 def test_what_does_not_fit_beside_the_other_side_is_visited_alone(repository: Repository) -> None:
     taken = repository.path.parent / "taken"
     conftest = repository.path / "conftest.py"
