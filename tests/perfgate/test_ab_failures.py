@@ -42,6 +42,7 @@ def test_a_gpu_that_gets_busy_between_blocks_ends_the_run_as_unfit(
     monkeypatch.setattr(refusals, "FORGETTING", 0.2)
     monkeypatch.setattr("perfgate.nvml.busy", lambda which: next(answers))
     assert repository.ab("--base=HEAD", "--blocks=3") == Exit.UNFIT
+    assert len(repository.entries("block")) == 2
     assert "the GPU is busy: process 8 computes on GPU 0: 3 of 3 cases were compared" in capfd.readouterr().out
     assert repository.ab(f"--from={repository.journal}") == Exit.UNFIT
 
