@@ -6,7 +6,7 @@ Multiplications on GPUs Run Faster When Given "Predictable" Data!, 2024). What i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -63,8 +63,17 @@ def _constant(x: torch.Tensor) -> bool:
     generator = torch.Generator(device="cpu").manual_seed(0)
     places = torch.randint(x.numel(), (LOOKED_AT,), generator=generator, device="cpu").to(x.device)
     bits = x.detach().view(torch.uint8) if x.element_size() == 1 else x.detach()  # few operations take fp8
-    found = bits[torch.unravel_index(places, x.shape)]
+    found = bits[_at(places, x.shape)]
     if x.is_floating_point() and x.element_size() == 1:
         found = found.view(x.dtype).float()
     found = found[~found.isnan()]
     return found.numel() == 0 or bool((found == found[0]).all())
+
+
+def _at(places: torch.Tensor, shape: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Indices of the elements with these numbers (torch.unravel_index imports sympy, which takes two seconds)."""
+    indices = []
+    for size in reversed(shape):
+        indices.append(places % size)
+        places = places // size
+    return tuple(reversed(indices))

@@ -53,7 +53,7 @@ COMPANY = 200e-6
 LADDER = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Numbers of calls a window, so far apart that processes which differ a little in their estimates take the same."""
 LONG = 5e-3
-"""A call of more seconds is tried once where a shorter one is tried four times."""
+"""A call of more seconds is tried once where a shorter one is tried three times, four in a row."""
 MAX_SETS = 128
 MIN_SETS, MANY_SETS = 4, 16
 """Input sets at least, and of small sets: how fast a call is depends on where its tensors came to lie."""
@@ -107,7 +107,7 @@ class CudaClock(Clock):
             raise ValueError(f"l2 must be 'cold' or 'warm', got {l2!r}")
         if not callable(inputs) and not inputs:
             raise ValueError("inputs must hold at least one tuple of arguments, got none")
-        torch.cuda.empty_cache()  # cached blocks that small tensors pin would else make a large case seem not to fit
+        gpu.give_back()  # cached blocks that small tensors pin would else make a large case seem not to fit
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._stream):
@@ -118,7 +118,7 @@ class CudaClock(Clock):
                     prepared.close()
         finally:
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # a graph's private pool would else stay and squeeze the next case
+            gpu.give_back()  # a graph's private pool would else stay and squeeze the next case
 
     def _prepare(self, call: Callable[..., object], inputs: Inputs, l2: str) -> CudaPrepared:
         _ = self._probe, self.window  # captured before anything is cached: a capture gives the cache back
@@ -133,7 +133,7 @@ class CudaClock(Clock):
         for args in itertools.chain.from_iterable(windows):
             call(*args)  # whatever is done once for an input set is done here
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # as before every capture
+        gpu.give_back()  # as before every capture
         rounds: Rounds = GraphRounds(call, plan, self._pace) if trial.captured else QueueRounds(call, plan, self._pace)
         notes = trial.notes
         if joined > 1 and plan.calls == 1 and l2 == "cold":
@@ -252,13 +252,13 @@ class CudaClock(Clock):
         once = elapsed(lambda: call(*args))
         if wrong := stray.of_call(lambda: call(*args), once):
             raise MeasureError(wrong)
-        repeats = 1 if once > LONG else 4
+        repeats, tries = (1, 1) if once > LONG else (4, 3)
 
         def several() -> list[object]:
             return [call(*args) for _ in range(repeats)]
 
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # a capture takes memory of its own, and cannot make the allocator give any back
+        gpu.give_back()  # a capture takes memory of its own, and cannot make the allocator give any back
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -272,7 +272,7 @@ class CudaClock(Clock):
                 if wrong := stray.of_capture(error):
                     raise MeasureError(wrong) from error
                 why = (str(error).strip() or type(error).__name__).partition("\n")[0]
-                seconds = min(elapsed(several) for _ in range(3)) / repeats
+                seconds = min(elapsed(several) for _ in range(tries)) / repeats
                 return _Trial(seconds, False, None, (f"not replayed from a graph: {why}",))
         if any("Graph is empty" in str(warning.message) for warning in said):
             raise MeasureError(
@@ -281,7 +281,7 @@ class CudaClock(Clock):
             )
         kernels, unread = _kernels(graph, repeats)
         graph.replay()
-        seconds = min(elapsed(graph.replay) for _ in range(3)) / repeats
+        seconds = min(elapsed(graph.replay) for _ in range(tries)) / repeats
         del results
         return _Trial(seconds, True, kernels, unread)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -87,3 +91,17 @@ def test_tensors_that_cannot_be_looked_at_are_left_alone() -> None:
         torch.nested.nested_tensor(rows, layout=torch.jagged),
     ):
         assert constant.of_inputs((x,)) is None
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 4, 5), (2, 1, 9)])
+def test_elements_are_counted_as_torch_counts_them(shape: tuple[int, ...]) -> None:
+    places = torch.arange(math.prod(shape))
+    for found, known in zip(constant._at(places, shape), torch.unravel_index(places, shape), strict=True):
+        assert torch.equal(found, known)
+
+
+def test_looking_imports_nothing_that_takes_long() -> None:
+    code = "import sys, torch; from perfgate import constant; before = set(sys.modules); "
+    code += f"constant.of_inputs((torch.zeros({N}),)); print(len(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20

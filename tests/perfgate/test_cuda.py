@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 
 from perfgate import cuda, gpu, nvml  # noqa: E402 - after the check for a device
 from perfgate.clock import Budget, MeasureError  # noqa: E402
+from perfgate.windows import elapsed  # noqa: E402
 from tests.perfgate.cupti import KERNELS, softmax, tensors  # noqa: E402
 
 PROCESSES = 3
@@ -370,3 +371,20 @@ def test_the_ceilings_are_those_of_a_gpu(clock: cuda.CudaClock) -> None:
     assert found["copy_bytes_per_second"] > 1e11
     assert found["read_bytes_per_second"] > 1e11
     assert found["flops_per_second.bf16"] > 2 * found["flops_per_second.fp32"]
+
+
+def test_memory_that_was_given_back_slows_nothing_after() -> None:
+    x = torch.randn(2**25, device="cuda")
+    y = torch.empty_like(x)
+
+    def copies() -> float:
+        return statistics.median(elapsed(lambda: y.copy_(x)) for _ in range(50))
+
+    copies()
+    before, after = copies(), {}
+    for give_back in (torch.cuda.empty_cache, gpu.give_back):
+        torch.empty(torch.cuda.mem_get_info()[0] // 2, dtype=torch.uint8, device="cuda")
+        give_back()
+        after[give_back.__name__] = copies() / before
+    print(after)  # what not waiting costs is another thing on another GPU
+    assert after["give_back"] < 1.03

@@ -127,7 +127,7 @@ class Blocks:
         at_once, begin, self._once = True, time.monotonic(), 0.0
         try:
             found = self._start()
-            self._evidence.add(block=self._number, stage=stage, at=round(time.monotonic() - self._begin, 1))
+            self._evidence.add(block=self._number, stage=stage, at=self._now())
             pairs = self._pairs(found) if names is None else [p for p, n in self._names.items() if n in names]
             pairs = [pair for pair in pairs if pair not in self._lost]
             self._random.shuffle(pairs)
@@ -201,21 +201,22 @@ class Blocks:
 
     def _look_where_code_is_from(self) -> None:
         """Sides that run the same code would be compared with themselves."""
-        for side, other in zip(SIDES, reversed(SIDES), strict=True):
-            if side not in self._workers:
-                continue
-            tree = self._trees[side]
-            try:
-                found = self._workers[side].ask(
-                    other=str(self._trees[other].root),
+        found: dict[Side, Mapping[str, Any]] = {}
+        try:
+            for side, worker in self._workers.items():  # all of them, before any answer is waited for
+                tree = self._trees[side]
+                worker.send(
+                    other=str(self._trees[_other(side)].root),
                     root=str(tree.root),
                     places=[str(place) for place in tree.places],
                     head=str(self._trees.head.root),
                 )
-            except WorkerDied as error:
-                self._bury(error, None)
-                continue
-            if why := not_its_own(side, other, found):
+            for side, worker in self._workers.items():
+                found[side] = worker.receive()
+        except WorkerDied as error:
+            self._bury(error, None)
+        for side, said in found.items():
+            if why := not_its_own(side, _other(side), said):
                 raise Refused(why, Exit.REFUSED)
 
     def _bury(self, error: WorkerDied, pair: Pair | None) -> None:
@@ -350,6 +351,10 @@ class Blocks:
         self._lost.add(pair)
         self._evidence.add(ended=how, reason=reason, case=name, side=side)
 
+    def _now(self) -> float:
+        """Seconds since the run began."""
+        return round(time.monotonic() - self._begin, 2)
+
     # Words to a worker
 
     def _prepare_both(self, pair: Pair, *, check: bool, at_once: bool) -> tuple[dict[Side, Came], dict[Side, object]]:
@@ -390,7 +395,7 @@ class Blocks:
         said = self._workers[side].ask(time=True)
         if "ended" in said:
             raise Came(side, said)
-        self._evidence.add(visit=said["record"], side=side)
+        self._evidence.add(visit=said["record"], side=side, at=self._now())
 
     def _release_all(self, *sides: Side) -> dict[Side, Came]:
         """Release each side; return those whose test did not pass after all."""

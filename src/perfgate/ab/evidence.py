@@ -5,7 +5,7 @@
 {"only": side, "case": name}                           new or missing
 {"canary": name}                                       a control by birth
 {"block": 0, "stage": 1, "at": 9.1}                    fresh workers, 9.1 s after the begin; visits that follow are its
-{"visit": {...record...}, "side": ...}
+{"visit": {...record...}, "side": ..., "at": 9.62}
 {"suspects": [name, ...]}                              what stage 1 picked when it ended
 {"void": case}                                         its visits in this block so far do not count
 {"ended": how, "reason": ..., "case": name, "side": ...}    it came to nothing on this side
