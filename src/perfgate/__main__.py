@@ -122,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     make.add_argument("--from", dest="files", type=Path, nargs="+", metavar="FILE", help="merge these, measure nothing")
     make.add_argument(
+        "--without",
+        metavar="REGEX",
+        help="with --from: leave out the cases whose name this finds, as of tests that are gone on purpose; with "
+        "the baseline itself as FILE nothing else changes, but what was accepted of it must be accepted again",
+    )
+    make.add_argument(
         "--visible",
         type=float,
         default=100 * baseline.ALLOWED,
@@ -221,6 +227,8 @@ def _baseline(options: argparse.Namespace, arguments: list[str]) -> int:
         raise ValueError(f"--visible must be a percentage above 0 and below 1000, got {options.visible:g}")
     if options.files and arguments:
         raise ValueError(f"--from measures nothing, so it takes no suite, got {' '.join(arguments)}")
+    if options.without is not None and not options.files:
+        raise ValueError("--without leaves out what was measured: give the files with --from, or deselect with -k")
     if options.sessions and not options.sessions.is_file():
         raise ValueError(
             f"--sessions must be a file of runs of unchanged code, and there is none at {options.sessions}"
@@ -251,7 +259,10 @@ def _baseline(options: argparse.Namespace, arguments: list[str]) -> int:
 def _file(files: Sequence[Path], options: argparse.Namespace, runs: Sequence[data.Entry]) -> int:
     """Merge the processes' files and write the baseline, or say why there is none."""
     try:
-        document = baseline.merge([baseline.load(path) for path in files])
+        documents = [baseline.load(path) for path in files]
+        if options.without is not None:
+            documents = [baseline.without(document, options.without) for document in documents]
+        document = baseline.merge(documents)
         said = _sessions(document, runs) if options.sessions else ""
         merged = baseline.from_document(document)
         rule = baseline.rule_for(merged, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
 import json
 import math
 import os
@@ -40,6 +41,7 @@ __all__ = [
     "read",
     "rule_for",
     "spread",
+    "without",
     "write",
 ]
 
@@ -169,11 +171,14 @@ def from_document(document: Any, path: Path | None = None) -> Baseline:
 
 def nodes(document: Mapping[str, Any]) -> dict[str, str]:
     """The node id of the test behind each case of a document that `from_document` reads."""
-    return {
-        benchmark["extra_info"]["perfgate"]["case"]["name"]: benchmark["fullname"]
-        for benchmark in document["benchmarks"]
-        if (benchmark.get("extra_info") or {}).get("perfgate") is not None
-    }
+    named = ((_name(benchmark), benchmark["fullname"]) for benchmark in document["benchmarks"])
+    return {name: node for name, node in named if name is not None}
+
+
+def _name(benchmark: Mapping[str, Any]) -> str | None:
+    """The name of the case that a benchmark is, if perfgate timed it."""
+    ours = (benchmark.get("extra_info") or {}).get("perfgate")
+    return None if ours is None else str(ours["case"]["name"])
 
 
 def _parts(benchmarks: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -246,7 +251,7 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ceilings = {
         name: stats.quantile([p.ceilings[name] for p in parts if name in p.ceilings], 0.5) for name in parts[0].ceilings
     }
-    benchmarks = [b for b in merged["benchmarks"] if (b.get("extra_info") or {}).get("perfgate") is not None]
+    benchmarks = [benchmark for benchmark in merged["benchmarks"] if _name(benchmark) is not None]
     for benchmark in benchmarks:
         name = benchmark["extra_info"]["perfgate"]["case"]["name"]
         records = [part.records[name] for part in parts]
@@ -265,6 +270,29 @@ def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged["perfgate"]["ceilings"] = ceilings
     merged["perfgate"]["processes"] = sum(p.processes for p in parts)
     return merged
+
+
+def without(document: Mapping[str, Any], pattern: str) -> dict[str, Any]:
+    """A document less the cases whose name a regular expression finds.
+
+    Raises:
+        BaselineError: If the document is not whole, or the pattern is no regular expression or finds no case.
+    """
+    from_document(document)
+    try:
+        found = re.compile(pattern).search
+    except re.error as error:
+        raise BaselineError(f"expected a regular expression for names of cases, got {pattern!r}: {error}") from error
+    fewer: dict[str, Any] = copy.deepcopy(dict(document))
+    timed = nodes(document)
+    gone = {name for name in (*timed, *document["perfgate"].get("out_of_memory", {})) if found(name)}
+    if not gone:
+        near = difflib.get_close_matches(pattern, timed, n=1, cutoff=0.0)
+        raise BaselineError(f"{pattern!r} is found in the name of no case, such as {', '.join(near) or 'none'}")
+    fewer["benchmarks"] = [b for b in fewer["benchmarks"] if _name(b) not in gone]
+    for name in gone & fewer["perfgate"].get("out_of_memory", {}).keys():
+        del fewer["perfgate"]["out_of_memory"][name]
+    return fewer
 
 
 def _part(document: Mapping[str, Any], what: str) -> Baseline:

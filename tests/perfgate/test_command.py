@@ -190,6 +190,25 @@ def test_numbers_are_taken_one_after_the_other(suite: Suite, files: list[str]) -
     assert [path.name for path in written(suite)] == ["0001_default.json", "0002_default.json"]
 
 
+def test_cases_that_are_gone_on_purpose_leave_a_baseline_that_is_else_the_same(suite: Suite, files: list[str]) -> None:
+    for name in files:
+        document = suite.document(name)
+        document["perfgate"]["out_of_memory"] = {"large": "no memory", "other": "no memory"}
+        (suite.path / name).write_text(json.dumps(document))
+    assert main(["baseline", "--from", *files]) == Exit.OK
+    (first,) = written(suite)
+    assert main(["baseline", "--from", str(first), "--without", "c$|^large"]) == Exit.OK
+    before, after = (json.loads(path.read_text()) for path in written(suite))
+    known = baseline.read(first)
+    assert "speed/c" in known.records
+    assert baseline.from_document(after).records == {k: v for k, v in known.records.items() if k != "speed/c"}
+    assert after["perfgate"].pop("out_of_memory") == {"other": "no memory"}
+    del before["perfgate"]["out_of_memory"]
+    left = [b for b in before.pop("benchmarks") if b["extra_info"]["perfgate"]["case"]["name"] != "speed/c"]
+    assert left == after.pop("benchmarks")
+    assert before == after
+
+
 def test_what_another_python_measured_is_filed_where_that_one_looks_for_it(suite: Suite, files: list[str]) -> None:
     there = {"system": "Linux", "python_implementation": "CPython", "python_version": "3.99.1"}
     for name in files:
@@ -235,6 +254,13 @@ def test_an_interrupt_leaves_nothing_but_the_processes_files(suite: Suite) -> No
         (["baseline", "--devices=0,0"], "expected devices as CUDA_VISIBLE_DEVICES names them, each once, got '0,0'"),
         (["baseline", "--visible=nan", "--from", "p0.json"], "--visible must be a percentage above 0"),
         (["baseline", "--from", "p0.json", "--", "-k", "a"], "--from measures nothing, so it takes no suite, got -k a"),
+        (["baseline", "--from", "p0.json", "--without", "x/y"], "'x/y' is found in the name of no case, such as "),
+        (
+            ["baseline", "--from", "p0.json", "--without", "("],
+            "expected a regular expression for names of cases, got '('",
+        ),
+        (["baseline", "--from", "p0.json", "--without", "."], "holds no case that perfgate timed"),
+        (["baseline", "--without", "a"], "give the files with --from, or deselect with -k"),
         (["baseline", "--label=a/b", "--from", "p0.json"], "expected letters, digits, '.', '_' and '-', got 'a/b'"),
         (["report", "nowhere.json"], "nowhere.json cannot be read: No such file"),
         (["report", "nowhere.jsonl"], "cannot read journal nowhere.jsonl: No such file"),

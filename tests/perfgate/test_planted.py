@@ -134,7 +134,7 @@ def test_true_sizes_are_measured_apart(pytester: pytest.Pytester, monkeypatch: p
 @pytest.mark.parametrize("turn", range(1, planted_turns.TURNS + 1))
 def test_a_turn_slows_sixteen_cases_that_are_there(turn: int, pytestconfig: pytest.Config) -> None:
     """By the committed baseline's names, and all five sizes among them."""
-    (path,) = pytestconfig.rootpath.glob("baselines/NVIDIA-H200*/*/0004_default.json")
+    (path,) = pytestconfig.rootpath.glob("baselines/NVIDIA-H200*/*/0005_default.json")
     known = dict.fromkeys(baseline.read(path).records, 0)
     sizes = set()
     for share in planted_turns.planted(turn):
@@ -149,7 +149,7 @@ def test_a_turn_slows_sixteen_cases_that_are_there(turn: int, pytestconfig: pyte
 
 
 def test_what_is_planted_is_among_what_runs(pytestconfig: pytest.Config) -> None:
-    (path,) = pytestconfig.rootpath.glob("baselines/NVIDIA-H200*/*/0004_default.json")
+    (path,) = pytestconfig.rootpath.glob("baselines/NVIDIA-H200*/*/0005_default.json")
     nodes = {b["extra_info"]["perfgate"]["case"]["name"]: b["fullname"] for b in baseline.load(path)["benchmarks"]}
     *files, _, keywords = planted_turns.ARGUMENTS
     chosen = Expression.compile(keywords)
