@@ -59,7 +59,7 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Lineup]:
 
     # Sequence sweep at fixed batch, width (2048) and heads: "naive, SDPA, FlashAttention in a minimal block" and
     # "fusion only against flash" draw time and memory over it, naive until it runs out of memory.
-    some: dict[Pass, list[int]] = {"fwd": [128, 1024, 4096, 16384], "bwd": [1024, 4096], "fwd+bwd": [1024, 16384]}
+    some: dict[Pass, list[int]] = {"fwd": [128, 1024, 4096, 8192], "bwd": [1024, 4096], "fwd+bwd": [1024, 8192]}
     for s in [128, 256, 512, 1024, 2048, 4096, 8192, 16384] if full else some[pass_]:
         variants = EVERY if forward or full else AGAINST_NAIVE
         yield Lineup(problem=Problem(b=4, hq=16, sq=s, d=128), variants=variants, reference="naive")
