@@ -19,6 +19,7 @@ SUITES: tuple[Suite, ...] = ("default", "full")
 
 TIMED_ELSEWHERE = ("triton_fa1", "triton_splitkv", "triton_paged")  # as a rung of the Llama ladder, and in decoding
 EVERY = tuple(variant.name for variant in TABLE if variant.name not in TIMED_ELSEWHERE)
+TOO_SLOW = ("sdpa_math", "naive_compiled")  # at length: in float32, and tuned for seconds in each process
 LIBRARIES = ("flash_attn", "flash_attn_3", "flash_attn_4", "flashinfer", "transformer_engine")
 FUSED = ("sdpa_flash", "sdpa_cudnn", "flex", "triton_flash", *LIBRARIES)
 WITHOUT_FLEX = tuple(name for name in FUSED if name != "flex")  # which takes seconds to compile for each problem
@@ -62,6 +63,8 @@ def _on_cuda(pass_: Pass, suite: Suite) -> Iterator[Lineup]:
     some: dict[Pass, list[int]] = {"fwd": [128, 1024, 4096, 8192], "bwd": [1024, 4096], "fwd+bwd": [1024, 8192]}
     for s in [128, 256, 512, 1024, 2048, 4096, 8192, 16384] if full else some[pass_]:
         variants = EVERY if forward or full else AGAINST_NAIVE
+        if s > 4096 and not full:
+            variants = tuple(name for name in variants if name not in TOO_SLOW)
         yield Lineup(problem=Problem(b=4, hq=16, sq=s, d=128), variants=variants, reference="naive")
 
     # The FlashAttention-3 paper's grid (Shah et al., 2024): 16k tokens, width 2048.

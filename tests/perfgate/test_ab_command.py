@@ -110,8 +110,20 @@ def test_a_suite_that_takes_long_is_screened_by_one_block(
     assert notes == (["1 block screened, and 2 would have taken more than 0 minutes"] if blocks == 1 else [])
 
 
+def test_what_the_first_block_alone_does_counts_for_when_screening_ends(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = repository.path / "test_speed.py"
+    sleep = "__import__('time').sleep(1)"
+    suite.write_text(suite.read_text().replace('{case}")', f'{{case}}", check=lambda _: {sleep})'))  # of three cases
+    repository.commit("checked")
+    monkeypatch.setattr(command, "SCREENING", 3.0)
+    assert repository.ab_by_default("--base=HEAD") == Exit.OK
+    assert [block["stage"] for block in repository.entries("block")] == [1]
+
+
 @pytest.mark.parametrize("where", ["check", "body"])
-def test_checks_do_not_count_for_how_many_blocks_screen(
+def test_checks_are_not_expected_of_a_second_block(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Of what a test does it is the check alone that a second block does not do again."""

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -42,7 +43,7 @@ CONTROLS = 20
 CHECKS = 4
 """Fresh blocks that check again what may have got less accurate, if nothing is to be confirmed of time."""
 SCREENING = 300.0
-"""Seconds that screening may take where the number of its blocks is left to us, without what is done in one alone."""
+"""Seconds after which no further block is to screen, where their number is left to us."""
 VISIT = ("--perf-warmup=0.01", "--perf-max-time=0.05", "--perf-min-samples=4")
 """A visit is short: the device has just worked at the same case, and processes differ by more than their samples do.
 What is given to pytest wins."""
@@ -65,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--blocks",
         type=_count,
         metavar="N",
-        help=f"blocks that screen (default: {ContestRule().screen_blocks}, or as many as take "
-        f"{SCREENING / 60:.0f} minutes besides compiling and checking, and one at least)",
+        help=f"blocks that screen (default: {ContestRule().screen_blocks}, or as many as end within "
+        f"{SCREENING / 60:.0f} minutes, and one at least)",
     )
     parser.add_argument(
         "--confirm",
@@ -211,12 +212,12 @@ def _stages(
 ) -> str:
     """Screen, then confirm; return how it ended."""
     try:
-        most = evidence.header["blocks"]
+        most, begin = evidence.header["blocks"], time.monotonic()
         for i in range(most):
             blocks.run(1, check=None if options.check_always or i == 0 else doubted(evidence))
             if not evidence.compared:
                 return COMPLETE  # there is nothing that another block could add
-            if options.blocks is None and i + 1 < most and (i + 2) * blocks.again > SCREENING:
+            if options.blocks is None and i + 1 < most and time.monotonic() - begin + blocks.again > SCREENING:
                 progress.extend(i + 1 - most)
                 blocks_ = f"{i + 1} block{'s' if i else ''}"
                 evidence.add(
