@@ -6,16 +6,21 @@ Both sides prepare a case at the same time, since nothing is timed then. If they
 case is prepared anew for each visit, one side after the other. If one's work led the other's clock to another plan,
 they prepare it again, one after the other. What a worker says goes into the evidence at once. A worker that ends costs
 the case it was at, and is replaced once.
+
+Workers import and collect, which takes seconds, before they are told to begin; those of the next block do so during the
+last cases of this one. Until then they leave the device alone, so that it is seen whether others use it: by all of a
+suite but what is collected, and a suite that uses the device for that is started once it was seen.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED
 from perfgate.ab.evidence import SIDES, Evidence
@@ -27,8 +32,12 @@ from perfgate.gate import Exit
 
 __all__ = ["DIED", "Blocks", "Over", "Pair"]
 
+T = TypeVar("T")
+
 DIED = "died"
 RESTARTS = 1
+AHEAD, CORES = 8, 4
+"""Cases before the end of a block at which the next one's workers begin to import, if there are so many cores."""
 ORDERS: tuple[tuple[Side, ...], ...] = (("base", "head", "head", "base"), ("head", "base", "base", "head"))
 NOT_TIMED = "its test passed without calling gpu_benchmark"
 
@@ -92,6 +101,8 @@ class Blocks:
         self._trees, self._arguments, self._evidence = trees, list(arguments), evidence
         self._random, self._logs, self._visited = random.Random(seed), logs, visited
         self._workers: dict[Side, Worker] = {}
+        self._next: dict[Side, Worker] = {}
+        self._early = False  # the suites use the device while they are collected
         self.again = 0.0
         self.took: dict[str, float] = {}
         self._once, self._begin = 0.0, time.monotonic()
@@ -108,13 +119,16 @@ class Blocks:
         """The cases that can be visited again."""
         return {name for pair, name in self._names.items() if pair not in self._lost}
 
-    def run(self, stage: int, names: set[str] | None = None, *, check: Collection[str] | None) -> None:
+    def run(
+        self, stage: int, names: set[str] | None = None, *, check: Collection[str] | None, last: bool = False
+    ) -> None:
         """One block of the named cases, or of all.
 
         Args:
             stage: Of the comparison.
             names: Cases; None for all.
             check: Those of them whose results are checked before they are timed; None for all.
+            last: Whether no other block will follow.
 
         Raises:
             Over: If the run must end with what is known.
@@ -132,6 +146,8 @@ class Blocks:
             pairs = [pair for pair in pairs if pair not in self._lost]
             self._random.shuffle(pairs)
             for i, pair in enumerate(pairs):
+                if not last and i == max(0, len(pairs) - AHEAD):
+                    self._launch_next()
                 self._visited(self._number, i, len(pairs))
                 begun, once = time.monotonic(), self._once
                 try:
@@ -147,44 +163,80 @@ class Blocks:
             self._stop(at_once=at_once)
         self.again = time.monotonic() - begin - self._once
 
+    def close(self) -> None:
+        """End the workers of a block that does not come."""
+        with undisturbed():
+            workers, self._next = list(self._next.values()), {}
+            for worker in workers:
+                worker.stop(at_once=True)
+
     # Workers
 
     def _start(self) -> dict[Side, Mapping[str, Any]]:
         """Fresh workers of both sides. In the first block the head's looks whether the device is free."""
-        found: dict[Side, Mapping[str, Any]] = {}
         known = self._evidence.environments.get("head")
+        if not self._early:
+            self._workers, self._next = self._next, {}
+            if not self._workers:
+                self._launch(self._workers, self._number)
+            for side in self._workers:
+                self._early |= self._asked(side, self._workers[side].waits)
+            if self._early:  # nobody could tell them from others that use the device
+                self._stop(at_once=True)
         if known is not None and "--perf-allow-busy" not in self._arguments:
             must_be_free(known)
+        found: dict[Side, Mapping[str, Any]] = {}
         for side in reversed(SIDES):
-            arguments, there = self._trees[side].arguments(self._arguments, self._trees.head)
-            if side == "base" and not there:
+            if self._early:
+                self._launch(self._workers, self._number, [side])
+            if side not in self._workers:
                 self._evidence.add(note="the base has no suite at these paths")
                 continue
-            if known is not None or side == "base":
-                arguments.append("--perf-allow-busy")  # by our own other worker
-            self._workers[side] = Worker(side, self._trees, arguments, self._logs / f"{side}-{self._number + 1}.log")
-            if known is None and side == "head":
+            if self._early:
+                self._asked(side, self._workers[side].waits)
+            self._asked(side, self._workers[side].begin)
+            if known is None:
                 found[side] = self._hello(side)
-        for side in SIDES:
-            if side in self._workers and side not in found:
-                found[side] = self._hello(side)
+        for side in self._workers.keys() - found.keys():
+            found[side] = self._hello(side)
         if known is None:
             self._learn(found)
         return found
 
+    def _launch(self, workers: dict[Side, Worker], number: int, sides: Sequence[Side] = ("head", "base")) -> None:
+        """Start workers of a block. What takes longest, to import and to collect, they do before they are to begin."""
+        for side in sides:
+            arguments, there = self._trees[side].arguments(self._arguments, self._trees.head)
+            if side == "base" and not there:
+                continue
+            if side == "base" or "head" in self._evidence.environments:
+                arguments.append("--perf-allow-busy")  # by our own other worker
+            workers[side] = Worker(side, self._trees, arguments, self._logs / f"{side}-{number + 1}.log")
+
+    def _launch_next(self) -> None:
+        """Start the next block's workers while this one's are at work, where that disturbs nobody."""
+        head = self._evidence.environments.get("head")
+        on_a_gpu = head is not None and "uuid" in head.facts
+        if on_a_gpu and not self._early and not self._next and len(os.sched_getaffinity(0)) >= CORES:
+            self._launch(self._next, self._number + 1)
+
     def _hello(self, side: Side) -> Mapping[str, Any]:
-        worker = self._workers[side]
-        try:
-            found = worker.hello()
-        except WorkerDied as error:
-            usage = side == "head" and worker.code == Exit.USAGE
-            code = Exit.USAGE if usage else Exit.INCOMPLETE
-            why = f"{error} before it had collected its tests; the end of its log:\n{worker.log}"
-            raise Refused(why, code) from None
+        found = self._asked(side, self._workers[side].hello)
         if found["errors"]:
             said = "\n".join(f"    {line}" for line in found["errors"])
             raise Refused(f"the {side}'s suite cannot be collected:\n{said}", Exit.INCOMPLETE)
         return found
+
+    def _asked(self, side: Side, what: Callable[[], T]) -> T:
+        """What a worker answers before it is told to time anything."""
+        try:
+            return what()
+        except WorkerDied as error:
+            worker = self._workers[side]
+            usage = side == "head" and worker.code == Exit.USAGE
+            code = Exit.USAGE if usage else Exit.INCOMPLETE
+            why = f"{error} before it had collected its tests; the end of its log:\n{worker.log}"
+            raise Refused(why, code) from None
 
     def _learn(self, found: Mapping[Side, Mapping[str, Any]]) -> None:
         """Keep where the sides measure, and refuse what cannot be compared."""

@@ -1,5 +1,7 @@
 """One message a line: what `perfgate ab` and a worker say to each other, as JSON objects over a socket.
 
+    worker    {"waiting": true if it has used the GPU}  all is collected; from here on it may use it
+    to it     {"begin": true}
     worker    {"collected": [node, ...], "canaries": [...], "environment": {...}, "errors": [...], "harness": path}
               or {"refused": reason, "code": exit code}
     to it     {"run": node, "check": true}

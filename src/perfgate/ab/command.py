@@ -181,7 +181,8 @@ def _compare(
             print(f"building {side}: {options.build}", flush=True)
             revisions.build(options.build, trees, side, logs / f"build-{side}.log")
         blocks = Blocks(trees, [*VISIT, *arguments], evidence, seed=seed, logs=logs, visited=visited)
-        why = _stages(blocks, evidence, rules, options, progress, seed)
+        with contextlib.closing(blocks):
+            why = _stages(blocks, evidence, rules, options, progress, seed)
         progress.clear()
         evidence.add(end=why)
     except Refused as error:
@@ -236,7 +237,7 @@ def _stages(
             print(f"{count} case{'' if count == 1 else 's'} to confirm in {fresh} fresh blocks", flush=True)
             progress.extend(fresh)
             checks = 0
-            for _ in range(fresh):
+            for i in range(fresh):
                 left = set(rules.undecided(evidence.blocks, evidence.controls, picked)) & blocks.names
                 left -= evidence.canaries
                 open_ = doubted(evidence)
@@ -244,7 +245,8 @@ def _stages(
                 if not left and (not open_ or checks > CHECKS):
                     break
                 check = None if options.check_always else open_
-                blocks.run(2, left | inaccurate | evidence.canaries | set(some), check=check)
+                visited = left | inaccurate | evidence.canaries | set(some)
+                blocks.run(2, visited, check=check, last=i + 1 == fresh)
     except Over as error:
         return str(error)
     except KeyboardInterrupt:

@@ -60,8 +60,24 @@ class Worker:
             )
         self._channel = Channel(ours)
 
+    def waits(self) -> bool:
+        """Wait until it has collected its tests and waits to begin; whether it has used the GPU for that.
+
+        Raises:
+            WorkerDied: If it ended before.
+        """
+        return bool(self.receive()["waiting"])
+
+    def begin(self) -> None:
+        """Let it use the GPU.
+
+        Raises:
+            WorkerDied: If it is not there.
+        """
+        self.send(begin=True)
+
     def hello(self) -> Mapping[str, Any]:
-        """What the worker found to time.
+        """What the worker that began found to time.
 
         Raises:
             WorkerDied: If it ended before it could say.
