@@ -124,7 +124,8 @@ def test_a_cold_call_is_slower_than_a_warm_one(clock: cuda.CudaClock) -> None:
 def test_the_time_of_a_fixed_input_set_agrees_with_many(clock: cuda.CudaClock) -> None:
     make = tensors((2**22,), dtype=torch.float32)
     fixed, many = clock.measure(torch.sum, [make(0)]), clock.measure(torch.sum, make)
-    assert -1e-6 < fixed.median - many.median < 4e-6
+    # the share of a single call's window that is taken off it is not known better (-1.3 us was seen on an H200)
+    assert -2e-6 < fixed.median - many.median < 4e-6
     assert any("one input set only" in note for note in fixed.notes)
 
 
