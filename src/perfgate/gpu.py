@@ -36,7 +36,7 @@ __all__ = [
 
 OUT_OF_MEMORY: tuple[type[BaseException], ...] = (torch.OutOfMemoryError,)
 CLEARING = 4e11
-"""Bytes a second that the device clears of what was given back, at least."""
+"""Bytes a second that an H200 clears of what was given back, at least."""
 
 
 def available() -> str | None:
@@ -81,13 +81,13 @@ def let_go() -> None:
 
 
 def give_back() -> None:
-    """Give the driver what torch keeps for later, and wait while the device clears it.
+    """Give the driver what torch keeps for later, and wait as long as an H200 takes to clear it.
 
-    Meanwhile kernels that are bound by memory are a tenth slower, those of other processes too (seen on an H200).
+    Meanwhile kernels that are bound by memory are a tenth slower there, those of other processes too.
     """
     before = torch.cuda.memory_reserved()
     torch.cuda.empty_cache()
-    time.sleep((before - torch.cuda.memory_reserved()) / CLEARING)
+    time.sleep(max(0, before - torch.cuda.memory_reserved()) / CLEARING)
 
 
 def environment() -> Environment:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
+from perfgate import fresh
 from perfgate.ab import blocks
+from perfgate.ab.blocks import Blocks
+from perfgate.ab.refusals import Refused
 from perfgate.ab.workers import Worker
 from perfgate.gate import Exit
 
@@ -15,7 +18,21 @@ from .ab_repository import Repository
 
 ELSEWHERE = 'Environment(device="Fake GPU", versions={"torch": "2.11.0"})'
 ON_A_GPU = 'Environment(device="Fake GPU", versions={"torch": "2.11.0"}, facts={"uuid": "1"})'
-USES_IT = "\nimport perfgate.plugin.worker\n\nperfgate.plugin.worker.in_use = lambda: True\n"
+USES_IT = """
+import os, pathlib
+
+USED = pathlib.Path(os.environ["USED"])
+
+def pytest_collection_modifyitems():
+    (USED / str(os.getpid())).touch()
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_perf_environment(config):
+    others = {path.name for path in USED.iterdir() if pathlib.Path("/proc", path.name).exists()} - {str(os.getpid())}
+    if others and "--perf-allow-busy" not in config.invocation_params.args:
+        pytest.exit("the GPU is busy", 12)
+"""
+"""While it is collected."""
 ENDS = """
 import os, pathlib
 
@@ -29,10 +46,15 @@ def pytest_collection_modifyitems():
 
 
 @pytest.fixture
-def seen(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What was done in order; visits as they came to the journal."""
+def workers() -> list[Worker]:
+    """All that were started."""
+    return []
+
+
+@pytest.fixture
+def seen(repository: Repository, workers: list[Worker], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What was done, in order."""
     happened: list[str] = []
-    workers: list[Worker] = []
 
     class Watched(Worker):
         def __init__(self, side: Any, *given: Any) -> None:
@@ -40,10 +62,9 @@ def seen(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
             super().__init__(side, *given)
             workers.append(self)
 
-        def begin(self) -> None:
-            assert self.code is None
+        def hello(self) -> Mapping[str, Any]:
             happened.append(f"begin {self.side}")
-            super().begin()
+            return super().hello()
 
         def send(self, **message: object) -> None:
             if "time" in message:
@@ -55,7 +76,7 @@ def seen(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> Iterator[li
 
     monkeypatch.setattr(blocks, "Worker", Watched)
     monkeypatch.setattr(blocks, "must_be_free", free)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(blocks.CORES)))
+    monkeypatch.setattr(fresh, "cores", lambda: blocks.CORES)
     conftest = repository.path / "conftest.py"
     conftest.write_text(conftest.read_text().replace(ELSEWHERE, ON_A_GPU))
     repository.commit("on a GPU")
@@ -89,7 +110,7 @@ def test_where_they_would_disturb_they_start_later(
     repository: Repository, seen: list[str], monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     if why == "few cores":
-        monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(blocks.CORES - 1)))
+        monkeypatch.setattr(fresh, "cores", lambda: blocks.CORES - 1)
     else:
         conftest = repository.path / "conftest.py"
         conftest.write_text(conftest.read_text().replace(ON_A_GPU, ELSEWHERE))
@@ -100,23 +121,54 @@ def test_where_they_would_disturb_they_start_later(
 
 
 def test_suites_that_use_the_gpu_while_they_are_collected_start_once_it_is_seen_that_nobody_else_does(
-    repository: Repository, seen: list[str]
+    repository: Repository, seen: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    used = repository.path / ".perfgate" / "used"
+    used.mkdir(parents=True)
+    monkeypatch.setenv("USED", str(used))
     with (repository.path / "conftest.py").open("a") as file:
         file.write(USES_IT)
     repository.commit("uses the GPU")
     assert repository.ab("--base=HEAD", "--blocks=2") == Exit.OK
-    block = ["start head", "begin head", "start base", "begin base", *4 * CASE]
-    assert seen == [*START, *block, "free?", *block]
+    alone = ["start head", "begin head", "start base", "begin base", *4 * CASE]
+    assert seen == [*START, "begin head", *alone, "free?", *START, *BEGIN, *4 * CASE]
 
 
-def test_a_worker_that_ends_while_it_waits_is_said(
+@pytest.mark.parametrize("others", [False, True])
+def test_whether_workers_that_wait_or_others_use_the_gpu_is_seen_without_them(
+    repository: Repository, seen: list[str], monkeypatch: pytest.MonkeyPatch, others: bool
+) -> None:
+    def busy(environment: object) -> None:
+        seen.append("free?")
+        if others or seen.count("free?") == 1:
+            raise Refused("the GPU is busy", Exit.UNFIT)
+
+    monkeypatch.setattr(blocks, "must_be_free", busy)
+    block = [*BEGIN, *4 * CASE]
+    assert repository.ab("--base=HEAD", "--blocks=2") == (Exit.UNFIT if others else Exit.OK)
+    assert seen == [*START, *BEGIN, *START, *4 * CASE, "free?", "free?", *([] if others else [*START, *block])]
+
+
+def test_workers_of_which_one_died_while_they_waited_are_replaced(
+    repository: Repository, seen: list[str], workers: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def visited(self: Blocks, *given: object) -> None:
+        if len(workers) == 4 and workers[3].code is None:
+            workers[3].stop(at_once=True)
+
+    monkeypatch.setattr(Blocks, "_look_where_code_is_from", visited)
+    assert repository.ab("--base=HEAD", "--blocks=2") == Exit.OK
+    assert seen == [*START, *BEGIN, *START, *4 * CASE, *START, "free?", *BEGIN, *START, *4 * CASE]
+
+
+def test_a_suite_that_can_be_collected_no_more_is_said(
     repository: Repository, seen: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("ENDED", str(repository.path / "ended"))
+    monkeypatch.setenv("ENDED", str(repository.path / ".perfgate" / "ended"))
+    (repository.path / ".perfgate").mkdir()
     with (repository.path / "conftest.py").open("a") as file:
         file.write(ENDS)
     repository.commit("ends")
     assert repository.ab("--base=HEAD", "--blocks=2") == Exit.INCOMPLETE
-    assert seen == [*START, *BEGIN, *START, *4 * CASE]
+    assert seen.count("visit") == 4 * len(CASE)
     assert "ended (exit code 7) before it had collected its tests" in "".join(capfd.readouterr())

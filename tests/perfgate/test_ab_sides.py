@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perfgate.ab import trees
+from perfgate.ab import blocks, trees
+from perfgate.ab.workers import Worker, WorkerDied
+from perfgate.contest import Side
 from perfgate.gate import Exit
 
 from .ab_repository import KERNELS, Repository
@@ -20,6 +24,29 @@ def test_both_sides_measure_with_the_running_perfgate_and_run_their_own_code(rep
     repository.commit("has a perfgate of its own")
     repository.slow("a")
     assert repository.ab() == Exit.REGRESSED
+
+
+@pytest.mark.parametrize("other", ["base", "head"])
+def test_what_a_side_runs_is_looked_at_where_the_others_worker_dies_of_the_question(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, other: Side
+) -> None:
+    looked: list[Side] = []
+
+    class Dying(Worker):
+        def receive(self) -> Mapping[str, Any]:
+            said = super().receive()
+            if "foreign" in said and self.side == other:
+                raise WorkerDied(self.side, "died")
+            return said
+
+    def seen(side: Side, of: Side, found: Mapping[str, Any]) -> str | None:
+        looked.append(side)
+        return "not its own" if len(looked) > 1 else None
+
+    monkeypatch.setattr(blocks, "Worker", Dying)
+    monkeypatch.setattr(blocks, "not_its_own", seen)
+    assert repository.ab("--base=HEAD") == Exit.REFUSED
+    assert set(looked) == {"base", "head"} - {other}
 
 
 def test_a_side_that_runs_the_others_code_is_refused(

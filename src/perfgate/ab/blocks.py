@@ -8,13 +8,13 @@ they prepare it again, one after the other. What a worker says goes into the evi
 the case it was at, and is replaced once.
 
 Workers import and collect, which takes seconds, before they are told to begin; those of the next block do so during the
-last cases of this one. Until then they leave the device alone, so that it is seen whether others use it: by all of a
-suite but what is collected, and a suite that uses the device for that is started once it was seen.
+last cases of this one. Until then they should leave the device alone, so that it is seen whether others use it. Where
+it is found in use, they are stopped and started again once it was seen that it is free, for then they may use it
+while they are collected.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from perfgate import fresh
 from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED
 from perfgate.ab.evidence import SIDES, Evidence
 from perfgate.ab.refusals import Refused, must_be_free, not_its_own
@@ -102,7 +103,7 @@ class Blocks:
         self._random, self._logs, self._visited = random.Random(seed), logs, visited
         self._workers: dict[Side, Worker] = {}
         self._next: dict[Side, Worker] = {}
-        self._early = False  # the suites use the device while they are collected
+        self._early = False  # the suites may use the device while they are collected
         self.again = 0.0
         self.took: dict[str, float] = {}
         self._once, self._begin = 0.0, time.monotonic()
@@ -174,31 +175,36 @@ class Blocks:
 
     def _start(self) -> dict[Side, Mapping[str, Any]]:
         """Fresh workers of both sides. In the first block the head's looks whether the device is free."""
+        try:
+            return self._begin_block()
+        except Refused as refused:
+            if refused.code != Exit.UNFIT or self._early:
+                raise
+        self._early = True  # perhaps it is a worker of ours that uses the device
+        self._stop(at_once=True)
+        return self._begin_block()
+
+    def _begin_block(self) -> dict[Side, Mapping[str, Any]]:
         known = self._evidence.environments.get("head")
-        if not self._early:
-            self._workers, self._next = self._next, {}
-            if not self._workers:
-                self._launch(self._workers, self._number)
-            for side in self._workers:
-                self._early |= self._asked(side, self._workers[side].waits)
-            if self._early:  # nobody could tell them from others that use the device
-                self._stop(at_once=True)
-        if known is not None and "--perf-allow-busy" not in self._arguments:
+        look = known is not None and "--perf-allow-busy" not in self._arguments
+        if known is not None and look and self._early:
             must_be_free(known)
+        if any(worker.code is not None for worker in self._next.values()):
+            self.close()
+        self._workers, self._next = self._next, {}
         found: dict[Side, Mapping[str, Any]] = {}
-        for side in reversed(SIDES):
-            if self._early:
-                self._launch(self._workers, self._number, [side])
-            if side not in self._workers:
-                self._evidence.add(note="the base has no suite at these paths")
-                continue
-            if self._early:
-                self._asked(side, self._workers[side].waits)
-            self._asked(side, self._workers[side].begin)
-            if known is None:
+        together: list[list[Side]] = [["head"], ["base"]] if known is None and self._early else [["head", "base"]]
+        for sides in together:
+            self._launch(self._workers, self._number, [side for side in sides if side not in self._workers])
+            waiting = [side for side in sides if side in self._workers]
+            for side in waiting:
+                self._asked(side, self._workers[side].waits, "had collected its tests")
+            if known is not None and look and not self._early:
+                must_be_free(known)
+            for side in waiting:
                 found[side] = self._hello(side)
-        for side in self._workers.keys() - found.keys():
-            found[side] = self._hello(side)
+        if "base" not in found:
+            self._evidence.add(note="the base has no suite at these paths")
         if known is None:
             self._learn(found)
         return found
@@ -217,17 +223,17 @@ class Blocks:
         """Start the next block's workers while this one's are at work, where that disturbs nobody."""
         head = self._evidence.environments.get("head")
         on_a_gpu = head is not None and "uuid" in head.facts
-        if on_a_gpu and not self._early and not self._next and len(os.sched_getaffinity(0)) >= CORES:
+        if on_a_gpu and not self._early and not self._next and fresh.cores() >= CORES:
             self._launch(self._next, self._number + 1)
 
     def _hello(self, side: Side) -> Mapping[str, Any]:
-        found = self._asked(side, self._workers[side].hello)
+        found = self._asked(side, self._workers[side].hello, "said what there is to time")
         if found["errors"]:
             said = "\n".join(f"    {line}" for line in found["errors"])
             raise Refused(f"the {side}'s suite cannot be collected:\n{said}", Exit.INCOMPLETE)
         return found
 
-    def _asked(self, side: Side, what: Callable[[], T]) -> T:
+    def _asked(self, side: Side, what: Callable[[], T], until: str) -> T:
         """What a worker answers before it is told to time anything."""
         try:
             return what()
@@ -235,7 +241,7 @@ class Blocks:
             worker = self._workers[side]
             usage = side == "head" and worker.code == Exit.USAGE
             code = Exit.USAGE if usage else Exit.INCOMPLETE
-            why = f"{error} before it had collected its tests; the end of its log:\n{worker.log}"
+            why = f"{error} before it {until}; the end of its log:\n{worker.log}"
             raise Refused(why, code) from None
 
     def _learn(self, found: Mapping[Side, Mapping[str, Any]]) -> None:
@@ -254,22 +260,27 @@ class Blocks:
     def _look_where_code_is_from(self) -> None:
         """Sides that run the same code would be compared with themselves."""
         found: dict[Side, Mapping[str, Any]] = {}
-        try:
-            for side, worker in self._workers.items():  # all of them, before any answer is waited for
-                tree = self._trees[side]
-                worker.send(
-                    other=str(self._trees[_other(side)].root),
-                    root=str(tree.root),
-                    places=[str(place) for place in tree.places],
-                    head=str(self._trees.head.root),
-                )
+        died: WorkerDied | None = None
+        for answers in (False, True):  # all are asked before any answer is waited for
             for side, worker in self._workers.items():
-                found[side] = worker.receive()
-        except WorkerDied as error:
-            self._bury(error, None)
+                tree = self._trees[side]
+                try:
+                    if answers:
+                        found[side] = worker.receive()
+                        continue
+                    worker.send(
+                        other=str(self._trees[_other(side)].root),
+                        root=str(tree.root),
+                        places=[str(place) for place in tree.places],
+                        head=str(self._trees.head.root),
+                    )
+                except WorkerDied as error:
+                    died = error
         for side, said in found.items():
             if why := not_its_own(side, _other(side), said):
                 raise Refused(why, Exit.REFUSED)
+        if died:
+            self._bury(died, None)
 
     def _bury(self, error: WorkerDied, pair: Pair | None) -> None:
         """A worker ended: its case is lost, and there are new workers, once."""

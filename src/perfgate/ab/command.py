@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--blocks",
         type=_count,
         metavar="N",
-        help=f"blocks that screen (default: {ContestRule().screen_blocks}, or as many as end within "
+        help=f"blocks that screen (default: {ContestRule().screen_blocks}, or as many as should end within "
         f"{SCREENING / 60:.0f} minutes, and one at least)",
     )
     parser.add_argument(

@@ -60,29 +60,22 @@ class Worker:
             )
         self._channel = Channel(ours)
 
-    def waits(self) -> bool:
-        """Wait until it has collected its tests and waits to begin; whether it has used the GPU for that.
+    def waits(self) -> None:
+        """Wait until it has collected its tests and waits to begin.
 
         Raises:
             WorkerDied: If it ended before.
         """
-        return bool(self.receive()["waiting"])
-
-    def begin(self) -> None:
-        """Let it use the GPU.
-
-        Raises:
-            WorkerDied: If it is not there.
-        """
-        self.send(begin=True)
+        self.receive()
 
     def hello(self) -> Mapping[str, Any]:
-        """What the worker that began found to time.
+        """Let it begin, that is, use the device; what it found to time.
 
         Raises:
             WorkerDied: If it ended before it could say.
             Refused: If it will not time anything, or would not measure with our code.
         """
+        self.send(begin=True)
         found = self.receive()
         if "refused" in found:
             raise Refused(found["refused"], found["code"])

@@ -1,14 +1,11 @@
-"""Memory that ran out: what says so, the reason in a line, and how a session gives back what it keeps for later.
-
-Nothing here imports torch: what is asked of it is asked if a suite has imported it.
-"""
+"""Memory that ran out: what says so, the reason in a line, and how a session gives back what it keeps for later."""
 
 from __future__ import annotations
 
 import gc
 import sys
 
-__all__ = ["first_line", "in_use", "let_go", "out_of_memory"]
+__all__ = ["first_line", "let_go", "out_of_memory"]
 
 
 def out_of_memory() -> tuple[type[BaseException], ...]:
@@ -38,9 +35,3 @@ def let_go(kept: int = -1) -> int:
         return 0
     gpu.let_go()
     return int(gpu.held())
-
-
-def in_use() -> bool:
-    """Whether this process has used a GPU, by torch."""
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    return cuda is not None and bool(cuda.is_initialized())
