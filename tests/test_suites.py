@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from perf.test_llama import cases
 from perfgate import Work
 from perfgate.baseline import read
 from perfgate.gate import Exit
+from perfgate.trust import data
+from tests.collect import SUITES
 
 ROOT = Path(__file__).parents[1]
 WALK = """
@@ -154,6 +157,17 @@ def test_cases_do_the_work_that_the_committed_baseline_knows_them_by() -> None:
     both = {name: (work, known[name].case.work) for name, work in works() if name in known}
     assert len(both) > 0.9 * len(known)
     assert [name for name, (now, then) in both.items() if now != then] == []
+
+
+def test_runs_of_the_subset_that_are_counted_together_are_of_the_same_cases_which_are_those_that_it_has() -> None:
+    runs = [run for run in data.read(ROOT / "docs" / "trust.jsonl") if getattr(run, "suite", "") == "subset"]
+    (cases,) = {frozenset(run.verdicts) for run in runs if isinstance(run, data.Contest)}
+    (nodes,) = collected(list(SUITES["subset"]))
+    titles = {"test_forward": "forward", "test_backward": "backward", "test_both": "forward+backward"}
+    found = [re.fullmatch(r".*::(\w+)\[(\w+?)-(b\d.*)\]", node) for node in nodes]
+    names = [f"{titles[match[1]]}/{match[2]}/{match[3]}" for match in found if match]
+    assert len(names) == len(nodes) == 48
+    assert frozenset(names) == cases
 
 
 @pytest.mark.parametrize("name", ["naive_compiled", "flex"])
