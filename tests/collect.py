@@ -4,7 +4,7 @@
     timers     the kernels of `tests.perfgate.cupti` by perfgate's clock, by CUPTI and, where it is, by NVBench
     planted    true sizes measured apart, then `perfgate ab` of a commit against itself, with the head's cases slowed
     drift      `perfgate ab` of a commit against itself, and another process that loads the GPU from a block on
-    spread     the subset's cases in several processes, each by perfgate's clock and by a plain one
+    spread     where processes were seen to differ: each case by perfgate's clock and by a plain one, in several
 
 Each adds a run to the committed data (``--data``), with its origin. ``nox -s calibrate`` writes the page of it.
 """
@@ -42,6 +42,14 @@ SUITES = {
     )
 }
 """What runs in suites that have a name. The subset is to stay as it is: its runs are counted together."""
+NOISY = (
+    "perf/test_forward.py",
+    "perf/test_linear.py",
+    "-k",
+    "m1- or (triton_flash or sdpa_flash or sdpa_cudnn)"
+    " and (b1-h4- or b1-h8-s64 or b4-h16-s128- or b4-h16-s256 or b16-h16-s1024 or b1-h16-s16384)",
+)
+"""Where processes were seen to differ: matrix-vector products and small kernels; and some attention besides."""
 SHORT = ("--perf-warmup=0.02", "--perf-max-time=0.06")
 """How long a clock takes for true sizes and for spreads: several times is better than long. What is given wins."""
 PROCESSES = 3
@@ -132,7 +140,7 @@ def spread(occasion: str, arguments: Sequence[str], *, say: Callable[[str], obje
     """
     _committed()
     started = datetime.now(UTC).isoformat()
-    processes: list[dict[str, Mapping[str, float]]] = []
+    processes: list[dict[str, Mapping[str, Any]]] = []
     for i in range(SEVERAL):
         file = _folder() / f"spread-{os.getpid()}-{i}.jsonl"  # stays, for one process that fails loses no other
         file.unlink(missing_ok=True)
@@ -142,17 +150,18 @@ def spread(occasion: str, arguments: Sequence[str], *, say: Callable[[str], obje
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         if code or not lines:
             raise RuntimeError(f"{' '.join(command)} ended with exit code {code} and timed {len(lines)} cases")
-        processes.append({line["case"]: line["seconds"] for line in lines})
+        processes.append({line["case"]: line for line in lines})
     everywhere = [case for case in processes[0] if all(case in process for process in processes)]
     if left_out := sorted({case for process in processes for case in process}.difference(everywhere)):
         say(f"left out, for not every process timed them: {', '.join(left_out)}")
     seconds = {
-        case: {clock: [process[case][clock] for process in processes] for clock in processes[0][case]}
+        case: {clock: [process[case]["seconds"][clock] for process in processes] for clock in ("perfgate", "plain")}
         for case in everywhere
     }
+    windows = {case: [process[case]["windows"] for process in processes] for case in everywhere}
     environment = Environment.from_json(ask("tests.perfgate.cupti", "environment"))
     origin = Origin(date=started, occasion=occasion, commit=_commit(), environment=environment)
-    return Spread(origin=origin, seconds=seconds)
+    return Spread(origin=origin, seconds=seconds, windows=windows)
 
 
 def drift(occasion: str, block: int, suite: str, arguments: Sequence[str]) -> data.Contest:
@@ -317,7 +326,7 @@ def main(argv: Sequence[str]) -> None:
     if options.step == "timers":
         entry = timers(options.occasion)
     elif options.step == "spread":
-        entry = spread(options.occasion, SUITES["subset"])
+        entry = spread(options.occasion, NOISY)
     elif options.step == "planted" and options.turn:
         shares = planted_turns.planted(options.turn)
         entry = planted(options.occasion, shares, "planted", planted_turns.ARGUMENTS)

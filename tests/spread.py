@@ -5,12 +5,14 @@
 
 What comes of where memory came to lie, of single windows and of a power limit stays in by the plain one. Each test adds
 a line to the file and is skipped; which clock is first is another one from case to case, and the same in all processes.
-How far processes differ by either shows what the clock does about it.
+How far processes differ by either shows what the clock does about it; how far windows of one process differ, what is
+left of where memory came to lie.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import zlib
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from perfgate.clock import Clock, Inputs
+    from perfgate.clock import Clock, Inputs, Samples
     from perfgate.plugin import GpuBenchmark
 
 
@@ -51,13 +53,23 @@ def pytest_configure(config: pytest.Config) -> None:
         sets: Inputs = ((),) if inputs is None else inputs
         given = {"perfgate": sets, "plain": [sets(0) if callable(sets) else sets[0]]}
         order = sorted(clocks, reverse=bool(zlib.crc32(name.encode()) % 2))
-        found = {which: clocks[which].measure(call, given[which], l2=l2).median for which in order}
+        timed = {which: clocks[which].measure(call, given[which], l2=l2) for which in order}
+        found = {which: samples.median for which, samples in timed.items()}
+        line = {"case": name, "seconds": found, "windows": of_windows(timed["perfgate"])}
         with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"case": name, "seconds": found}) + "\n")
+            out.write(json.dumps(line) + "\n")
         pytest.skip(", ".join(f"{seconds * 1e6:.2f} us by {which}" for which, seconds in found.items()))
 
     GpuBenchmark.__call__ = twice  # type: ignore[method-assign]
     config.add_cleanup(lambda: setattr(GpuBenchmark, "__call__", ours))
+
+
+def of_windows(samples: Samples) -> list[float]:
+    """The median of each window; they are played in turn, each on sets of inputs of its own."""
+    counters, windows = samples.counters, 1
+    if counters.get("windows_per_sample") == 1:
+        windows = max(1, round(counters["input_sets"] / counters["calls_per_window"]))
+    return [statistics.median(samples.seconds[i::windows]) for i in range(min(windows, len(samples.seconds)))]
 
 
 def without_rest(clock: Clock) -> Clock:

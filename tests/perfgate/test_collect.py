@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from perfgate.clock import Method, Samples
 from perfgate.trust import data, page
 from tests import collect, planted_turns
 from tests.perfgate import nvbench
 from tests.perfgate.cupti import KERNELS
 from tests.perfgate.simulate import H200
 from tests.perfgate.test_trust_data import collected
+from tests.spread import of_windows
 
 
 class Machine:
@@ -91,7 +93,8 @@ def test_processes_are_timed_by_two_clocks_and_the_table_is_on_the_page(
         (file,) = (Path(word.partition("=")[2]) for word in command if word.startswith("--spread="))
         seconds = {"perfgate": 1e-3, "plain": 1e-3 * (1 + 0.05 * (n % 2))}
         names = ("a", "b", "c")[: 3 if n != 4 else 2]  # a case that one process does not time is left out
-        file.write_text("".join(json.dumps({"case": name, "seconds": seconds}) + "\n" for name in names))
+        line = {"seconds": seconds, "windows": [1e-3, 1.1e-3, 1.2e-3]}
+        file.write_text("".join(json.dumps({"case": name, **line}) + "\n" for name in names))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(collect, "ROOT", tmp_path)
@@ -103,7 +106,7 @@ def test_processes_are_timed_by_two_clocks_and_the_table_is_on_the_page(
     collect.main(["spread", "--occasion=first", f"--data={kept}"])
     assert "left out, for not every process timed them: c\n" in capsys.readouterr().out
     assert len(commands) == collect.SEVERAL
-    assert all(command[-len(collect.SUITES["subset"]) :] == [*collect.SUITES["subset"]] for command in commands)
+    assert all(command[-len(collect.NOISY) :] == [*collect.NOISY] for command in commands)
     (entry,) = data.read(kept)
     assert isinstance(entry, data.Spread)
     assert entry.seconds.keys() == {"a", "b"}
@@ -111,6 +114,23 @@ def test_processes_are_timed_by_two_clocks_and_the_table_is_on_the_page(
     text = page.render([entry])
     assert "| perfgate | 2 | 0.00% | 0.00% | 0.00% | 0.00% | 2 |" in text
     assert "| plain | 2 | 2.67% | 2.67% | 2.67% | 2.67% | 0 |" in text
+    assert "| a | 0.00% | 3 | 9.12% | 5.26% |" in text
+
+
+@pytest.mark.parametrize(
+    ("counters", "medians"),
+    [
+        ({"input_sets": 4.0, "calls_per_window": 2.0, "windows_per_sample": 1.0}, [1.1, 2.0]),
+        ({"input_sets": 4.0, "calls_per_window": 2.0, "windows_per_sample": 2.0}, [1.6]),
+        ({"input_sets": 4.0, "calls_per_window": 16.0, "windows_per_sample": 1.0}, [1.6]),
+        ({"input_sets": 99.0, "calls_per_window": 1.0, "windows_per_sample": 1.0}, [1.0, 2.0, 1.2, 1.9, 1.1, 2.2]),
+        ({}, [1.6]),
+    ],
+)
+def test_windows_are_played_in_turn(counters: dict[str, float], medians: list[float]) -> None:
+    seconds, method = (1.0, 2.0, 1.2, 1.9, 1.1, 2.2), Method(clock="cuda-events", l2="cold", version=5)
+    samples = Samples(seconds=seconds, method=method, counters=counters)
+    assert of_windows(samples) == [pytest.approx(median, abs=0.051) for median in medians]
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -151,8 +171,12 @@ def test_a_case_is_timed_by_both_clocks(pytester: pytest.Pytester, monkeypatch: 
     )
     result.assert_outcomes(skipped=2)
     assert [json.loads(line) for line in file.read_text().splitlines()] == [
-        {"case": "4", "seconds": {"perfgate": pytest.approx(4e-3), "plain": pytest.approx(1e-3)}},
-        {"case": "f", "seconds": {"perfgate": pytest.approx(9e-3), "plain": pytest.approx(1e-3)}},
+        {
+            "case": case,
+            "seconds": {"perfgate": pytest.approx(s), "plain": pytest.approx(1e-3)},
+            "windows": [pytest.approx(s)],
+        }
+        for case, s in (("4", 4e-3), ("f", 9e-3))
     ]
 
 

@@ -220,7 +220,32 @@ def _clocks(runs: Sequence[Spread]) -> str:
     return (
         f"Relative standard deviation between {count} processes of the same code that timed each case by one clock and "
         "by the other. The plain one is perfgate's with one set of inputs, so that each call has a window of its own, "
-        f"and without rest.\n\n{_table(titles, rows, left=1)}"
+        f"and without rest.\n\n{_table(titles, rows, left=1)}\n\n{_windows(runs)}"
+    )
+
+
+def _windows(runs: Sequence[Spread]) -> str:
+    """What is left of where memory came to lie, of the cases whose processes differ most by perfgate's clock."""
+    found: dict[str, list[tuple[float, float, int]]] = {}
+    for run in runs:
+        for case, processes in run.windows.items():
+            logs = [[math.log(seconds) for seconds in medians] for medians in processes]
+            between = stats.variance([math.log(seconds) for seconds in run.seconds[case]["perfgate"]])
+            several = [stats.variance(them) for them in logs if len(them) > 1]
+            within = math.fsum(several) / len(several) if several else 0.0
+            found.setdefault(case, []).append((between, within, min(map(len, logs))))
+    rows = []
+    for case, seen in found.items():
+        between, within = (math.sqrt(math.fsum(one[i] for one in seen) / len(seen)) for i in (0, 1))
+        windows = min(one[2] for one in seen)
+        alone = f"{within / math.sqrt(windows):.2%}" if windows > 1 else "-"
+        rows.append((between, [case, f"{between:.2%}", str(windows), f"{within:.2%}" if windows > 1 else "-", alone]))
+    rows.sort(key=lambda row: (-row[0], row[1][0]))
+    titles = ["the noisiest cases", "between processes", "windows", "between those of one process", "of that alone"]
+    return (
+        "Sets of inputs lie where they came to lie as long as their process lives, and each window of perfgate's clock "
+        "has sets of its own. If processes differed by that alone, they would by as much as windows of one process do, "
+        f"over the root of their number.\n\n{_table(titles, [row for _, row in rows[:NOISIEST]], left=1)}"
     )
 
 
