@@ -31,6 +31,7 @@ def pytest_perf_environment(config):
     others = {path.name for path in USED.iterdir() if pathlib.Path("/proc", path.name).exists()} - {str(os.getpid())}
     if others and "--perf-allow-busy" not in config.invocation_params.args:
         pytest.exit("the GPU is busy", 12)
+    return Environment(device="Fake GPU", versions={"torch": "2.11.0"}, facts={"uuid": "1"})
 """
 """While it is collected."""
 ENDS = """
@@ -132,6 +133,35 @@ def test_suites_that_use_the_gpu_while_they_are_collected_start_once_it_is_seen_
     assert repository.ab("--base=HEAD", "--blocks=2") == Exit.OK
     alone = ["start head", "begin head", "start base", "begin base", *4 * CASE]
     assert seen == [*START, "begin head", *alone, "free?", *START, *BEGIN, *4 * CASE]
+
+
+@pytest.mark.parametrize("options", [(), ("--", "--perf-allow-busy")])
+def test_a_suite_that_says_so_starts_alone_from_the_first_block_on(
+    repository: Repository, seen: list[str], options: tuple[str, ...]
+) -> None:
+    """One side's is enough: it would use the GPU while a block before is timed."""
+    with (repository.path / "conftest.py").open("a") as file:
+        file.write("\nimport perfgate.plugin.worker\n\nperfgate.plugin.worker.in_use = lambda: True\n")
+    assert repository.ab("--base=HEAD", "--blocks=2", *options) == Exit.OK
+    alone = ["start head", "begin head", "start base", "begin base", *4 * CASE]
+    assert seen == [*START, *alone, *([] if options else ["free?"]), *START, *BEGIN, *4 * CASE]
+
+
+def test_nobody_is_asked_to_leave_where_others_may_use_the_gpu(repository: Repository, seen: list[str]) -> None:
+    assert repository.ab("--base=HEAD", "--blocks=2", "--", "--perf-allow-busy") == Exit.OK
+    assert seen == [*START, *BEGIN, *START, *4 * CASE, *BEGIN, *START, *4 * CASE]
+
+
+def test_a_head_that_is_changed_once_the_next_block_has_started_is_not_compared(
+    repository: Repository, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(self: Blocks) -> None:
+        if "visit" in seen:
+            repository.slow("a")
+
+    monkeypatch.setattr(Blocks, "_look_where_code_is_from", changed)
+    assert repository.ab("--base=HEAD", "--blocks=2") == Exit.INCOMPLETE
+    assert seen == [*START, *BEGIN, *START, *4 * CASE]
 
 
 @pytest.mark.parametrize("others", [False, True])

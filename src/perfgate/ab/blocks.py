@@ -9,8 +9,8 @@ the case it was at, and is replaced once.
 
 Workers import and collect, which takes seconds, before they are told to begin; those of the next block do so during the
 last cases of this one. Until then they should leave the device alone, so that it is seen whether others use it. Where
-it is found in use, they are stopped and started again once it was seen that it is free, for then they may use it
-while they are collected.
+one says that it does not, or the device is found in use, they are stopped and started again once it was seen that it
+is free, and later ones not before.
 """
 
 from __future__ import annotations
@@ -137,8 +137,6 @@ class Blocks:
             JournalError: If what is seen cannot be kept.
         """
         self._number += 1
-        if fingerprint(self._trees.head) != self._fingerprint:
-            raise Over("the working tree was changed while it was compared: what follows would be of another head")
         at_once, begin, self._once = True, time.monotonic(), 0.0
         try:
             found = self._start()
@@ -180,27 +178,33 @@ class Blocks:
         except Refused as refused:
             if refused.code != Exit.UNFIT or self._early:
                 raise
-        self._early = True  # perhaps it is a worker of ours that uses the device
+        self._early = True  # it may be a worker of ours that uses the device
         self._stop(at_once=True)
         return self._begin_block()
 
     def _begin_block(self) -> dict[Side, Mapping[str, Any]]:
         known = self._evidence.environments.get("head")
-        look = known is not None and "--perf-allow-busy" not in self._arguments
-        if known is not None and look and self._early:
-            must_be_free(known)
+        look = known if "--perf-allow-busy" not in self._arguments else None
+        if look and self._early:
+            must_be_free(look)
         if any(worker.code is not None for worker in self._next.values()):
             self.close()
         self._workers, self._next = self._next, {}
+        if not self._workers and not (known is None and self._early):
+            self._launch(self._workers, self._number)
         found: dict[Side, Mapping[str, Any]] = {}
-        together: list[list[Side]] = [["head"], ["base"]] if known is None and self._early else [["head", "base"]]
+        together: list[list[Side]] = [["head"], ["base"]] if known is None else [["head", "base"]]
         for sides in together:
-            self._launch(self._workers, self._number, [side for side in sides if side not in self._workers])
+            if known is None and self._early:
+                self._launch(self._workers, self._number, sides)
             waiting = [side for side in sides if side in self._workers]
             for side in waiting:
-                self._asked(side, self._workers[side].waits, "had collected its tests")
-            if known is not None and look and not self._early:
-                must_be_free(known)
+                if self._asked(side, self._workers[side].waits, "had collected its tests") and not self._early:
+                    raise Refused(f"the {side}'s suite uses the GPU while it is collected", Exit.UNFIT)
+            if fingerprint(self._trees.head) != self._fingerprint:
+                raise Over("the working tree was changed while it was compared: what follows would be of another head")
+            if look and not self._early:
+                must_be_free(look)
             for side in waiting:
                 found[side] = self._hello(side)
         if "base" not in found:

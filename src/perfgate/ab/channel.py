@@ -1,7 +1,7 @@
 """One message a line: what `perfgate ab` and a worker say to each other, as JSON objects over a socket.
 
-    worker    {"waiting": true}                         all is collected
-    to it     {"begin": true}                           from here on it may use the device
+    worker    {"used": true if torch has used a GPU}    all is collected
+    to it     {"begin": true}                           from here on it may use one
     worker    {"collected": [node, ...], "canaries": [...], "environment": {...}, "errors": [...], "harness": path}
               or {"refused": reason, "code": exit code}
     to it     {"run": node, "check": true}

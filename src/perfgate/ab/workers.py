@@ -60,13 +60,13 @@ class Worker:
             )
         self._channel = Channel(ours)
 
-    def waits(self) -> None:
-        """Wait until it has collected its tests and waits to begin.
+    def waits(self) -> bool:
+        """Wait until it has collected its tests and waits to begin; whether it has used the GPU for that, by torch.
 
         Raises:
             WorkerDied: If it ended before.
         """
-        self.receive()
+        return bool(self.receive()["used"])
 
     def hello(self) -> Mapping[str, Any]:
         """Let it begin, that is, use the device; what it found to time.

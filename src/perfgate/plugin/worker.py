@@ -25,7 +25,7 @@ from perfgate.clock import Clock, Inputs, MeasureError, Prepared
 from perfgate.gate import Exit
 from perfgate.plugin import imports
 from perfgate.plugin.fixture import Asked, GpuBenchmark, errors_of
-from perfgate.plugin.memory import first_line, let_go, out_of_memory
+from perfgate.plugin.memory import first_line, in_use, let_go, out_of_memory
 from perfgate.plugin.state import environment_of, run_of
 from perfgate.record import Record
 
@@ -97,7 +97,7 @@ class Worker:
         """Say what there is to time, and then serve."""
         items = {i.nodeid: i for i in session.items if "gpu_benchmark" in getattr(i, "fixturenames", ())}
         try:
-            self._channel.send(waiting=True)
+            self._channel.send(used=in_use())
             self._channel.receive()
             try:
                 environment = environment_of(self.config).to_json() if items else None
