@@ -64,12 +64,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: setattr(GpuBenchmark, "__call__", ours))
 
 
-def of_windows(samples: Samples) -> list[float]:
-    """The median of each window; they are played in turn, each on sets of inputs of its own."""
+def of_windows(samples: Samples) -> list[tuple[float, float]]:
+    """Two medians of each window, of every other of its samples: what these have in common is no noise.
+
+    Windows are played in turn, each on sets of inputs of its own. Where they are too few samples for that, all count as
+    one window.
+    """
     counters, windows = samples.counters, 1
-    if counters.get("windows_per_sample") == 1:
+    if counters.get("windows_per_sample") == 1 and samples.method.l2 == "cold":
         windows = max(1, round(counters["input_sets"] / counters["calls_per_window"]))
-    return [statistics.median(samples.seconds[i::windows]) for i in range(min(windows, len(samples.seconds)))]
+    if len(samples.seconds) < 2 * windows:
+        windows = 1
+    seconds = [samples.seconds[i::windows] for i in range(windows)]
+    return [(statistics.median(of[::2]), statistics.median(of[1::2])) for of in seconds]
 
 
 def without_rest(clock: Clock) -> Clock:

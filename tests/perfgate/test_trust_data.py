@@ -53,7 +53,7 @@ def test_what_was_collected_comes_back(path: Path) -> None:
     planted = collected(2, what="planted", planted={"a": Planted(asked=0.02, true=0.0198)}, controls=("b", "c"))
     drift = collected(3, what="drift", disturbance="the clock falls", unfit="the controls disagree")
     seconds = {"a": {"perfgate": [1e-3, 1.1e-3], "plain": [1e-3, 1.2e-3]}}
-    spread = Spread(origin=ORIGIN, seconds=seconds, windows={"a": [[1e-3, 1e-3], [1.1e-3]]})
+    spread = Spread(origin=ORIGIN, seconds=seconds, windows={"a": [[(1e-3, 2e-3), (1e-3, 1e-3)], [(1.1e-3, 1e-3)]]})
     entries = [collected(1), planted, drift, TIMING, spread]
     for entry in entries:
         data.append(path, entry)
@@ -171,10 +171,10 @@ def test_a_timer_needs_two_times(seconds: dict[str, dict[str, float]], said: str
 )
 def test_a_spread_is_of_several_processes_by_two_clocks(seconds: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Spread(origin=ORIGIN, seconds=seconds, windows=dict.fromkeys(seconds, [[1.0]] * 3))
+        Spread(origin=ORIGIN, seconds=seconds, windows=dict.fromkeys(seconds, [[(1.0, 1.0)]] * 3))
 
 
-@pytest.mark.parametrize("windows", [{}, {"a": [[1.0]]}, {"a": [[1.0], []]}, {"a": [[1.0], [0.0]]}])
+@pytest.mark.parametrize("windows", [{}, {"a": [[(1, 1)]]}, {"a": [[(1, 1)], []]}, {"a": [[(1, 1)], [(1, 0)]]}])
 def test_a_spread_needs_the_windows_of_each_process(windows: dict[str, Any]) -> None:
     seconds = {"a": {"perfgate": [1.0, 1.0], "plain": [1.0, 1.0]}}
     with pytest.raises(ValueError, match="needs the times of each process's windows"):

@@ -15,7 +15,7 @@ import pytest
 from perfgate.__main__ import main
 from perfgate.contest import Block, ContestRule, Side, Visit
 from perfgate.trust import data, page, resample
-from perfgate.trust.data import Contest, Planted, Timing
+from perfgate.trust.data import Contest, Planted, Spread, Timing
 from perfgate.trust.resample import OURS, SIZES, Plan, Row, compare, recorded, synthetic
 from perfgate.trust.rivals import Call, Rival
 from perfgate.trust.suites import Alarms
@@ -351,3 +351,25 @@ def test_nothing_is_planted_in_calls_whose_floor_is_larger() -> None:
 
     (ours, *_) = compare(drawn, Plan(unchanged=0, planted=4), 1)
     assert sum(tried for _, tried in ours.found.values()) == 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("drawn", "alike", "noise", "said"),
+    [(0.04, 0.0, 0.01, (0.04, 0.0, 0.01)), (0.0, 0.03, 0.01, (0.03, 0.03, 0.0)), (0.0, 0.0, 0.05, (0.0, 0.0, 0.0))],
+)
+def test_of_windows_what_lasts_and_is_drawn_with_a_process_is_told_from_the_rest(
+    drawn: float, alike: float, noise: float, said: tuple[float, float, float]
+) -> None:
+    """What all processes have in common and what is noise make no process differ for good."""
+    chance = random.Random(1)
+    profile = [chance.gauss(0, alike) for _ in range(16)]
+    processes = []
+    for _ in range(40):
+        own = [math.exp(common + chance.gauss(0, drawn)) for common in profile]
+        processes.append([tuple(own[i] * math.exp(chance.gauss(0, noise)) for _ in "ab") for i in range(16)])
+    seconds = {"a": {"perfgate": [statistics.fmean(map(sum, them)) / 2 for them in processes], "plain": [1.0] * 40}}
+    text = page.render([Spread(origin=collected().origin, seconds=seconds, windows={"a": processes})])
+    row = next(line for line in text.splitlines() if line.startswith("| a |")).split("|")
+    assert row[3].strip() == "16"
+    for cell, share in zip(row[4:7], said, strict=True):
+        assert float(cell.strip(" %")) / 100 == pytest.approx(share, rel=0.15, abs=0.006)

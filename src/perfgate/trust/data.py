@@ -7,7 +7,7 @@
     {... "what": "drift", "disturbance": "another process multiplies matrices from the third block on", ...}
     {"trust": 1, "what": "timer", ..., "seconds": {"softmax": {"perfgate": 5.1e-6, "cupti": 5.0e-6}}}
     {"trust": 1, "what": "spread", ..., "seconds": {"forward/...": {"perfgate": [5.1e-6, ...], "plain": [5.3e-6, ...]}},
-     "windows": {"forward/...": [[5.1e-6, 5.0e-6, ...], ...]}}
+     "windows": {"forward/...": [[[5.1e-6, 5.2e-6], [5.0e-6, 5.0e-6], ...], ...]}}
 
 A run is aa (unchanged code against itself), planted (slowdowns of known size), drift (unchanged code on a machine that
 was disturbed), timer (the clock against other timers) or spread (how far processes differ by the clock and by one that
@@ -186,12 +186,12 @@ class Spread:
     Attributes:
         origin: Where it comes from.
         seconds: By case and by clock, the median of each process in their order; ``perfgate`` is one of the clocks.
-        windows: By case, for each process the medians of the windows of perfgate's clock.
+        windows: By case, for each process two medians of each window of perfgate's clock, of every other sample.
     """
 
     origin: Origin
     seconds: Mapping[str, Mapping[str, Sequence[float]]]
-    windows: Mapping[str, Sequence[Sequence[float]]]
+    windows: Mapping[str, Sequence[Sequence[tuple[float, float]]]]
 
     what = "spread"
 
@@ -206,7 +206,7 @@ class Spread:
                 raise ValueError(f"times of {case} must be positive and finite, got {dict(found)}")
             windows = self.windows.get(case, ())
             whole = len(windows) == counts["perfgate"] and all(windows)
-            if not whole or not all(math.isfinite(s) and s > 0 for medians in windows for s in medians):
+            if not whole or not all(math.isfinite(s) and s > 0 for them in windows for two in them for s in two):
                 raise ValueError(f"{case} needs the times of each process's windows, got {windows}")
         if not self.seconds:
             raise ValueError("expected the times of at least one case, got none")
@@ -302,7 +302,9 @@ def _to_json(entry: Entry) -> dict[str, Any]:
     origin = {**asdict(entry.origin), "environment": entry.origin.environment.to_json()}
     head = {"trust": SCHEMA, "what": entry.what, **origin}
     if isinstance(entry, Timing | Spread):
-        windows = {"windows": dict(entry.windows)} if isinstance(entry, Spread) else {}
+        windows = (
+            {"windows": {name: entry.windows[name] for name in entry.seconds}} if isinstance(entry, Spread) else {}
+        )
         return {**head, "seconds": {name: dict(found) for name, found in entry.seconds.items()}, **windows}
     cases: dict[str, dict[str, Any]] = {
         name: {"verdict": None, "visits": []} for name in sorted({n for b in entry.blocks for n in b.visits})
@@ -343,7 +345,11 @@ def _from_json(data: Mapping[str, Any]) -> Entry:
     if data["what"] == "timer":
         return Timing(origin=origin, seconds=data["seconds"])
     if data["what"] == "spread":
-        return Spread(origin=origin, seconds=data["seconds"], windows=data["windows"])
+        windows = {
+            name: [[(first, second) for first, second in process] for process in processes]
+            for name, processes in data["windows"].items()
+        }
+        return Spread(origin=origin, seconds=data["seconds"], windows=windows)
     visits: list[dict[str, list[Visit]]] = [{} for _ in data["stages"]]
     verdicts: dict[str, Verdict] = {}
     for name, case in data["cases"].items():

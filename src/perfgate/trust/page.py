@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+import statistics
+import sys
 from collections.abc import Iterable, Sequence
 
 from perfgate import stats
@@ -226,27 +229,49 @@ def _clocks(runs: Sequence[Spread]) -> str:
 
 def _windows(runs: Sequence[Spread]) -> str:
     """What is left of where memory came to lie, of the cases whose processes differ most by perfgate's clock."""
-    found: dict[str, list[tuple[float, float, int]]] = {}
+    between: dict[str, list[float]] = {}
+    lasting: dict[str, list[float]] = {}
+    shared: dict[str, list[float]] = {}
+    windows: dict[str, int] = {}
     for run in runs:
-        for case, processes in run.windows.items():
-            logs = [[math.log(seconds) for seconds in medians] for medians in processes]
-            between = stats.variance([math.log(seconds) for seconds in run.seconds[case]["perfgate"]])
-            several = [stats.variance(them) for them in logs if len(them) > 1]
-            within = math.fsum(several) / len(several) if several else 0.0
-            found.setdefault(case, []).append((between, within, min(map(len, logs))))
+        for case, found in run.seconds.items():
+            between.setdefault(case, []).append(stats.variance([math.log(seconds) for seconds in found["perfgate"]]))
+            logs = [[[math.log(s) for s in two] for two in process] for process in run.windows[case]]
+            windows[case] = min(windows.get(case, sys.maxsize), *map(len, logs))
+            means = [[math.fsum(two) / 2 for two in process] for process in logs]
+            lasting.setdefault(case, []).extend(_covariance(*zip(*process, strict=True)) for process in logs)
+            alike = [(a, b) for a, b in itertools.combinations(means, 2) if len(a) == len(b)]
+            shared.setdefault(case, []).extend(_covariance(a, b) for a, b in alike)
     rows = []
-    for case, seen in found.items():
-        between, within = (math.sqrt(math.fsum(one[i] for one in seen) / len(seen)) for i in (0, 1))
-        windows = min(one[2] for one in seen)
-        alone = f"{within / math.sqrt(windows):.2%}" if windows > 1 else "-"
-        rows.append((between, [case, f"{between:.2%}", str(windows), f"{within:.2%}" if windows > 1 else "-", alone]))
-    rows.sort(key=lambda row: (-row[0], row[1][0]))
-    titles = ["the noisiest cases", "between processes", "windows", "between those of one process", "of that alone"]
+    for case in sorted(between, key=lambda case: (-_mean(between[case]), case))[:NOISIEST]:
+        own = _mean(lasting[case]) - max(0.0, _mean(shared[case]))
+        variances = (_mean(lasting[case]), _mean(shared[case]), own / windows[case])
+        said = [f"{math.sqrt(max(0.0, v)):.2%}" if windows[case] > 1 else "-" for v in variances]
+        rows.append([case, f"{math.sqrt(_mean(between[case])):.2%}", str(windows[case]), *said])
+    titles = [
+        "the noisiest cases",
+        "between processes",
+        "windows",
+        "windows of one",
+        "of another, too",
+        "of that alone",
+    ]
     return (
         "Sets of inputs lie where they came to lie as long as their process lives, and each window of perfgate's clock "
-        "has sets of its own. If processes differed by that alone, they would by as much as windows of one process do, "
-        f"over the root of their number.\n\n{_table(titles, [row for _, row in rows[:NOISIEST]], left=1)}"
+        "has sets of its own. What windows of one process differ by for good is known from medians of every other of "
+        "their samples. As far as windows of another process do not differ likewise, it was drawn with the process: of "
+        "that alone processes would differ by about as much over the root of the windows.\n\n"
+        + _table(titles, rows, left=1)
     )
+
+
+def _covariance(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of two sequences of one length; of a single pair, none."""
+    return statistics.covariance(a, b) if len(a) > 1 else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0
 
 
 def _starts(runs: Sequence[Contest]) -> str:
