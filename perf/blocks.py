@@ -11,6 +11,8 @@ A rung is made anew for each experiment, all from the same weights.
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +81,15 @@ class Shape:
         return x.to(self.problem.torch_dtype)
 
 
+@functools.lru_cache(maxsize=2)  # drawing takes half a second
+def _drawn(width: int, heads: int, device: torch.device, dtype: torch.dtype) -> Block:
+    """A block whose weights nobody has changed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = Block(width, heads, attention=variant("naive").attention)
+    return block.to(device, dtype).eval().requires_grad_(False)
+
+
 def made(
     shape: Shape,
     device: torch.device,
@@ -89,10 +100,8 @@ def made(
     activations: Activations = None,
 ) -> Block:
     """A fresh block; the same weights for all blocks of a shape."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        block = Block(shape.width, shape.heads, attention=attention)
-    block = block.to(device, shape.problem.torch_dtype).eval().requires_grad_(False)
+    block = copy.deepcopy(_drawn(shape.width, shape.heads, device, shape.problem.torch_dtype))
+    block.attention = attention
     if fused:
         block = block.with_fused_projections()
     if int8:

@@ -57,6 +57,21 @@ def test_it_is_the_formula(b: int, s: int, hkv: int, group: int, mask: Mask, fus
     assert off <= may
 
 
+def test_blocks_of_a_shape_begin_with_the_same_weights_and_share_none() -> None:
+    shape = Shape(1, 8, 64, 4, "fp32")
+    first, second = made(shape, DEVICE, NAIVE, fused=False), made(shape, DEVICE, abs, fused=False)
+    assert (first.attention, second.attention) == (NAIVE, abs)
+    for mine, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, other)
+        mine.add_(1)
+        assert not torch.equal(mine, other)
+    again = made(shape, DEVICE, NAIVE, fused=False)
+    assert all(map(torch.equal, again.parameters(), second.parameters()))
+    torch.manual_seed(0)
+    fresh = Block(64, 4, attention=NAIVE)
+    assert all(map(torch.equal, again.parameters(), fresh.to(DEVICE).parameters()))
+
+
 @pytest.mark.parametrize("dtype", TRAINED)
 def test_sixteen_bits_are_right_within_their_rounding_and_a_slip_is_seen(dtype: str) -> None:
     shape = Shape(2, 70, 128, 4, dtype)  # type: ignore[arg-type]
