@@ -190,13 +190,10 @@ class Blocks:
         if any(worker.code is not None for worker in self._next.values()):
             self.close()
         self._workers, self._next = self._next, {}
-        if not self._workers and not (known is None and self._early):
-            self._launch(self._workers, self._number)
         found: dict[Side, Mapping[str, Any]] = {}
-        together: list[list[Side]] = [["head"], ["base"]] if known is None else [["head", "base"]]
+        together: list[list[Side]] = [["head"], ["base"]] if known is None and self._early else [["head", "base"]]
         for sides in together:
-            if known is None and self._early:
-                self._launch(self._workers, self._number, sides)
+            self._launch(self._workers, self._number, [side for side in sides if side not in self._workers])
             waiting = [side for side in sides if side in self._workers]
             for side in waiting:
                 if self._asked(side, self._workers[side].waits, "had collected its tests") and not self._early:
