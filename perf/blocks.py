@@ -81,7 +81,7 @@ class Shape:
         return x.to(self.problem.torch_dtype)
 
 
-@functools.lru_cache(maxsize=2)  # drawing takes half a second
+@functools.lru_cache(maxsize=2)  # drawing on the host takes long
 def _drawn(width: int, heads: int, device: torch.device, dtype: torch.dtype) -> Block:
     """A block whose weights nobody has changed."""
     with torch.random.fork_rng(devices=[]):

@@ -71,7 +71,7 @@ def _constant(x: torch.Tensor) -> bool:
 
 
 def _at(places: torch.Tensor, shape: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    """Indices of the elements with these numbers (torch.unravel_index imports sympy, which takes two seconds)."""
+    """Indices of the elements with these numbers (torch.unravel_index imports sympy, which takes long)."""
     indices = []
     for size in reversed(shape):
         indices.append(places % size)

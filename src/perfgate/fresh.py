@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import subprocess
@@ -11,23 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Child", "cores", "plugin_arguments", "start", "tail"]
+__all__ = ["Child", "plugin_arguments", "start", "tail"]
 
 Child = subprocess.Popen[bytes]
 
 TAIL = 20
 """Lines of a log that are shown."""
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""What a container may use of the CPU: microseconds, or "max", of so many."""
-
-
-def cores() -> int:
-    """Cores that this process and its children may use, whole ones."""
-    found = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):
-        share, _, period = QUOTA.read_text().partition(" ")
-        found = min(found, int(share) // int(period))
-    return found
 
 
 def plugin_arguments() -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from perfgate import fresh
-from perfgate.ab import blocks
+from perfgate.ab import blocks, crew
 from perfgate.ab.blocks import Blocks
 from perfgate.ab.refusals import Refused
 from perfgate.ab.workers import Worker
@@ -75,9 +75,9 @@ def seen(repository: Repository, workers: list[Worker], monkeypatch: pytest.Monk
     def free(environment: object) -> None:
         happened.append("free?")
 
-    monkeypatch.setattr(blocks, "Worker", Watched)
-    monkeypatch.setattr(blocks, "must_be_free", free)
-    monkeypatch.setattr(fresh, "cores", lambda: blocks.CORES)
+    monkeypatch.setattr(crew, "Worker", Watched)
+    monkeypatch.setattr(crew, "must_be_free", free)
+    monkeypatch.setattr(crew, "cores", lambda: crew.CORES)
     conftest = repository.path / "conftest.py"
     conftest.write_text(conftest.read_text().replace(ELSEWHERE, ON_A_GPU))
     repository.commit("on a GPU")
@@ -111,7 +111,7 @@ def test_where_they_would_disturb_they_start_later(
     repository: Repository, seen: list[str], monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     if why == "few cores":
-        monkeypatch.setattr(fresh, "cores", lambda: blocks.CORES - 1)
+        monkeypatch.setattr(crew, "cores", lambda: crew.CORES - 1)
     else:
         conftest = repository.path / "conftest.py"
         conftest.write_text(conftest.read_text().replace(ON_A_GPU, ELSEWHERE))
@@ -173,7 +173,7 @@ def test_whether_workers_that_wait_or_others_use_the_gpu_is_seen_without_them(
         if others or seen.count("free?") == 1:
             raise Refused("the GPU is busy", Exit.UNFIT)
 
-    monkeypatch.setattr(blocks, "must_be_free", busy)
+    monkeypatch.setattr(crew, "must_be_free", busy)
     block = [*BEGIN, *4 * CASE]
     assert repository.ab("--base=HEAD", "--blocks=2") == (Exit.UNFIT if others else Exit.OK)
     assert seen == [*START, *BEGIN, *START, *4 * CASE, "free?", "free?", *([] if others else [*START, *block])]
@@ -202,3 +202,16 @@ def test_a_suite_that_can_be_collected_no_more_is_said(
     assert repository.ab("--base=HEAD", "--blocks=2") == Exit.INCOMPLETE
     assert seen.count("visit") == 4 * len(CASE)
     assert "ended (exit code 7) before it had collected its tests" in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("200000 100000", 2), ("max 100000", 64), ("950000 100000", 9), (None, 64), ("", 64)]
+)
+def test_a_containers_share_of_the_cpu_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr(crew, "QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert crew.cores() == cores

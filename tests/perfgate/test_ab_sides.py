@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from perfgate.ab import blocks, trees
+from perfgate.ab import crew, trees
 from perfgate.ab.workers import Worker, WorkerDied
 from perfgate.contest import Side
 from perfgate.gate import Exit
@@ -43,8 +43,8 @@ def test_what_a_side_runs_is_looked_at_where_the_others_worker_dies_of_the_quest
         looked.append(side)
         return "not its own" if len(looked) > 1 else None
 
-    monkeypatch.setattr(blocks, "Worker", Dying)
-    monkeypatch.setattr(blocks, "not_its_own", seen)
+    monkeypatch.setattr(crew, "Worker", Dying)
+    monkeypatch.setattr(crew, "not_its_own", seen)
     assert repository.ab("--base=HEAD") == Exit.REFUSED
     assert set(looked) == {"base", "head"} - {other}
 

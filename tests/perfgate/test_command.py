@@ -439,16 +439,3 @@ def test_a_merged_baseline_holds_what_its_processes_measured(suite: Suite, files
             alone = Record.from_json(benchmark["extra_info"]["perfgate"])
             together = Record.from_json(merged[benchmark["fullname"]]["extra_info"]["perfgate"])
             assert together.processes[i] == alone.processes[0]
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("200000 100000", 2), ("max 100000", 64), ("950000 100000", 9), (None, 64), ("", 64)]
-)
-def test_a_containers_share_of_the_cpu_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
-    monkeypatch.setattr(fresh, "QUOTA", tmp_path / "cpu.max")
-    if quota is not None:
-        (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    assert fresh.cores() == cores

@@ -4,7 +4,8 @@
     channel   one message a line between this process and a worker
     workers   a pytest session of one side, which times what it is told to
     refusals  what makes a run no comparison at all
-    blocks    fresh workers of both sides; every case prepared by both and visited A B B A or B A A B
+    crew      fresh workers of both sides for each block, started while the one before is timed
+    blocks    every case prepared by both sides and visited A B B A or B A A B
     evidence  all that was seen, entry by entry; its journal can be judged again
     outcome   from what was seen and the decision to verdicts, sentences and the exit code
     progress  the line that says where it is

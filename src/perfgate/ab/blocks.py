@@ -1,4 +1,4 @@
-"""Blocks: fresh workers of both sides, and every case visited in turn.
+"""Blocks: every case visited in turn by fresh workers of both sides.
 
     prepare both   ->   base head head base   (the next block: head base base head)   ->   release both
 
@@ -6,11 +6,6 @@ Both sides prepare a case at the same time, since nothing is timed then. If they
 case is prepared anew for each visit, one side after the other. If one's work led the other's clock to another plan,
 they prepare it again, one after the other. What a worker says goes into the evidence at once. A worker that ends costs
 the case it was at, and is replaced once.
-
-Workers import and collect, which takes seconds, before they are told to begin; those of the next block do so during the
-last cases of this one. Until then they should leave the device alone, so that it is seen whether others use it. Where
-one says that it does not, or the device is found in use, they are stopped and started again once it was seen that it
-is free, and later ones not before.
 """
 
 from __future__ import annotations
@@ -20,34 +15,27 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from perfgate import fresh
 from perfgate.ab.channel import FAILED, OUT_OF_MEMORY, PASSED, SKIPPED
+from perfgate.ab.crew import Crew, other_side
 from perfgate.ab.evidence import SIDES, Evidence
-from perfgate.ab.refusals import Refused, must_be_free, not_its_own
-from perfgate.ab.trees import Trees, fingerprint, undisturbed
-from perfgate.ab.workers import Worker, WorkerDied
+from perfgate.ab.refusals import Over
+from perfgate.ab.trees import Trees
+from perfgate.ab.workers import WorkerDied
 from perfgate.contest import Side
-from perfgate.gate import Exit
 
-__all__ = ["DIED", "Blocks", "Over", "Pair"]
-
-T = TypeVar("T")
+__all__ = ["DIED", "Blocks", "Pair"]
 
 DIED = "died"
 RESTARTS = 1
-AHEAD, CORES = 8, 4
-"""Cases before the end of a block at which the next one's workers begin to import, if there are so many cores."""
+AHEAD = 8
+"""Cases before the end of a block at which the next one's workers are started."""
 ORDERS: tuple[tuple[Side, ...], ...] = (("base", "head", "head", "base"), ("head", "base", "base", "head"))
 NOT_TIMED = "its test passed without calling gpu_benchmark"
 
 Visited = Callable[[int, int, int], object]
 """``visited(block, done, of)``: called after each case."""
-
-
-class Over(Exception):
-    """The run ends here, with what is known."""
 
 
 class Came(Exception):
@@ -99,11 +87,8 @@ class Blocks:
         logs: Path,
         visited: Visited = lambda block, done, of: None,
     ) -> None:
-        self._trees, self._arguments, self._evidence = trees, list(arguments), evidence
-        self._random, self._logs, self._visited = random.Random(seed), logs, visited
-        self._workers: dict[Side, Worker] = {}
-        self._next: dict[Side, Worker] = {}
-        self._early = False  # the suites may use the device while they are collected
+        self._evidence, self._crew = evidence, Crew(trees, arguments, evidence, logs)
+        self._random, self._visited = random.Random(seed), visited
         self.again = 0.0
         self.took: dict[str, float] = {}
         self._once, self._begin = 0.0, time.monotonic()
@@ -113,7 +98,6 @@ class Blocks:
         self._lost: set[Pair] = set()
         self._alone: set[Pair] = set()
         self._ready: dict[Side, str] = {}
-        self._fingerprint = fingerprint(trees.head)
 
     @property
     def names(self) -> set[str]:
@@ -139,14 +123,16 @@ class Blocks:
         self._number += 1
         at_once, begin, self._once = True, time.monotonic(), 0.0
         try:
-            found = self._start()
+            found = self._crew.begin(self._number)
+            if self._number == 0:
+                self._look_where_code_is_from()
             self._evidence.add(block=self._number, stage=stage, at=self._now())
             pairs = self._pairs(found) if names is None else [p for p, n in self._names.items() if n in names]
             pairs = [pair for pair in pairs if pair not in self._lost]
             self._random.shuffle(pairs)
             for i, pair in enumerate(pairs):
                 if not last and i == max(0, len(pairs) - AHEAD):
-                    self._launch_next()
+                    self._crew.launch(self._number + 1)
                 self._visited(self._number, i, len(pairs))
                 begun, once = time.monotonic(), self._once
                 try:
@@ -159,150 +145,31 @@ class Blocks:
             self._look_where_code_is_from()
             at_once = False
         finally:
-            self._stop(at_once=at_once)
+            self._crew.stop(at_once=at_once)
         self.again = time.monotonic() - begin - self._once
 
     def close(self) -> None:
         """End the workers of a block that does not come."""
-        with undisturbed():
-            workers, self._next = list(self._next.values()), {}
-            for worker in workers:
-                worker.stop(at_once=True)
+        self._crew.close()
 
     # Workers
 
-    def _start(self) -> dict[Side, Mapping[str, Any]]:
-        """Fresh workers of both sides. In the first block the head's looks whether the device is free."""
-        try:
-            return self._begin_block()
-        except Refused as refused:
-            if refused.code != Exit.UNFIT or self._early:
-                raise
-        self._early = True  # it may be a worker of ours that uses the device
-        self._stop(at_once=True)
-        return self._begin_block()
-
-    def _begin_block(self) -> dict[Side, Mapping[str, Any]]:
-        known = self._evidence.environments.get("head")
-        look = known if "--perf-allow-busy" not in self._arguments else None
-        if look and self._early:
-            must_be_free(look)
-        if any(worker.code is not None for worker in self._next.values()):
-            self.close()
-        self._workers, self._next = self._next, {}
-        found: dict[Side, Mapping[str, Any]] = {}
-        together: list[list[Side]] = [["head"], ["base"]] if known is None and self._early else [["head", "base"]]
-        for sides in together:
-            self._launch(self._workers, self._number, [side for side in sides if side not in self._workers])
-            waiting = [side for side in sides if side in self._workers]
-            for side in waiting:
-                if self._asked(side, self._workers[side].waits, "had collected its tests") and not self._early:
-                    raise Refused(f"the {side}'s suite uses the GPU while it is collected", Exit.UNFIT)
-            if fingerprint(self._trees.head) != self._fingerprint:
-                raise Over("the working tree was changed while it was compared: what follows would be of another head")
-            if look and not self._early:
-                must_be_free(look)
-            for side in waiting:
-                found[side] = self._hello(side)
-        if "base" not in found:
-            self._evidence.add(note="the base has no suite at these paths")
-        if known is None:
-            self._learn(found)
-        return found
-
-    def _launch(self, workers: dict[Side, Worker], number: int, sides: Sequence[Side] = ("head", "base")) -> None:
-        """Start workers of a block. What takes longest, to import and to collect, they do before they are to begin."""
-        for side in sides:
-            arguments, there = self._trees[side].arguments(self._arguments, self._trees.head)
-            if side == "base" and not there:
-                continue
-            if side == "base" or "head" in self._evidence.environments:
-                arguments.append("--perf-allow-busy")  # by our own other worker
-            workers[side] = Worker(side, self._trees, arguments, self._logs / f"{side}-{number + 1}.log")
-
-    def _launch_next(self) -> None:
-        """Start the next block's workers while this one's are at work, where that disturbs nobody."""
-        head = self._evidence.environments.get("head")
-        on_a_gpu = head is not None and "uuid" in head.facts
-        if on_a_gpu and not self._early and not self._next and fresh.cores() >= CORES:
-            self._launch(self._next, self._number + 1)
-
-    def _hello(self, side: Side) -> Mapping[str, Any]:
-        found = self._asked(side, self._workers[side].hello, "said what there is to time")
-        if found["errors"]:
-            said = "\n".join(f"    {line}" for line in found["errors"])
-            raise Refused(f"the {side}'s suite cannot be collected:\n{said}", Exit.INCOMPLETE)
-        return found
-
-    def _asked(self, side: Side, what: Callable[[], T], until: str) -> T:
-        """What a worker answers before it is told to time anything."""
-        try:
-            return what()
-        except WorkerDied as error:
-            worker = self._workers[side]
-            usage = side == "head" and worker.code == Exit.USAGE
-            code = Exit.USAGE if usage else Exit.INCOMPLETE
-            why = f"{error} before it {until}; the end of its log:\n{worker.log}"
-            raise Refused(why, code) from None
-
-    def _learn(self, found: Mapping[Side, Mapping[str, Any]]) -> None:
-        """Keep where the sides measure, and refuse what cannot be compared."""
-        for side, said in found.items():
-            if said["environment"] is not None:
-                self._evidence.add(environment=said["environment"], side=side)
-            if side == "head":
-                for note in said["notes"]:
-                    self._evidence.add(note=note)
-        keys = {environment.key for environment in self._evidence.environments.values()}
-        if len(keys) > 1:
-            raise Refused(f"the sides measure in different environments: {' and '.join(sorted(keys))}", Exit.REFUSED)
-        self._look_where_code_is_from()
-
     def _look_where_code_is_from(self) -> None:
-        """Sides that run the same code would be compared with themselves."""
-        found: dict[Side, Mapping[str, Any]] = {}
-        died: WorkerDied | None = None
-        for answers in (False, True):  # all are asked before any answer is waited for
-            for side, worker in self._workers.items():
-                tree = self._trees[side]
-                try:
-                    if answers:
-                        found[side] = worker.receive()
-                        continue
-                    worker.send(
-                        other=str(self._trees[_other(side)].root),
-                        root=str(tree.root),
-                        places=[str(place) for place in tree.places],
-                        head=str(self._trees.head.root),
-                    )
-                except WorkerDied as error:
-                    died = error
-        for side, said in found.items():
-            if why := not_its_own(side, _other(side), said):
-                raise Refused(why, Exit.REFUSED)
-        if died:
+        if died := self._crew.look_where_code_is_from():
             self._bury(died, None)
 
     def _bury(self, error: WorkerDied, pair: Pair | None) -> None:
         """A worker ended: its case is lost, and there are new workers, once."""
-        worker = self._workers[error.side]
+        worker = self._crew[error.side]
         name = self._names.get(pair, pair.head) if pair else None
         self._evidence.add(note=f"{error}{f' at {name}' if name else ''}; the end of its log:\n{worker.log}")
         if pair is not None and name is not None:
             self._lose(pair, name, error.side, DIED, str(error))
-        self._stop(at_once=True)
+        self._crew.stop(at_once=True)
         if self._restarts == RESTARTS:
             raise Over(f"workers ended {RESTARTS + 1} times")
         self._restarts += 1
-        self._start()
-
-    def _stop(self, *, at_once: bool) -> None:
-        with undisturbed():
-            workers, self._workers = list(self._workers.values()), {}
-            for worker in workers:
-                worker.dismiss()  # all of them, before any is waited for
-            for worker in workers:
-                worker.stop(at_once=at_once)
+        self._crew.begin(self._number)
 
     # Cases
 
@@ -383,7 +250,7 @@ class Blocks:
                     self._time(side)
                 came = self._release_all(*SIDES)
             except Came as ended:
-                came = {ended.side: ended} | self._release_all(_other(ended.side))
+                came = {ended.side: ended} | self._release_all(other_side(ended.side))
                 if ended.how == OUT_OF_MEMORY:
                     self._evidence.add(void=name)
                     return False
@@ -393,7 +260,7 @@ class Blocks:
 
     def _other_side(self, pair: Pair, name: str, side: Side, check: bool) -> None:
         """What came to nothing on one side: find out whether it does on the other."""
-        other = _other(side)
+        other = other_side(side)
         try:
             self._prepare(other, pair[other], check=check)
             self._release(other)
@@ -428,11 +295,11 @@ class Blocks:
         checked: list[float] = []
         if at_once:
             for side in SIDES:
-                self._workers[side].send(run=pair[side], check=check)
+                self._crew[side].send(run=pair[side], check=check)
         for side in SIDES:
             try:
                 if not at_once:
-                    self._workers[side].send(run=pair[side], check=check)
+                    self._crew[side].send(run=pair[side], check=check)
                 plans[side], seconds = self._await_ready(side)
                 checked.append(seconds)
             except Came as error:
@@ -441,14 +308,14 @@ class Blocks:
         return came, plans
 
     def _prepare(self, side: Side, node: str, *, check: bool) -> None:
-        self._workers[side].send(run=node, check=check)
+        self._crew[side].send(run=node, check=check)
         _, checked = self._await_ready(side)
         self._once += checked
 
     def _await_ready(self, side: Side) -> tuple[object, float]:
         """Wait for a side to be ready; return the clock's plan, and how long a check took before."""
         begin = time.monotonic()
-        said = self._workers[side].receive()
+        said = self._crew[side].receive()
         if "ended" in said:
             self._once += time.monotonic() - begin
             raise Came(side, said)
@@ -456,7 +323,7 @@ class Blocks:
         return said["plan"], said["checked"]
 
     def _time(self, side: Side) -> None:
-        said = self._workers[side].ask(time=True)
+        said = self._crew[side].ask(time=True)
         if "ended" in said:
             raise Came(side, said)
         self._evidence.add(visit=said["record"], side=side, at=self._now())
@@ -472,10 +339,6 @@ class Blocks:
         return came
 
     def _release(self, side: Side) -> None:
-        said = self._workers[side].ask(release=True)
+        said = self._crew[side].ask(release=True)
         if said["ended"] != PASSED:
             raise Came(side, said)
-
-
-def _other(side: Side) -> Side:
-    return "head" if side == "base" else "base"

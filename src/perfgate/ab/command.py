@@ -25,11 +25,11 @@ from pathlib import Path
 
 from perfgate import preflight
 from perfgate.ab import trees as revisions
-from perfgate.ab.blocks import Blocks, Over
+from perfgate.ab.blocks import Blocks
 from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SCHEMA, Evidence, read
 from perfgate.ab.outcome import BROKEN_OFF, Judge, Rules, conclude, doubted
 from perfgate.ab.progress import Progress
-from perfgate.ab.refusals import Refused
+from perfgate.ab.refusals import Over, Refused
 from perfgate.ab.trees import BuildFailed, TreeError, Trees
 from perfgate.contest import ContestRule
 from perfgate.gate import Exit, Outcome

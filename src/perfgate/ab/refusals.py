@@ -11,10 +11,14 @@ from perfgate.contest import Side
 from perfgate.environment import Environment
 from perfgate.gate import Exit
 
-__all__ = ["Refused", "must_be_free", "not_its_own"]
+__all__ = ["Over", "Refused", "must_be_free", "not_its_own"]
 
 FORGETTING = 3.0
 """Seconds that the driver may take to forget the last block's processes."""
+
+
+class Over(Exception):
+    """The run ends here, with what is known."""
 
 
 class Refused(Exception):
