@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-import statistics
-import sys
 from collections.abc import Iterable, Sequence
 
 from perfgate import stats
 from perfgate.contest import ContestRule
-from perfgate.trust import data, starts
+from perfgate.trust import clocks, data, starts
 from perfgate.trust.chance import binomial_interval
 from perfgate.trust.data import Contest, Entry, Spread, Timing
 from perfgate.trust.resample import SIZES, Plan, Row, compare, recorded
 from perfgate.trust.suites import false_alarms, measured
+from perfgate.trust.table import table
 from perfgate.verdict import Rule, State, Verdict
 
 __all__ = ["DRAWN", "comparison", "render"]
@@ -57,7 +55,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = T
         "## Unchanged code against itself\n\n" + _unchanged(unchanged),
         f"## {DRAWN[0]}\n\n" + (_made_up(unchanged, plan) if draw else ""),
         "## How far processes differ\n\n" + _processes(spreads),
-        "## How far they would differ by a plain clock\n\n" + _clocks(by_clock),
+        "## How far they would differ by a plain clock\n\n" + clocks.render(by_clock, steady=STEADY, named=NOISIEST),
         "## How far starts of a machine differ\n\n" + _starts(unchanged),
         "## Planted slowdowns\n\n" + _planted(planted, spreads),
         f"## {DRAWN[1]}\n\n" + (_rivals(unchanged, plan) if draw else ""),
@@ -101,7 +99,7 @@ def _origins(entries: Sequence[Entry], plan: Plan) -> str:
     ]
     digest = hashlib.sha256(b"".join(map(data.line, entries)) + repr(plan).encode()).hexdigest()
     drawn = f"What is drawn further down is drawn from these data, for rules with the same parameters: `{digest[:12]}`."
-    return f"{_table(titles, rows, left=5)}\n\n{drawn}"
+    return f"{table(titles, rows, left=5)}\n\n{drawn}"
 
 
 def _unchanged(runs: Sequence[Contest]) -> str:
@@ -137,7 +135,7 @@ def _unchanged(runs: Sequence[Contest]) -> str:
         "machine unfit",
     ]
     titles += ["runs with a red case", "screen, at most", "whole, at most"]
-    text = _table(titles, rows, left=1)
+    text = table(titles, rows, left=1)
     intervals = [v.low <= 1 <= v.high for v in _verdicts(runs) if v.low is not None and v.high is not None]
     if intervals:
         text += f"\n\nThe interval of head/base held 1 in {_share(sum(intervals), len(intervals))} of the verdicts."
@@ -199,79 +197,7 @@ def _processes(spreads: dict[str, float]) -> str:
     )
     worst = sorted(spreads.items(), key=lambda item: (-item[1], item[0]))[:NOISIEST]
     rows = [[name, f"{value:.2%}"] for name, value in worst]
-    return text + "\n\n" + _table(["the noisiest cases", "between processes"], rows, left=1)
-
-
-def _clocks(runs: Sequence[Spread]) -> str:
-    if not runs:
-        return "Processes were not timed by perfgate's clock and a plain one yet."
-    squares: dict[str, dict[str, list[float]]] = {}
-    for run in runs:
-        for case, found in run.seconds.items():
-            for clock, medians in found.items():
-                variance = stats.variance([math.log(seconds) for seconds in medians])
-                squares.setdefault(clock, {}).setdefault(case, []).append(variance)
-    rows = []
-    for clock, cases in sorted(squares.items(), key=lambda item: item[0] != "perfgate"):
-        sds = sorted(math.sqrt(math.fsum(them) / len(them)) for them in cases.values())
-        steady = sum(sd <= STEADY for sd in sds)
-        shares = [f"{stats.quantile(sds, q):.2%}" for q in (0.1, 0.5, 0.9, 1.0)]
-        rows.append([clock, str(len(sds)), *shares, str(steady)])
-    processes = sorted({len(medians) for run in runs for found in run.seconds.values() for medians in found.values()})
-    count = " and ".join(map(str, processes))
-    titles = ["clock", "cases", "10 % below", "half below", "90 % below", "the worst", f"at most {STEADY:.1%}"]
-    return (
-        f"Relative standard deviation between {count} processes of the same code that timed each case by one clock and "
-        "by the other. The plain one is perfgate's with one set of inputs, so that each call has a window of its own, "
-        f"and without rest.\n\n{_table(titles, rows, left=1)}\n\n{_windows(runs)}"
-    )
-
-
-def _windows(runs: Sequence[Spread]) -> str:
-    """What is left of where memory came to lie, of the cases whose processes differ most by perfgate's clock."""
-    between: dict[str, list[float]] = {}
-    lasting: dict[str, list[float]] = {}
-    shared: dict[str, list[float]] = {}
-    windows: dict[str, int] = {}
-    for run in runs:
-        for case, found in run.seconds.items():
-            between.setdefault(case, []).append(stats.variance([math.log(seconds) for seconds in found["perfgate"]]))
-            logs = [[[math.log(s) for s in two] for two in process] for process in run.windows[case]]
-            windows[case] = min(windows.get(case, sys.maxsize), *map(len, logs))
-            means = [[math.fsum(two) / 2 for two in process] for process in logs]
-            lasting.setdefault(case, []).extend(_covariance(*zip(*process, strict=True)) for process in logs)
-            alike = [(a, b) for a, b in itertools.combinations(means, 2) if len(a) == len(b)]
-            shared.setdefault(case, []).extend(_covariance(a, b) for a, b in alike)
-    rows = []
-    for case in sorted(between, key=lambda case: (-_mean(between[case]), case))[:NOISIEST]:
-        own = _mean(lasting[case]) - max(0.0, _mean(shared[case]))
-        variances = (_mean(lasting[case]), _mean(shared[case]), own / windows[case])
-        said = [f"{math.sqrt(max(0.0, v)):.2%}" if windows[case] > 1 else "-" for v in variances]
-        rows.append([case, f"{math.sqrt(_mean(between[case])):.2%}", str(windows[case]), *said])
-    titles = [
-        "the noisiest cases",
-        "between processes",
-        "windows",
-        "windows of one",
-        "of another, too",
-        "of that alone",
-    ]
-    return (
-        "Sets of inputs lie where they came to lie as long as their process lives, and each window of perfgate's clock "
-        "has sets of its own. What windows of one process differ by for good is known from medians of every other of "
-        "their samples. As far as windows of another process do not differ likewise, it was drawn with the process: of "
-        "that alone processes would differ by about as much over the root of the windows.\n\n"
-        + _table(titles, rows, left=1)
-    )
-
-
-def _covariance(a: Sequence[float], b: Sequence[float]) -> float:
-    """Of two sequences of one length; of a single pair, none."""
-    return statistics.covariance(a, b) if len(a) > 1 else 0.0
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else 0.0
+    return text + "\n\n" + table(["the noisiest cases", "between processes"], rows, left=1)
 
 
 def _starts(runs: Sequence[Contest]) -> str:
@@ -289,7 +215,7 @@ def _starts(runs: Sequence[Contest]) -> str:
         "Relative standard deviation of a case's median between starts, each mostly on another GPU of the kind, and "
         "with whatever changed in the code between them. A baseline may carry what two starts differ by, in nine of "
         f"ten cases and without what short calls differ by in seconds; of another {Rule().session:.2%} is assumed.\n\n"
-        + _table(titles, rows, left=1)
+        + table(titles, rows, left=1)
     )
 
 
@@ -329,7 +255,7 @@ def _planted(runs: Sequence[Contest], spreads: dict[str, float]) -> str:
     took = f" of {min(medians) * 1e6:.1f} to {max(medians) * 1e6:.0f} us" if medians else ""
     text = f"In {len(runs)} run{'' if len(runs) == 1 else 's'} {len(seconds)} cases{took} were slowed.\n\n"
     titles = ["planted", "measured apart (median)", "between processes", "called slower", "unresolved", "unchanged"]
-    text += _table(titles, rows, left=0)
+    text += table(titles, rows, left=0)
     others = [v for run in runs for name, v in run.verdicts.items() if name not in run.planted]
     red = sum(v.state is State.REGRESSED for v in others)
     text += f"\n\nOf the {len(others)} verdicts on other cases in the same runs {red} were red."
@@ -367,7 +293,7 @@ def comparison(rows: Iterable[Row], rule: ContestRule) -> str:
         f"{rule.floor:.0%}. perfgate screens in "
         f"{rule.screen_blocks} blocks and confirms its suspects in {rule.confirm_blocks} others at most; the last rows "
         "give a rival all the samples of as many blocks of the whole suite as take the same time on the GPU.\n\n"
-        + _table(titles, lines, left=2)
+        + table(titles, lines, left=2)
     )
 
 
@@ -381,7 +307,7 @@ def _disturbed(runs: Sequence[Contest]) -> str:
         red = sum(v.state is State.REGRESSED for v in verdicts)
         unfit = sum(run.unfit is not None for run in them)
         rows.append([how, str(len(them)), str(len(verdicts)), str(red), str(unfit)])
-    return _table(["disturbance", "runs", "cases judged", "called slower", "runs that said so"], rows, left=1)
+    return table(["disturbance", "runs", "cases judged", "called slower", "runs that said so"], rows, left=1)
 
 
 def _timers(timings: Sequence[Timing]) -> str:
@@ -417,7 +343,7 @@ def _timers(timings: Sequence[Timing]) -> str:
             " NVBench has one call between two events: what such a window takes for itself is in its durations, and "
             "perfgate takes it off its own."
         )
-    return f"{text}\n\n{_table(titles, rows, left=1)}"
+    return f"{text}\n\n{table(titles, rows, left=1)}"
 
 
 def _share(hits: int, tries: int) -> str:
@@ -434,9 +360,3 @@ def _rate(hits: int, tries: int) -> str:
 
 def _seconds(values: Sequence[float]) -> str:
     return f"{max(values):.0f} s" if values else ""
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
-    """A table in Markdown whose first columns are text."""
-    marks = ["---" if i < left else "---:" for i in range(len(titles))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (titles, marks, *rows))
