@@ -122,12 +122,12 @@ class CudaClock(Clock):
 
     def _prepare(self, call: Callable[..., object], inputs: Inputs, l2: str) -> CudaPrepared:
         _ = self._probe, self.window  # captured before anything is cached: a capture gives the cache back
-        first, set_bytes = self._first_set(inputs)
-        if wrong := constant.of_inputs(first):
+        first = self._first_set(inputs)
+        if wrong := constant.of_inputs(first.args):
             raise MeasureError(wrong)
-        peak, result_bytes = self._peak(call, first)
-        trial = self._trial(call, first)
-        windows, joined = self._windows(trial.seconds, first, inputs, l2, set_bytes + result_bytes)
+        peak, result_bytes = self._peak(call, first.args)
+        trial = self._trial(call, first.args)
+        windows, joined = self._windows(trial.seconds, first, inputs, l2, result_bytes)
         excess = self.window if trial.captured else self.queued_window
         plan = Plan(windows, joined, l2, self.flush, trial.seconds, excess)
         for args in itertools.chain.from_iterable(windows):
@@ -196,12 +196,27 @@ class CudaClock(Clock):
         """Fill the L2 with other data by reading twice its size: nothing is left to be written back."""
         torch.amax(self._flush_source, dim=0, out=self._flush_sink)
 
-    def _first_set(self, inputs: Inputs) -> tuple[tuple[Any, ...], int]:
+    def _first_set(self, inputs: Inputs) -> _FirstSet:
         if not callable(inputs):
-            return inputs[0], 0
+            return _FirstSet(inputs[0], 0, 0)
         before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
         args = inputs(0)
-        return args, torch.cuda.memory_allocated() - before
+        held = torch.cuda.memory_allocated() - before
+        return _FirstSet(args, held, torch.cuda.max_memory_allocated() - before - held)
+
+    def _more_sets(
+        self, first: _FirstSet, inputs: Callable[[int], tuple[Any, ...]], more: int
+    ) -> list[tuple[Any, ...]]:
+        """Further sets, one behind the other in a stretch of memory that is taken at once.
+
+        Of two processes that make sets at the same time each would else get its memory by turns, differently each time,
+        and how fast a call is that is bound by memory depends on where it lies. Small tensors, of which torch keeps
+        many in a block of their own, lie where they did.
+        """
+        with contextlib.suppress(*gpu.OUT_OF_MEMORY):  # piece by piece it may do
+            torch.empty(more * first.held + 2 * first.making, dtype=torch.uint8, device="cuda")
+        return [inputs(i) for i in range(1, 1 + more)]
 
     def _peak(self, call: Callable[..., object], args: tuple[Any, ...]) -> tuple[int, int]:
         """Bytes that a call needs at its peak beyond what was there, and bytes that its result keeps."""
@@ -222,17 +237,19 @@ class CudaClock(Clock):
         return peak, max(kept, 0)
 
     def _windows(
-        self, seconds: float, first: tuple[Any, ...], inputs: Inputs, l2: str, bytes_a_set: int
+        self, seconds: float, first: _FirstSet, inputs: Inputs, l2: str, result_bytes: int
     ) -> tuple[tuple[tuple[tuple[Any, ...], ...], ...], int]:
         """The argument tuples of each window, and how many windows make one sample, for a call that takes `seconds`."""
         needed = max(math.ceil(WINDOW / seconds), min(CALLS, math.ceil(COMPANY / seconds)))
         needed = next((n for n in LADDER if n >= needed), needed)
         if callable(inputs):
             memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+            bytes_a_set = first.held + result_bytes
             room = max(1, int(SETS_SHARE * memory) // max(bytes_a_set, 1))
             least = MANY_SETS if MANY_SETS * bytes_a_set <= SMALL_SHARE * memory else MIN_SETS
             wanted = needed * math.ceil(least / needed) if l2 == "cold" else MIN_SETS
-            sets: Sequence[tuple[Any, ...]] = [first, *(inputs(i) for i in range(1, min(wanted, MAX_SETS, room)))]
+            more = min(wanted, MAX_SETS, room) - 1
+            sets: Sequence[tuple[Any, ...]] = [first.args, *self._more_sets(first, inputs, more)]
         else:
             sets = list(inputs)
         if l2 == "warm":
@@ -284,6 +301,21 @@ class CudaClock(Clock):
         seconds = min(elapsed(graph.replay) for _ in range(tries)) / repeats
         del results
         return _Trial(seconds, True, kernels, unread)
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstSet:
+    """The input set that a call is tried with.
+
+    Attributes:
+        args: The call's arguments.
+        held: Bytes of them that the clock had made.
+        making: Bytes that were needed beyond while they were made.
+    """
+
+    args: tuple[Any, ...]
+    held: int
+    making: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
     prepare both   ->   base head head base   (the next block: head base base head)   ->   release both
 
-Both sides prepare a case at the same time, since nothing is timed then. If they do not fit into memory together, the
-case is prepared anew for each visit, one side after the other. If one's work led the other's clock to another plan,
-they prepare it again, one after the other. What a worker says goes into the evidence at once. A worker that ends costs
-the case it was at, and is replaced once.
+Both sides prepare a case at the same time, since nothing is timed then. Who is visited first is also told first, and so
+mostly gets its memory first, which may be the faster or the slower: it is the other side in the next block. If they do
+not fit into memory together, the case is prepared anew for each visit, one side after the other. If one's work led the
+other's clock to another plan, they prepare it again, one after the other. What a worker says goes into the evidence at
+once. A worker that ends costs the case it was at, and is replaced once.
 """
 
 from __future__ import annotations
@@ -230,12 +231,12 @@ class Blocks:
 
     def _together(self, pair: Pair, order: Sequence[Side], check: bool) -> bool:
         """Visit a case that both sides hold ready; False if they must do so one after the other."""
-        came, plans = self._prepare_both(pair, check=check, at_once=True)
+        came, plans = self._prepare_both(pair, order, check=check, at_once=True)
         if not came and plans["base"] != plans["head"]:
             # perhaps each side's work misled the other's clock; if they still differ, so does the code
             came, plans = self._release_all(*SIDES), {}
             if not came:
-                came, plans = self._prepare_both(pair, check=False, at_once=False)
+                came, plans = self._prepare_both(pair, order, check=False, at_once=False)
         names = [*(self._ready[side] for side in plans), *(ended.case for ended in came.values() if ended.case)]
         name = next(iter(names), pair.head)
         if came:
@@ -288,15 +289,18 @@ class Blocks:
 
     # Words to a worker
 
-    def _prepare_both(self, pair: Pair, *, check: bool, at_once: bool) -> tuple[dict[Side, Came], dict[Side, object]]:
+    def _prepare_both(
+        self, pair: Pair, order: Sequence[Side], *, check: bool, at_once: bool
+    ) -> tuple[dict[Side, Came], dict[Side, object]]:
         """Have both sides prepare a case; return what came to nothing, and the plans of those that are ready."""
+        sides = list(dict.fromkeys(order))
         came: dict[Side, Came] = {}
         plans: dict[Side, object] = {}
         checked: list[float] = []
         if at_once:
-            for side in SIDES:
+            for side in sides:
                 self._crew[side].send(run=pair[side], check=check)
-        for side in SIDES:
+        for side in sides:
             try:
                 if not at_once:
                     self._crew[side].send(run=pair[side], check=check)

@@ -106,6 +106,8 @@ class Crew:
                 raise Over("the working tree was changed while it was compared: what follows would be of another head")
             if look and not self._early:
                 must_be_free(look)
+            if known is not None and number % 2:
+                waiting.reverse()  # who begins first gets its memory first
             for side in waiting:
                 found[side] = self._hello(side)
         if "base" not in found:
