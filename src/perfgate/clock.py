@@ -14,19 +14,31 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from perfgate.kernels import Kernels
 from perfgate.stats import median_half_width, quantile
 
-__all__ = ["Budget", "Clock", "FakeClock", "HostClock", "Inputs", "MeasureError", "Method", "Prepared", "Samples"]
+__all__ = [
+    "LEAST_SHARE",
+    "Budget",
+    "Clock",
+    "FakeClock",
+    "HostClock",
+    "Inputs",
+    "MeasureError",
+    "Method",
+    "Prepared",
+    "Samples",
+]
 
 Inputs = Sequence[tuple[Any, ...]] | Callable[[int], tuple[Any, ...]]
 """Argument tuples for the call, each at addresses of its own; or a function that makes the i-th, for a clock to call as
 often as it has use for another one."""
 
-
+LEAST_SHARE = 0.1
+"""Of a window's time the calls have at least this share, whatever it takes for itself."""
 AGAIN = "looked slower than its baseline and was timed"
 NO_INPUTS = "inputs is empty: expected at least one tuple of arguments, () for a call without any"
 
@@ -88,6 +100,20 @@ class Samples:
     def median(self) -> float:
         """Median duration in seconds."""
         return quantile(self.seconds, 0.5)
+
+    def at_window(self, seconds: float) -> Samples:
+        """These samples, had the clock known that a window takes `seconds` for itself: other than what it took off.
+
+        Raises:
+            KeyError: If the clock took nothing off windows.
+        """
+        was, calls = self.counters["window_seconds"], self.counters["calls_per_window"]
+        windows = (s * calls + was for s in self.seconds)
+        return replace(
+            self,
+            seconds=tuple(max(window - seconds, LEAST_SHARE * window) / calls for window in windows),
+            counters={**self.counters, "window_seconds": seconds},
+        )
 
     def followed_by(self, later: Samples) -> Samples:
         """These samples and those of a later visit to the same case, in one; counters are the later visit's.

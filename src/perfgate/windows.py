@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 import torch
 
+from perfgate.clock import LEAST_SHARE
+
 __all__ = ["GraphRounds", "Pace", "Plan", "QueueRounds", "Rounds", "capture", "elapsed"]
 
 PIECE = 5e-3
@@ -25,8 +27,6 @@ PIECE = 5e-3
 BLOCKING_HZ = 2.0e9
 """`torch.cuda._sleep` counts SM cycles; no SM runs faster than this, so the sleep is never too short."""
 LONGEST_BLOCK = 0.2
-LEAST_SHARE = 0.1
-"""Of a window's time the calls have at least this share, whatever it takes for itself."""
 FIRST_BLOCK = 1e-3
 
 

@@ -16,8 +16,10 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,7 @@ class Evidence:
     def blocks(self) -> list[Block]:
         """The blocks with the cases that were visited in full there, and whose tests passed on both sides."""
         found = []
-        for stage, visits in self._blocks:
+        for stage, visits in self._at_one_window():
             whole = {name: tuple(seen) for name, seen in visits.items() if self._whole(name, seen)}
             if whole:
                 found.append(Block(stage=stage, visits=whole))
@@ -149,10 +151,11 @@ class Evidence:
     def records(self, side: Side) -> dict[str, Record]:
         """What a side gave: a process a block, in which the visits are one after the other."""
         found: dict[str, Record] = {}
+        visited = self._at_one_window()
         for name, case in self._cases.items():
             if name in self.canaries or any((s, name) in self.ended for s in SIDES) or self.methods(name):
                 continue
-            blocks = ([v.samples for v in visits.get(name, []) if v.side == side] for _, visits in self._blocks)
+            blocks = ([v.samples for v in visits.get(name, []) if v.side == side] for _, visits in visited)
             if processes := tuple(_joined(visits) for visits in blocks if visits):
                 found[name] = Record(case=case, processes=processes)
         return found
@@ -161,6 +164,31 @@ class Evidence:
     def out_of_memory(self) -> dict[str, str]:
         """What did not fit on the head's side."""
         return {case: why for (side, case), (how, why) in self.ended.items() if side == "head" and how == OUT_OF_MEMORY}
+
+    def _at_one_window(self) -> list[tuple[int, dict[str, list[Visit]]]]:
+        """The visits, with the same taken off all windows: the median of what the processes had measured.
+
+        It is a matter of the machine. What processes measure differs by chance, and would differ in all of a process's
+        cases.
+        """
+        measured: dict[str, set[tuple[int, Side, float]]] = {}
+        for number, (_, visits) in enumerate(self._blocks):
+            for visit in itertools.chain.from_iterable(visits.values()):
+                if "window_seconds" in visit.samples.counters:
+                    by_process = number, visit.side, visit.samples.counters["window_seconds"]
+                    measured.setdefault(visit.samples.method.launch, set()).add(by_process)
+        median = {
+            launch: statistics.median(seconds for *_, seconds in processes) for launch, processes in measured.items()
+        }
+
+        def adjusted(visit: Visit) -> Visit:
+            window = median.get(visit.samples.method.launch)
+            return visit if window is None else replace(visit, samples=visit.samples.at_window(window))
+
+        return [
+            (stage, {name: [adjusted(visit) for visit in seen] for name, seen in visits.items()})
+            for stage, visits in self._blocks
+        ]
 
     def _whole(self, name: str, visits: Sequence[Visit]) -> bool:
         enough = all(sum(v.side == side for v in visits) == VISITS for side in SIDES)
