@@ -128,10 +128,34 @@ def test_the_spread_between_processes_is_the_one_that_was_there() -> None:
     wild = contest_blocks(random.Random(2), dict.fromkeys(cases, Kernel(sd=0.5)), blocks=200)
     disturbed = replace(quiet, what="drift", disturbance="the clock falls", blocks=tuple(wild))
     text = page.render([quiet, disturbed], FEW)
-    found = {name: float(cv.rstrip("%")) for name, cv in rows(section(text, "How far processes differ"))}
+    found = {name: float(cv.rstrip("%")) for name, cv, _ in rows(section(text, "How far processes differ"))}
     assert list(found) == ["noisy", "steady"]
     assert found == pytest.approx({"noisy": 2.0, "steady": 0.1}, rel=0.1)
     assert "1 of them are at most 0.6%" in text
+
+
+def test_what_a_commit_changed_about_the_noisiest_is_seen() -> None:
+    some = collected()
+
+    def of(day: int, sd: dict[str, float], suite: str = "default") -> Contest:
+        blocks = contest_blocks(random.Random(day), {n: Kernel(sd=s) for n, s in sd.items()}, blocks=100, within=0.0)
+        verdicts = {name: replace(some.verdicts["a"], case=name) for name in sd}
+        origin = replace(ORIGIN, date=f"2026-02-0{day}T00:00:00+00:00", commit=f"{day}" * 40)
+        return replace(some, origin=origin, blocks=tuple(blocks), verdicts=verdicts, controls=(), suite=suite)
+
+    steady = {f"steady{i}": 0.001 for i in range(page.NOISIEST)}
+    runs = [
+        of(5, {"noisy": 0.01, **steady}),
+        of(1, {"noisy": 0.08}),
+        of(2, {"noisy": 0.04}),
+        of(3, {"noisy": 0.02}),
+        of(4, {f"steady{page.NOISIEST - 1}": 0.0005}),
+    ]
+    text = section(page.render(runs, FEW), "How far processes differ")
+    assert re.findall("of `(.*?)`", text) == ["2222222", "3333333", "5555555"]
+    noisy, *others = rows(text)
+    assert [float(sd.rstrip("%")) for sd in noisy[2:]] == pytest.approx([4, 2, 1], rel=0.2)
+    assert all(row[2:4] == ["", ""] and row[4] for row in others)
 
 
 def test_planted_slowdowns_are_counted_by_size() -> None:

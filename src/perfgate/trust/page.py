@@ -27,6 +27,8 @@ DRAWN = ("Unchanged code that is made up", "The same samples through others' rul
 """Sections that are of random numbers."""
 NOISIEST = 5
 """Cases named for their spread between processes."""
+NEWEST = 3
+"""Commits that timed one of these in several processes and are told apart: what they changed about it."""
 
 HEAD = """# How far can a verdict be trusted?
 
@@ -54,7 +56,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = T
         "## Where the data come from\n\n" + _origins(entries, plan),
         "## Unchanged code against itself\n\n" + _unchanged(unchanged),
         f"## {DRAWN[0]}\n\n" + (_made_up(unchanged, plan) if draw else ""),
-        "## How far processes differ\n\n" + _processes(spreads),
+        "## How far processes differ\n\n" + _processes(spreads, contests),
         "## How far they would differ by a plain clock\n\n" + clocks.render(by_clock, steady=STEADY, named=NOISIEST),
         "## How far starts of a machine differ\n\n" + _starts(unchanged),
         "## Planted slowdowns\n\n" + _planted(planted, spreads),
@@ -184,7 +186,7 @@ def _spreads(runs: Sequence[Contest]) -> dict[str, float]:
     }
 
 
-def _processes(spreads: dict[str, float]) -> str:
+def _processes(spreads: dict[str, float], runs: Sequence[Contest]) -> str:
     if not spreads:
         return "No case was timed in several processes yet."
     values = list(spreads.values())
@@ -195,9 +197,21 @@ def _processes(spreads: dict[str, float]) -> str:
         f"10 % of them below {shares[0]}, half below {shares[1]}, 90 % below {shares[2]}, the worst {shares[3]}. "
         f"{steady} of them are at most {STEADY:.1%}."
     )
-    worst = sorted(spreads.items(), key=lambda item: (-item[1], item[0]))[:NOISIEST]
-    rows = [[name, f"{value:.2%}"] for name, value in worst]
-    return text + "\n\n" + table(["the noisiest cases", "between processes"], rows, left=1)
+    worst = sorted(spreads, key=lambda name: (-spreads[name], name))[:NOISIEST]
+    commits = dict.fromkeys(run.origin.commit for run in sorted(runs, key=lambda run: run.origin.date))
+    by_commit = {
+        commit: them
+        for commit in commits
+        if not (them := _spreads([run for run in runs if run.origin.commit == commit])).keys().isdisjoint(worst)
+    }
+    newest = list(by_commit)[-NEWEST:]
+    rows = [
+        [name, f"{spreads[name]:.2%}"]
+        + [f"{by_commit[commit][name]:.2%}" if name in by_commit[commit] else "" for commit in newest]
+        for name in worst
+    ]
+    titles = ["the noisiest cases", "between processes", *(f"of `{commit[:7]}`" for commit in newest)]
+    return text + "\n\n" + table(titles, rows, left=1)
 
 
 def _starts(runs: Sequence[Contest]) -> str:
