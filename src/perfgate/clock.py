@@ -108,7 +108,7 @@ class Samples:
             KeyError: If the clock took nothing off windows.
         """
         was, calls = self.counters["window_seconds"], self.counters["calls_per_window"]
-        windows = (s * calls + was for s in self.seconds)
+        windows = (min(s * calls + was, s * calls / LEAST_SHARE) for s in self.seconds)
         return replace(
             self,
             seconds=tuple(max(window - seconds, LEAST_SHARE * window) / calls for window in windows),

@@ -14,7 +14,7 @@
 - The device rests for as long as it works, so that it stays below its power limit and at its full clock (`Pace`), but
   for calls of tens of milliseconds, within which it reaches the limit.
 - What a window takes for itself (its events, the start of its first call) is not the same on all machines. Each process
-  measures it (`CudaClock.window`) and takes it off.
+  measures it (`CudaClock.window`) and takes it off; `Samples.at_window` has it another way.
 - All work goes to one stream, the one of `gpu.use_one_stream`; `CudaClock.shortest` notices what went elsewhere.
 
 This module, `constant`, `gpu`, `stray` and `windows` are all of perfgate that import torch, and only where a CUDA
@@ -122,7 +122,7 @@ class CudaClock(Clock):
 
     def _prepare(self, call: Callable[..., object], inputs: Inputs, l2: str) -> CudaPrepared:
         _ = self._probe, self.window  # captured before anything is cached: a capture gives the cache back
-        first = self._first_set(inputs)
+        first = _first_set(inputs)
         if wrong := constant.of_inputs(first.args):
             raise MeasureError(wrong)
         peak, result_bytes = self._peak(call, first.args)
@@ -196,44 +196,17 @@ class CudaClock(Clock):
         """Fill the L2 with other data by reading twice its size: nothing is left to be written back."""
         torch.amax(self._flush_source, dim=0, out=self._flush_sink)
 
-    def _first_set(self, inputs: Inputs) -> _FirstSet:
-        if not callable(inputs):
-            return _FirstSet(inputs[0], 0, 0)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        args = inputs(0)
-        held = torch.cuda.memory_allocated() - before
-        return _FirstSet(args, held, torch.cuda.max_memory_allocated() - before - held)
-
-    def _more_sets(
-        self, first: _FirstSet, inputs: Callable[[int], tuple[Any, ...]], more: int
-    ) -> list[tuple[Any, ...]]:
-        """Further sets, one behind the other in a stretch of memory that is taken at once.
-
-        Of two processes that make sets at the same time each would else get its memory by turns, differently each time,
-        and how fast a call is that is bound by memory depends on where it lies. Small tensors, of which torch keeps
-        many in a block of their own, lie where they did.
-        """
-        with contextlib.suppress(*gpu.OUT_OF_MEMORY):  # piece by piece it may do
-            torch.empty(more * first.held + 2 * first.making, dtype=torch.uint8, device="cuda")
-        return [inputs(i) for i in range(1, 1 + more)]
-
     def _peak(self, call: Callable[..., object], args: tuple[Any, ...]) -> tuple[int, int]:
         """Bytes that a call needs at its peak beyond what was there, and bytes that its result keeps."""
         call(*args)
         torch.cuda.synchronize()
-        collecting = gc.isenabled()
-        gc.disable()  # what a collection during the call would free would be missing from its peak
-        try:
+        with _not_collecting():
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             result = call(*args)
             torch.cuda.synchronize()
             peak, kept = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
             del result
-        finally:
-            if collecting:
-                gc.enable()
         return peak, max(kept, 0)
 
     def _windows(
@@ -249,7 +222,7 @@ class CudaClock(Clock):
             least = MANY_SETS if MANY_SETS * bytes_a_set <= SMALL_SHARE * memory else MIN_SETS
             wanted = needed * math.ceil(least / needed) if l2 == "cold" else MIN_SETS
             more = min(wanted, MAX_SETS, room) - 1
-            sets: Sequence[tuple[Any, ...]] = [first.args, *self._more_sets(first, inputs, more)]
+            sets: Sequence[tuple[Any, ...]] = [first.args, *_more_sets(first, inputs, more)]
         else:
             sets = list(inputs)
         if l2 == "warm":
@@ -436,6 +409,45 @@ class CudaPrepared:
         if late:
             notes.append(f"{late} windows began before their work was queued: the host's launches are in them")
         return seconds, counters, tuple(notes)
+
+
+@contextlib.contextmanager
+def _not_collecting() -> Iterator[None]:
+    """What a collection would free meanwhile would be missing from what is counted."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _first_set(inputs: Inputs) -> _FirstSet:
+    """What a call is tried with; collected garbage is not counted."""
+    if not callable(inputs):
+        return _FirstSet(inputs[0], 0, 0)
+    with _not_collecting():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        args = inputs(0)
+        held, peak = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
+    return _FirstSet(args, max(held, 0), max(peak - held, 0))
+
+
+def _more_sets(first: _FirstSet, inputs: Callable[[int], tuple[Any, ...]], more: int) -> list[tuple[Any, ...]]:
+    """Further sets, one behind the other in a stretch of memory that is taken at once.
+
+    Of two processes that make sets at the same time each would else get its memory by turns, differently each time, and
+    how fast a call is that is bound by memory depends on where it lies. Small tensors, of which torch keeps many in a
+    block of their own, lie where they did, and a set may lie beside the first. What making the sets needs beyond stays
+    as long as they do: where it is more than all of them, each takes its own.
+    """
+    if first.making <= more * first.held:
+        gpu.give_back()  # what is left of calls would be taken first
+        with contextlib.suppress(*gpu.OUT_OF_MEMORY):  # piece by piece it may do
+            torch.empty(more * first.held + first.making, dtype=torch.uint8, device="cuda")
+    return [inputs(i) for i in range(1, 1 + more)]
 
 
 def _kernels(graph: torch.cuda.CUDAGraph, calls: int) -> tuple[Kernels | None, tuple[str, ...]]:

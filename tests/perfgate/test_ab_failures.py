@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from perfgate.ab import refusals
-from perfgate.ab.workers import GOING
+from perfgate.ab import crew, refusals
+from perfgate.ab.workers import GOING, Worker
+from perfgate.contest import Side
 from perfgate.gate import Exit
 
 from .ab_repository import Repository
@@ -169,8 +170,17 @@ def pytest_perf_clock(config):
 
 @pytest.mark.parametrize("settles", [True, False])
 def test_sides_whose_clocks_planned_differently_prepare_again_one_after_the_other(
-    repository: Repository, settles: bool
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, settles: bool
 ) -> None:
+    told: list[Side] = []
+
+    class Watched(Worker):
+        def send(self, **message: object) -> None:
+            if "run" in message:
+                told.append(self.side)
+            super().send(**message)
+
+    monkeypatch.setattr(crew, "Worker", Watched)
     conftest = repository.path / "conftest.py"
     conftest.write_text(
         conftest.read_text()
@@ -194,11 +204,12 @@ def pytest_perf_clock(config):
     )
     repository.commit("a clock that is misled")
     repository.checked()
-    assert repository.ab("--base=HEAD") == Exit.OK
+    assert repository.ab("--base=HEAD", "--blocks=2") == Exit.OK
     assert set(repository.states().values()) == {"unchanged"}
-    prepared = len((repository.path / ".perfgate" / "prepared").read_text())
-    assert prepared == (4 * 2 + 2 if settles else 4 * 2 * 2)
-    assert repository.errors()["speed/a"] == [1e-3] * 4
+    prepared = 4 + 1 if settles else 4 * 2
+    assert len((repository.path / ".perfgate" / "prepared").read_text()) == 2 * 2 * prepared
+    assert told == [*prepared * ["base", "head"], *prepared * ["head", "base"]]
+    assert repository.errors()["speed/a"] == [*[1e-3] * 4, *[None] * 4]  # checked in the first block alone
 
 
 @pytest.mark.parametrize("check", [False, True])

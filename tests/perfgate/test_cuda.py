@@ -374,7 +374,8 @@ def test_the_ceilings_are_those_of_a_gpu(clock: cuda.CudaClock) -> None:
     assert found["flops_per_second.bf16"] > 2 * found["flops_per_second.fp32"]
 
 
-def test_input_sets_lie_one_behind_the_other(clock: cuda.CudaClock) -> None:
+@pytest.mark.parametrize("call", [lambda x: x + 1, lambda x: float((x + 1)[0])], ids=["captured", "not captured"])
+def test_input_sets_lie_one_behind_the_other(clock: cuda.CudaClock, call: Callable[[Any], object]) -> None:
     made: dict[int, int] = {}
 
     def inputs(i: int) -> tuple[torch.Tensor]:
@@ -382,7 +383,7 @@ def test_input_sets_lie_one_behind_the_other(clock: cuda.CudaClock) -> None:
         made[i] = x.data_ptr()
         return (x,)
 
-    with clock.prepare(lambda x: x + 1, inputs):
+    with clock.prepare(call, inputs):
         blocks = [(block["address"], block["total_size"]) for block in torch.cuda.memory_snapshot()]
     of_set = {i: next(at for at, size in blocks if at <= address < at + size) for i, address in made.items()}
     assert len(of_set) >= cuda.MANY_SETS

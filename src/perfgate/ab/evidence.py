@@ -1,5 +1,7 @@
 """All that was seen, entry by entry: what is in the journal is what is judged, now and from the file later.
 
+Of durations one thing is changed: taken off a window is what both sides' processes found that it takes for itself.
+
 {"ab": 1, "started": ..., "argv": [...], "seed": ..., "base": words, "head": words, "blocks": ..., "confirm": ...}
 {"environment": {...}, "side": ...}                    {"pairs": cases that both sides have}
 {"only": side, "case": name}                           new or missing
@@ -39,6 +41,8 @@ SIDES: tuple[Side, Side] = ("base", "head")
 COMPLETE, INTERRUPTED = "complete", "interrupted"
 VISITS = 2
 """Visits a side in a block."""
+WINDOWS = {"window_seconds", "calls_per_window"}
+"""What is known of durations that something was taken off."""
 
 
 @dataclass(slots=True)
@@ -72,6 +76,7 @@ class Evidence:
     write: Callable[[Mapping[str, object]], object] = lambda entry: None
     _cases: dict[str, Case] = field(default_factory=dict)
     _blocks: list[tuple[int, dict[str, list[Visit]]]] = field(default_factory=list)
+    _adjusted: list[tuple[int, dict[str, list[Visit]]]] | None = None
 
     def add(self, **entry: Any) -> None:
         """Keep an entry, then count it.
@@ -84,6 +89,7 @@ class Evidence:
 
     def take(self, entry: Mapping[str, Any]) -> None:
         """Count an entry."""
+        self._adjusted = None
         if "visit" in entry:
             record = Record.from_json(entry["visit"])
             self._cases[record.case.name] = record.case
@@ -166,29 +172,14 @@ class Evidence:
         return {case: why for (side, case), (how, why) in self.ended.items() if side == "head" and how == OUT_OF_MEMORY}
 
     def _at_one_window(self) -> list[tuple[int, dict[str, list[Visit]]]]:
-        """The visits, with the same taken off all windows: the median of what the processes had measured.
+        """The visits, with the same taken off all windows of a block: the median of what its processes measured.
 
-        It is a matter of the machine. What processes measure differs by chance, and would differ in all of a process's
-        cases.
+        What a window takes for itself is a matter of the machine. Processes measure different amounts by chance, and
+        each would carry its own into all of its cases.
         """
-        measured: dict[str, set[tuple[int, Side, float]]] = {}
-        for number, (_, visits) in enumerate(self._blocks):
-            for visit in itertools.chain.from_iterable(visits.values()):
-                if "window_seconds" in visit.samples.counters:
-                    by_process = number, visit.side, visit.samples.counters["window_seconds"]
-                    measured.setdefault(visit.samples.method.launch, set()).add(by_process)
-        median = {
-            launch: statistics.median(seconds for *_, seconds in processes) for launch, processes in measured.items()
-        }
-
-        def adjusted(visit: Visit) -> Visit:
-            window = median.get(visit.samples.method.launch)
-            return visit if window is None else replace(visit, samples=visit.samples.at_window(window))
-
-        return [
-            (stage, {name: [adjusted(visit) for visit in seen] for name, seen in visits.items()})
-            for stage, visits in self._blocks
-        ]
+        if self._adjusted is None:
+            self._adjusted = [(stage, _at_one_window(visits)) for stage, visits in self._blocks]
+        return self._adjusted
 
     def _whole(self, name: str, visits: Sequence[Visit]) -> bool:
         enough = all(sum(v.side == side for v in visits) == VISITS for side in SIDES)
@@ -220,6 +211,28 @@ def read(path: Path) -> Evidence:
         return evidence
 
     return journal.read_lines(path, "ab", understand)
+
+
+def _at_one_window(visits: Mapping[str, Sequence[Visit]]) -> dict[str, list[Visit]]:
+    """A block's visits, adjusted."""
+    measured: dict[tuple[str, int, str], set[tuple[Side, float]]] = {}
+    for visit in itertools.chain.from_iterable(visits.values()):
+        if visit.samples.counters.keys() >= WINDOWS:
+            measured.setdefault(_kind(visit), set()).add((visit.side, visit.samples.counters["window_seconds"]))
+    common = {kind: statistics.median(window for _, window in found) for kind, found in measured.items()}
+
+    def adjusted(visit: Visit) -> Visit:
+        if not visit.samples.counters.keys() >= WINDOWS:
+            return visit
+        return replace(visit, samples=visit.samples.at_window(common[_kind(visit)]))
+
+    return {name: [adjusted(visit) for visit in seen] for name, seen in visits.items()}
+
+
+def _kind(visit: Visit) -> tuple[str, int, str]:
+    """Of which windows are alike."""
+    method = visit.samples.method
+    return method.clock, method.version, method.launch
 
 
 def _joined(visits: Sequence[Samples]) -> Samples:
