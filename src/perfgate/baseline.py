@@ -227,7 +227,7 @@ def rule_for(baseline: Baseline | None, environment: Environment | None, rule: R
     if baseline is not None and baseline.session is not None:
         rule = replace(rule, session=baseline.session)
     same = baseline is not None and environment is not None and environment.same_device(baseline.environment)
-    return replace(rule, device=0.0) if same else rule
+    return replace(rule, device=0.0, fill=0.0) if same else rule
 
 
 def merge(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -346,7 +346,7 @@ def spread(records: Iterable[Record], *, allowed: float = ALLOWED, rule: Rule | 
         rule: The rule by which verdicts will be made.
     """
     records = list(records)
-    rule = replace(rule or Rule(), floor_seconds=0.0, device=0.0)
+    rule = replace(rule or Rule(), floor_seconds=0.0, device=0.0, fill=0.0)
     noise = Noise.of(records)
     said = []
     for record in records:

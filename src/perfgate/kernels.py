@@ -133,6 +133,11 @@ class Kernels:
             known=UNKNOWN not in codes and (bool(libraries) or LIBRARY not in codes),
         )
 
+    @property
+    def fills(self) -> int:
+        """How often a call copies or fills memory apart from its kernels."""
+        return sum(kernel.count for kernel in self.launches if not kernel.grid)
+
     def same(self, other: Kernels) -> bool:
         """Whether both surely are the same kernels with the same code."""
         alike = self.digest == other.digest and self.libraries == other.libraries

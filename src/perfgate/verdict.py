@@ -17,7 +17,7 @@ cases of the baseline show (`Noise`), and t is Student's at the rule's confidenc
 
 The floor is the largest of what matters (2 %), what a clock resolves (0.2 us), and three standard deviations of what
 one session of the machine (a boot, a day) differs from another, and one device from another of its kind if the baseline
-is of another: no number of samples makes that smaller.
+is of another, by more where a call copies or fills memory: no number of samples makes that smaller.
 
 What the default rule gives (simulated; the tests hold it to this) where 150 cases have 5 processes in the baseline and
 one now, the sd between a case's processes is log-normal around 0.4 % (factor 2), and a session moves all cases by an sd
@@ -80,6 +80,9 @@ class Rule:
         device: Absolute sd between devices of one kind, in seconds, which shows in short calls; zero if both sides were
             measured on the same device. The default is assumed from short kernels of a few H200 at equal clocks, until
             a pool of them is measured; what large kernels differ by, `session` stands for.
+        fill: The same of each copy or fill of memory that a call makes apart from its kernels, as cuDNN's attention
+            does: of some machines with an H200 these take 0.7 us more than of others (docs/trust.md: starts of a
+            machine), which three of these cover.
 
     Raises:
         ValueError: For a number that is not finite, negative, or no confidence: it would switch the gate off.
@@ -90,18 +93,20 @@ class Rule:
     confidence: float = 0.99
     session: float = 0.0125
     device: float = 0.1e-6
+    fill: float = 0.3e-6
 
     def __post_init__(self) -> None:
-        for name in ("floor", "floor_seconds", "session", "device"):
+        for name in ("floor", "floor_seconds", "session", "device", "fill"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be finite and not negative, got {value!r}")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence!r}")
 
-    def band(self, seconds: float) -> float:
-        """The floor of a case that takes this long."""
-        return max(self.floor, self.floor_seconds / seconds, 3 * math.hypot(self.session, self.device / seconds))
+    def band(self, seconds: float, fills: int = 0) -> float:
+        """The floor of a case that takes this long and copies or fills memory so often."""
+        apart = math.hypot(self.session, self.device / seconds, fills * self.fill / seconds)
+        return max(self.floor, self.floor_seconds / seconds, 3 * apart)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +196,7 @@ def judge(new: Record, old: Record, rule: Rule, noise: Noise) -> Verdict:
         reason = "does other work than in the baseline, which is another case: name it anew, or measure the baseline"
         return Verdict(case=name, state=State.REFUSED, reason=reason)
     ratio = math.exp(_mean(_logs(new)) - _mean(_logs(old)))
-    floor = rule.band(math.exp(_mean(_logs(old))))
+    floor = _floor(old, rule)
     margin = _margin(new, old, rule, noise)
     if math.isinf(margin):
         fewest = min(len(s.seconds) for side in (new, old) for s in side.processes)
@@ -231,7 +236,12 @@ def explained(verdict: Verdict, new: Record, old: Record) -> Verdict:
 def visible(old: Record, rule: Rule, noise: Noise) -> float:
     """Smallest slowdown that one new process, as steady as the baseline's, would show in every other run."""
     one = Record(case=old.case, processes=old.processes[:1])
-    return (1 + rule.band(math.exp(_mean(_logs(old))))) * math.exp(_margin(one, old, rule, noise)) - 1
+    return (1 + _floor(old, rule)) * math.exp(_margin(one, old, rule, noise)) - 1
+
+
+def _floor(old: Record, rule: Rule) -> float:
+    fills = max((samples.kernels.fills for samples in old.processes if samples.kernels is not None), default=0)
+    return rule.band(math.exp(_mean(_logs(old))), fills)
 
 
 def _margin(new: Record, old: Record, rule: Rule, noise: Noise) -> float:

@@ -405,5 +405,5 @@ def test_what_sessions_differ_by_is_what_the_baseline_carries() -> None:
 def test_only_the_device_that_a_baseline_is_of_is_spared_what_devices_differ_by() -> None:
     here, other, rule = H200, replace(H200, facts={"uuid": "GPU-2"}), Rule(floor=0.03)
     of_here = Baseline(environment=here, records={})
-    assert rule_for(of_here, here, rule) == replace(rule, device=0.0)
+    assert rule_for(of_here, here, rule) == replace(rule, device=0.0, fill=0.0)
     assert [rule_for(of, at, rule) for of, at in ((of_here, other), (None, here), (of_here, None))] == [rule] * 3

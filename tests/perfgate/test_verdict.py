@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -19,8 +20,8 @@ from perfgate.verdict import Noise, Rule, State, Verdict, judge, visible
 from tests.perfgate.simulate import Suite, record
 
 QUIET = Noise(prior=Prior(0.002**2, 6.0))
-SAME_DEVICE = Rule(device=0.0)
-SAME_SESSION = Rule(session=0.0, device=0.0)
+SAME_DEVICE = Rule(device=0.0, fill=0.0)
+SAME_SESSION = Rule(session=0.0, device=0.0, fill=0.0)
 MIRROR = {State.REGRESSED: State.IMPROVED, State.IMPROVED: State.REGRESSED}
 
 medians = st.lists(st.floats(0.9e-3, 1.1e-3), min_size=1, max_size=6)
@@ -192,7 +193,31 @@ def test_a_tiny_kernel_may_be_slower_on_another_device_of_the_kind() -> None:
     assert elsewhere[0].floor == pytest.approx(3 * math.hypot(0.0125, 0.1 / 5.2), rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["floor", "floor_seconds", "session", "device"])
+def filling(name: str, medians: Sequence[float], fills: int) -> Record:
+    """A case that launches one kernel, and before it fills memory so often."""
+    launched = Kernels.of([Kernel(name="memset", bytes=4)] * fills + [Kernel(name="flash", grid=(1,), block=(32,))])
+    plain = record(name, medians)
+    return replace(plain, processes=tuple(replace(process, kernels=launched) for process in plain.processes))
+
+
+def test_what_a_call_fills_may_take_longer_on_another_device_of_the_kind() -> None:
+    scale = 6e-6 / 1e-3
+    old = [scale * m for m in STEADY]
+    later = record("x", [6.8e-6])
+    plain, one, two = (filling("x", old, fills) for fills in (0, 1, 2))
+    assert [judge(later, before, Rule(), QUIET).state for before in (plain, one, two)] == [
+        State.REGRESSED,
+        State.UNCHANGED,
+        State.UNCHANGED,
+    ]
+    floors = [judge(later, before, Rule(), QUIET).floor for before in (one, two)]
+    assert floors == [pytest.approx(3 * math.hypot(0.0125, 0.1 / 6, fills * 0.3 / 6), rel=0.01) for fills in (1, 2)]
+    assert judge(filling("x", [6.8e-6], 1), plain, Rule(), QUIET).state is State.REGRESSED, "it is the head's alone"
+    assert judge(later, one, SAME_DEVICE, QUIET).state is State.REGRESSED
+    assert visible(one, Rule(), QUIET) > 0.16 > 0.1 > visible(one, SAME_DEVICE, QUIET)
+
+
+@pytest.mark.parametrize("name", ["floor", "floor_seconds", "session", "device", "fill"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.01])
 def test_a_number_that_switches_the_gate_off_is_an_error(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
