@@ -38,7 +38,7 @@ from perfgate import kernels, stats
 from perfgate.clock import Samples
 from perfgate.record import Record
 
-__all__ = ["Noise", "Quantity", "Rule", "State", "Verdict", "explained", "judge", "visible"]
+__all__ = ["Noise", "Quantity", "Rule", "State", "Verdict", "explained", "fills", "judge", "visible"]
 
 ASSUMED = 0.021
 """Relative sd between processes where nothing was measured: the largest of ten kernels on an H200 (0.13 to 2.1 %)."""
@@ -239,9 +239,13 @@ def visible(old: Record, rule: Rule, noise: Noise) -> float:
     return (1 + _floor(old, rule)) * math.exp(_margin(one, old, rule, noise)) - 1
 
 
+def fills(record: Record) -> int:
+    """How often a case's calls copy or fill memory apart from their kernels, as far as that is known."""
+    return max((samples.kernels.fills for samples in record.processes if samples.kernels is not None), default=0)
+
+
 def _floor(old: Record, rule: Rule) -> float:
-    fills = max((samples.kernels.fills for samples in old.processes if samples.kernels is not None), default=0)
-    return rule.band(math.exp(_mean(_logs(old))), fills)
+    return rule.band(math.exp(_mean(_logs(old))), fills(old))
 
 
 def _margin(new: Record, old: Record, rule: Rule, noise: Noise) -> float:

@@ -30,6 +30,7 @@ FILL = Kernel(name="_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_11FillF
 COPY = Kernel(name="memcpy", bytes=4096)
 LIBRARIES = "aa55"
 
+
 shapes = st.tuples(*[st.integers(1, 2**31)] * 3)
 whole = st.integers(0, 2**40)
 made = st.builds(
@@ -50,6 +51,11 @@ made = st.builds(
 
 def of(*launches: Kernel, libraries: str = LIBRARIES) -> Kernels:
     return Kernels.of(launches, libraries)
+
+
+def test_copies_and_fills_are_told_from_kernels_that_do_so() -> None:
+    assert Kernels.of([FLASH, FILL]).fills == 0
+    assert Kernels.of([COPY, FLASH, replace(COPY, bytes=8), COPY, Kernel(name="memset", bytes=4)]).fills == 4
 
 
 @given(made)

@@ -26,6 +26,9 @@ COMMIT, OTHER = "a" * 40, "b" * 40
 CANARIES = ("canary/copy", "canary/matmul")
 SUITE = ("slow", *(f"same{i}" for i in range(12)))
 SAME = kernels.Kernels.of([kernels.Kernel(name="k", grid=(1, 1, 1), code="a")])
+FILLED = kernels.Kernels.of(
+    [kernels.Kernel(name="memset", bytes=4)] * 2 + [kernels.Kernel(name="k", grid=(1, 1, 1), code="a")]
+)
 CASES = {name: Kernel(sd=0.001) for name in (*SUITE, *CANARIES)}
 
 
@@ -43,7 +46,8 @@ def journal(path: Path, blocks: Sequence[Block], *, base: str = COMMIT, end: str
         lines.append({"block": number, "stage": block.stage})
         for name, visits in block.visits.items():
             for visit in visits:
-                record = Record(case=Case(name=name), processes=(replace(visit.samples, kernels=SAME),))
+                launched = FILLED if name in ("same0", "canary/copy") else SAME
+                record = Record(case=Case(name=name), processes=(replace(visit.samples, kernels=launched),))
                 lines.append({"visit": record.to_json(), "side": visit.side})
     if end:
         lines.append({"end": end})
@@ -78,6 +82,7 @@ def test_unchanged_code_is_kept_with_its_verdicts(tmp_path: Path, kept: Path) ->
     assert collect(kept, "aa", journal(tmp_path / "ab.jsonl", blocks()), "--suite=two", "--seconds", 10, 20) == 0
     run = only(kept)
     assert (run.what, run.suite, run.origin.occasion, run.origin.commit) == ("aa", "two", "first", COMMIT)
+    assert run.fills == {"same0": 2}
     assert run.seconds == {"screen": 10.0, "whole": 20.0}
     assert {name: v.state for name, v in run.verdicts.items()} == dict.fromkeys(SUITE, State.UNCHANGED)
     assert set(run.controls) == set(CASES)

@@ -62,7 +62,7 @@ def test_a_page_tells_the_data_and_parameters_it_is_drawn_from() -> None:
 
 def test_without_data_each_section_says_so_in_one_sentence() -> None:
     sections = page.render([]).split("\n## ")[1:]
-    assert len(sections) == 10
+    assert len(sections) == 11
     for text in sections:
         said = text.split("\n\n")[1].strip()
         assert " yet" in said

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from perfgate import contest
+from perfgate import contest, verdict
 from perfgate.ab import outcome
 from perfgate.ab.evidence import COMPLETE, read, rule_of
 from perfgate.ab.trees import UNCOMMITTED
@@ -67,8 +67,11 @@ def from_journal(
         planted=planted or {},
         disturbance=disturbance,
         blocks=tuple(evidence.blocks),
-        verdicts={
-            verdict.case: verdict for verdict in verdicts if verdict.case in timed and verdict.quantity is Quantity.TIME
+        verdicts={one.case: one for one in verdicts if one.case in timed and one.quantity is Quantity.TIME},
+        fills={
+            name: fills
+            for name, record in evidence.records("head").items()
+            if name in timed and (fills := verdict.fills(record))
         },
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from perfgate import stats
 from perfgate.contest import ContestRule
-from perfgate.trust import clocks, data, starts
+from perfgate.trust import clocks, data, gates, starts
 from perfgate.trust.chance import binomial_interval
 from perfgate.trust.data import Contest, Entry, Spread, Timing
 from perfgate.trust.resample import SIZES, Plan, Row, compare, recorded
@@ -59,6 +59,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = T
         "## How far processes differ\n\n" + _processes(spreads, contests),
         "## How far they would differ by a plain clock\n\n" + clocks.render(by_clock, steady=STEADY, named=NOISIEST),
         "## How far starts of a machine differ\n\n" + _starts(unchanged),
+        "## Unchanged code against a baseline of another start\n\n" + _gates(unchanged),
         "## Planted slowdowns\n\n" + _planted(planted, spreads),
         f"## {DRAWN[1]}\n\n" + (_rivals(unchanged, plan) if draw else ""),
         "## A machine that is disturbed\n\n" + _disturbed(disturbed),
@@ -230,6 +231,27 @@ def _starts(runs: Sequence[Contest]) -> str:
         "with whatever changed in the code between them. A baseline may carry what two starts differ by, in nine of "
         f"ten cases and without what short calls differ by in seconds; of another {Rule().session:.2%} is assumed.\n\n"
         + table(titles, rows, left=1)
+    )
+
+
+def _gates(runs: Sequence[Contest]) -> str:
+    found = {key: gates.between(runs, key) for key in sorted({run.origin.environment.key for run in runs})}
+    rows: list[list[str]] = []
+    slower: set[str] = set()
+    for key, gate in found.items():
+        if gate is not None:
+            count = sum(gate.states.values())
+            states = (State.REGRESSED, State.IMPROVED, State.UNRESOLVED)
+            rows.append([key, str(gate.starts), str(count), *(_share(gate.states.get(s, 0), count) for s in states)])
+            slower |= gate.slower
+    if not rows:
+        return "No two starts of machines of one kind were collected yet whose runs tell which calls fill memory."
+    titles = ["environment", "starts", "verdicts", "called slower", "called faster", "unresolved"]
+    return (
+        "Each start's runs are taken for a baseline and each other's first processes are held against it, by the "
+        "default rule of `nox -s perf`; what looks slower has two processes more before it is called.\n\n"
+        + table(titles, rows, left=1)
+        + (f"\n\nCalled slower though nothing had changed: {', '.join(sorted(slower))}." if slower else "")
     )
 
 
