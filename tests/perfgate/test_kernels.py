@@ -30,7 +30,6 @@ FILL = Kernel(name="_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_11FillF
 COPY = Kernel(name="memcpy", bytes=4096)
 LIBRARIES = "aa55"
 
-
 shapes = st.tuples(*[st.integers(1, 2**31)] * 3)
 whole = st.integers(0, 2**40)
 made = st.builds(
