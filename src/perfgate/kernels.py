@@ -134,9 +134,9 @@ class Kernels:
         )
 
     @property
-    def fills(self) -> int:
-        """How often a call copies or fills memory apart from its kernels."""
-        return sum(kernel.count for kernel in self.launches if not kernel.grid)
+    def fills(self) -> bool:
+        """Whether a call copies or fills memory apart from its kernels, by what is kept of it."""
+        return any(not kernel.grid and kernel.code != UNKNOWN for kernel in self.launches)
 
     def same(self, other: Kernels) -> bool:
         """Whether both surely are the same kernels with the same code."""

@@ -80,9 +80,8 @@ class Rule:
         device: Absolute sd between devices of one kind, in seconds, which shows in short calls; zero if both sides were
             measured on the same device. The default is assumed from short kernels of a few H200 at equal clocks, until
             a pool of them is measured; what large kernels differ by, `session` stands for.
-        fill: The same of each copy or fill of memory that a call makes apart from its kernels, as cuDNN's attention
-            does: of some machines with an H200 these take 0.7 us more than of others (docs/trust.md: starts of a
-            machine), which three of these cover.
+        fill: The same of a call that copies or fills memory apart from its kernels, as cuDNN's attention does: at some
+            starts of machines with an H200 such a call took 0.7 us more than at others, which three of these cover.
 
     Raises:
         ValueError: For a number that is not finite, negative, or no confidence: it would switch the gate off.
@@ -103,8 +102,8 @@ class Rule:
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence!r}")
 
-    def band(self, seconds: float, fills: int = 0) -> float:
-        """The floor of a case that takes this long and copies or fills memory so often."""
+    def band(self, seconds: float, *, fills: bool = False) -> float:
+        """The floor of a case that takes this long, and may copy or fill memory apart from its kernels."""
         apart = math.hypot(self.session, self.device / seconds, fills * self.fill / seconds)
         return max(self.floor, self.floor_seconds / seconds, 3 * apart)
 
@@ -239,13 +238,13 @@ def visible(old: Record, rule: Rule, noise: Noise) -> float:
     return (1 + _floor(old, rule)) * math.exp(_margin(one, old, rule, noise)) - 1
 
 
-def fills(record: Record) -> int:
-    """How often a case's calls copy or fill memory apart from their kernels, as far as that is known."""
-    return max((samples.kernels.fills for samples in record.processes if samples.kernels is not None), default=0)
+def fills(record: Record) -> bool:
+    """Whether a case's calls copy or fill memory apart from their kernels, as far as that is known."""
+    return any(samples.kernels is not None and samples.kernels.fills for samples in record.processes)
 
 
 def _floor(old: Record, rule: Rule) -> float:
-    return rule.band(math.exp(_mean(_logs(old))), fills(old))
+    return rule.band(math.exp(_mean(_logs(old))), fills=fills(old))
 
 
 def _margin(new: Record, old: Record, rule: Rule, noise: Noise) -> float:

@@ -82,12 +82,24 @@ def test_unchanged_code_is_kept_with_its_verdicts(tmp_path: Path, kept: Path) ->
     assert collect(kept, "aa", journal(tmp_path / "ab.jsonl", blocks()), "--suite=two", "--seconds", 10, 20) == 0
     run = only(kept)
     assert (run.what, run.suite, run.origin.occasion, run.origin.commit) == ("aa", "two", "first", COMMIT)
-    assert run.fills == {"same0": 2}
+    assert run.fills == {"same0"}
     assert run.seconds == {"screen": 10.0, "whole": 20.0}
     assert {name: v.state for name, v in run.verdicts.items()} == dict.fromkeys(SUITE, State.UNCHANGED)
     assert set(run.controls) == set(CASES)
     assert [block.stage for block in run.blocks] == [1, 1, 2, 2, 2, 2]
     assert set(run.blocks[0].visits) == set(CASES)
+
+
+def test_what_fills_memory_is_not_known_where_kernels_are_not(tmp_path: Path, kept: Path) -> None:
+    written = journal(tmp_path / "ab.jsonl", blocks())
+    lines = [json.loads(line) for line in written.read_text().splitlines()]
+    for line in lines:
+        if "visit" in line:
+            del line["visit"]["kernels"]
+            del line["visit"]["processes"][0]["kernels"]
+    written.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert collect(kept, "aa", written) == 0
+    assert only(kept).fills is None
 
 
 def test_a_planted_slowdown_is_kept_with_its_size_and_is_no_control(tmp_path: Path, kept: Path) -> None:

@@ -54,7 +54,7 @@ def test_what_was_collected_comes_back(path: Path) -> None:
     drift = collected(3, what="drift", disturbance="the clock falls", unfit="the controls disagree")
     seconds = {"a": {"perfgate": [1e-3, 1.1e-3], "plain": [1e-3, 1.2e-3]}}
     spread = Spread(origin=ORIGIN, seconds=seconds, windows={"a": [[(1e-3, 2e-3), (1e-3, 1e-3)], [(1.1e-3, 1e-3)]]})
-    entries = [collected(1, fills={"a": 2}), planted, replace(drift, fills={}), TIMING, spread]
+    entries = [collected(1, fills=frozenset("ab")), planted, replace(drift, fills=frozenset()), TIMING, spread]
     for entry in entries:
         data.append(path, entry)
     found = data.read(path)
@@ -195,10 +195,9 @@ def test_what_was_planted_is_no_control_and_has_a_verdict() -> None:
         collected(what="planted", planted={"z": slow})
 
 
-@pytest.mark.parametrize("fills", [0, -1, 1.5])
-def test_a_call_fills_memory_a_whole_number_of_times(fills: Any) -> None:
-    with pytest.raises(ValueError, match="fills must be positive whole numbers"):
-        collected(fills={"a": fills})
+def test_what_fills_memory_was_timed() -> None:
+    with pytest.raises(ValueError, match="z is said to fill memory and has no verdict"):
+        collected(fills=frozenset("az"))
 
 
 def test_a_case_has_one_method(path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from perfgate.clock import Samples
+from perfgate.clock import Method, Samples
 from perfgate.contest import Block, Visit
 from perfgate.trust import gates, page
 from perfgate.trust.data import Contest
@@ -19,7 +19,7 @@ from tests.perfgate.test_trust_data import collected
 from tests.perfgate.test_trust_page import rows, section
 
 KEY = H200.key
-TITLE = "Unchanged code against a baseline of another start"
+TITLE = "One start against a baseline of another"
 STEADY = {f"steady{i}": 1e-3 for i in range(12)}
 
 
@@ -27,13 +27,14 @@ def start(
     number: int,
     seconds: Mapping[str, float | list[float]],
     *,
-    fills: Mapping[str, int] | None = None,
+    fills: frozenset[str] = frozenset(),
     uuid: str | None = None,
     blocks: int = 3,
+    method: Method = FAKE,
 ) -> Contest:
     """A run in which each case's processes, base and head of block after block, take so long."""
     rng, some = random.Random(number), collected(occasion=f"start {number}")
-    environment = replace(H200, facts={"uuid": uuid or f"GPU-{number}"})
+    environment = replace(H200, facts={"uuid": f"GPU-{number}" if uuid is None else uuid})
 
     def visits(name: str, block: int) -> tuple[Visit, ...]:
         given = seconds[name]
@@ -42,7 +43,7 @@ def start(
             Visit(
                 side=side,
                 samples=Samples(
-                    seconds=tuple(of_process[2 * block + i] * rng.gauss(1, 0.001) for _ in range(20)), method=FAKE
+                    seconds=tuple(of_process[2 * block + i] * rng.gauss(1, 0.001) for _ in range(20)), method=method
                 ),
             )
             for i, side in enumerate(("base", "head"))
@@ -59,61 +60,90 @@ def start(
         blocks=tuple(seen),
         verdicts=verdicts,
         controls=("canary/copy",),
-        fills={} if fills is None else fills,
+        fills=fills,
     )
 
 
+def both(*runs: Contest) -> gates.Gates:
+    found = between(runs, KEY)
+    assert found is not None
+    return found
+
+
 def test_what_is_the_same_everywhere_is_called_nothing() -> None:
-    found = between([start(i, STEADY) for i in range(3)], KEY)
-    assert found == gates.Gates(starts=3, states={State.UNCHANGED: 6 * 12}, slower=frozenset())
+    found = both(*(start(i, STEADY) for i in range(3)))
+    assert (found.starts, found.pairs, found.called, found.cases) == (3, 6, {}, set())
+    assert found.states == {State.UNCHANGED: 6 * 12}
 
 
 def test_what_is_slower_at_one_start_is_called_there_alone() -> None:
-    found = between([start(1, {**STEADY, "case": 1e-3}), start(2, {**STEADY, "case": 1.1e-3})], KEY)
-    assert found is not None
-    assert found.states == {State.UNCHANGED: 2 * 12, State.REGRESSED: 1, State.IMPROVED: 1}
-    assert found.slower == {"case"}
-    text = section(page.render([start(1, {**STEADY, "case": 1e-3}), start(2, {**STEADY, "case": 1.1e-3})]), TITLE)
-    ((key, starts, verdicts, slower, faster, unresolved),) = rows(text)
-    assert (key, starts, verdicts) == (KEY, "2", "26")
-    assert [share.partition(" [")[0] for share in (slower, faster, unresolved)] == ["1 of 26", "1 of 26", "0 of 26"]
-    assert text.endswith("Called slower though nothing had changed: case.")
+    cases = ({"a": 1e-3, "b": 1e-3}, {"a": 1.1e-3, "b": 1.1e-3}, {"a": 1.1e-3})
+    runs = [start(i, {**STEADY, **case}) for i, case in enumerate(cases, 1)]
+    found = both(*runs)
+    assert found.called == {State.REGRESSED: 2, State.IMPROVED: 2}
+    assert found.states == {State.UNCHANGED: 6 * 12 + 2, State.REGRESSED: 3, State.IMPROVED: 3}
+    assert found.cases == {"a", "b"}
+    third = start(3, {"b": 1e-3, **STEADY}, uuid="GPU-1")
+    text = section(page.render([*runs[:2], third]), TITLE)
+    # the second is slower than the first by two cases and than the third by one
+    assert rows(text) == [[KEY, "3", "6", "2", "2", "80", "0"]]
+    assert text.endswith("Called slower: a, b.")
+    # a process that is faster by chance is timed once, and makes a baseline that sees little
+    lucky = start(2, {**STEADY, "a": [0.9e-3, *[1e-3] * 5]})
+    assert rows(section(page.render([runs[0], lucky]), TITLE))[0][1:5] == ["2", "2", "0", "1"]
 
 
-def test_an_unlucky_process_is_timed_again() -> None:
-    unlucky = [1.1e-3, *[1e-3] * 5]
-    found = between([start(1, {**STEADY, "case": 1e-3}), start(2, {**STEADY, "case": unlucky})], KEY)
-    assert found is not None
-    assert not found.slower
-    unlucky[:3] = [1.1e-3] * 3
-    found = between([start(1, {**STEADY, "case": 1e-3}), start(2, {**STEADY, "case": unlucky})], KEY)
-    assert found is not None
-    assert found.slower == {"case"}
+@pytest.mark.parametrize(
+    ("processes", "called"),
+    [
+        ([1.1e-3, 1e-3, 1e-3, 1e-3], False),
+        ([1.055e-3, 1.055e-3, 1e-3, 1e-3], False),
+        ([1.1e-3, 1.1e-3, 1.1e-3, 1e-3], True),
+        ([1e-3, 1.2e-3, 1.2e-3, 1.2e-3], False),
+    ],
+)
+def test_a_case_is_called_by_three_processes_of_which_the_first_looks_slower(
+    processes: list[float], called: bool
+) -> None:
+    found = both(start(1, {**STEADY, "case": 1e-3}), start(2, {**STEADY, "case": [*processes, 1e-3, 1e-3]}))
+    assert found.cases == ({"case"} if called else set())
 
 
-@pytest.mark.parametrize(("fills", "uuid", "slower"), [(0, None, True), (1, None, False), (1, "GPU-1", True)])
-def test_what_fills_memory_may_take_longer_on_another_gpu(fills: int, uuid: str | None, slower: bool) -> None:
-    known = {"case": fills} if fills else {}
-    first, other = (start(i, {**STEADY, "case": s}, fills=known, uuid=uuid) for i, s in ((1, 6e-6), (2, 6.7e-6)))
-    found = between([first, other], KEY)
-    assert found is not None
-    assert found.slower == ({"case"} if slower else set())
+@pytest.mark.parametrize(
+    ("fills", "uuid", "slower"),
+    [(False, None, True), (True, None, False), (True, "", False), (True, "GPU-1", True)],
+)
+def test_what_fills_memory_may_take_longer_on_another_gpu(fills: bool, uuid: str | None, slower: bool) -> None:
+    known = frozenset(["case"] if fills else [])
+    found = both(*(start(i, {**STEADY, "case": s}, fills=known, uuid=uuid) for i, s in ((1, 6e-6), (2, 6.7e-6))))
+    assert found.cases == ({"case"} if slower else set())
+
+
+@pytest.mark.parametrize(("uuid", "slower"), [(None, False), ("GPU-1", True)])
+def test_a_short_call_may_take_longer_on_another_gpu(uuid: str | None, slower: bool) -> None:
+    found = both(*(start(i, {**STEADY, "case": s}, uuid=uuid) for i, s in ((1, 5.2e-6), (2, 5.5e-6))))
+    assert found.cases == ({"case"} if slower else set())
 
 
 def test_runs_that_know_too_little_or_are_of_an_unfit_machine_say_nothing() -> None:
-    runs = [start(1, STEADY), start(2, dict.fromkeys(STEADY, 0.0012))]
+    runs = [start(1, STEADY), start(2, dict.fromkeys(STEADY, 1.2e-3))]
     for changes in ({"fills": None}, {"unfit": "the controls disagree"}, {"what": "drift", "disturbance": "heat"}):
         assert between([runs[0], replace(runs[1], **changes)], KEY) is None
     assert between(runs, "another") is None
     assert between([runs[0], runs[0]], KEY) is None
+    assert between([runs[0], start(2, {"another": 1e-3})], KEY) is None
     assert "No two starts" in section(page.render(runs[:1]), TITLE)
 
 
-def test_runs_of_one_start_are_one_baseline() -> None:
-    # five processes make it: the second run's first two, and no more
-    late = {**STEADY, "case": [1.1e-3] * 6}
-    runs = [start(1, {**STEADY, "case": 1e-3}), start(1, late), start(2, {**STEADY, "case": 1e-3})]
-    found = between(runs, KEY)
-    assert found is not None
-    assert found.starts == 2
-    assert found.states == {State.UNCHANGED: 2 * 13}
+def test_cases_timed_by_another_method_are_not_compared() -> None:
+    other = Method(clock="fake", version=2)
+    old, new = start(1, STEADY), start(2, dict.fromkeys(STEADY, 1.2e-3), method=other)
+    assert between([old, new], KEY) is None
+    found = both(start(1, STEADY, blocks=1), start(1, dict.fromkeys(STEADY, 1.2e-3), method=other), start(2, STEADY))
+    assert found.states == {State.UNCHANGED: 2 * 12}
+
+
+def test_five_processes_of_a_start_are_a_baseline() -> None:
+    late = start(1, {**STEADY, "case": [1.1e-3] * 6})
+    found = both(start(1, {**STEADY, "case": [1e-3] * 6}), late, start(2, {**STEADY, "case": 1e-3}))
+    assert (found.starts, found.states) == (2, {State.UNCHANGED: 2 * 13})

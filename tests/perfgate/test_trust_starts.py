@@ -51,6 +51,17 @@ def test_what_short_calls_differ_by_in_seconds_is_no_share_of_long_ones() -> Non
     assert found.session < 0.0065
 
 
+def test_what_calls_that_fill_memory_differ_by_is_no_share_of_long_ones() -> None:
+    """0.3 us, by which two starts differ, is 7.5 % of 4 us."""
+    rng = random.Random(5)
+    runs = [started(f"start {i}", math.exp(rng.gauss(0, 0.004)), rng.gauss(0, 1.8e-7)) for i in range(100)]
+    first = replace(runs[0], fills=frozenset([SHORT]))
+    unknown, known = apart(runs, KEY), apart([first, *runs[1:]], KEY)
+    assert unknown is not None
+    assert known is not None
+    assert known.session < 0.02 < unknown.session
+
+
 def test_runs_of_one_start_are_one_start() -> None:
     runs = [started(f"start {i}", 1 + i / 1000) for i in range(5)]
     alone, twice = apart(runs, KEY), apart([*runs, *runs], KEY)

@@ -38,7 +38,7 @@ def test_a_record_never_differs_from_itself(ms: list[float], width: float) -> No
 
 @given(medians, medians, widths, widths)
 def test_swapping_old_and_new_mirrors(a: list[float], b: list[float], wa: float, wb: float) -> None:
-    rule = Rule(floor_seconds=0.0, device=0.0)
+    rule = Rule(floor_seconds=0.0, device=0.0, fill=0.0)
     one, two = record("x", a, half_width=wa), record("x", b, half_width=wb)
     there, back = judge(one, two, rule, QUIET), judge(two, one, rule, QUIET)
     assert back.state is MIRROR.get(there.state, there.state)
@@ -193,28 +193,28 @@ def test_a_tiny_kernel_may_be_slower_on_another_device_of_the_kind() -> None:
     assert elsewhere[0].floor == pytest.approx(3 * math.hypot(0.0125, 0.1 / 5.2), rel=0.01)
 
 
-def filling(name: str, medians: Sequence[float], fills: int) -> Record:
-    """A case that launches one kernel, and before it fills memory so often."""
-    launched = Kernels.of([Kernel(name="memset", bytes=4)] * fills + [Kernel(name="flash", grid=(1,), block=(32,))])
+def filling(name: str, medians: Sequence[float], fills: Sequence[bool]) -> Record:
+    """A case that launches one kernel, and in some processes fills memory before."""
+    flash, fill = Kernel(name="flash", grid=(1,), block=(32,)), Kernel(name="memset", bytes=4)
     plain = record(name, medians)
-    return replace(plain, processes=tuple(replace(process, kernels=launched) for process in plain.processes))
+    launched = [Kernels.of([fill] * 3 + [flash] if it else [flash]) for it in fills]
+    processes = zip(plain.processes, launched, strict=True)
+    return replace(plain, processes=tuple(replace(process, kernels=kernels) for process, kernels in processes))
 
 
-def test_what_a_call_fills_may_take_longer_on_another_device_of_the_kind() -> None:
-    scale = 6e-6 / 1e-3
-    old = [scale * m for m in STEADY]
+def test_what_fills_memory_may_take_longer_on_another_device_of_the_kind() -> None:
+    old = [m * 6e-6 / 1e-3 for m in STEADY]
     later = record("x", [6.8e-6])
-    plain, one, two = (filling("x", old, fills) for fills in (0, 1, 2))
-    assert [judge(later, before, Rule(), QUIET).state for before in (plain, one, two)] == [
-        State.REGRESSED,
-        State.UNCHANGED,
-        State.UNCHANGED,
-    ]
-    floors = [judge(later, before, Rule(), QUIET).floor for before in (one, two)]
-    assert floors == [pytest.approx(3 * math.hypot(0.0125, 0.1 / 6, fills * 0.3 / 6), rel=0.01) for fills in (1, 2)]
-    assert judge(filling("x", [6.8e-6], 1), plain, Rule(), QUIET).state is State.REGRESSED, "it is the head's alone"
-    assert judge(later, one, SAME_DEVICE, QUIET).state is State.REGRESSED
-    assert visible(one, Rule(), QUIET) > 0.16 > 0.1 > visible(one, SAME_DEVICE, QUIET)
+    plain, last = filling("x", old, [False] * 5), filling("x", old, [False] * 4 + [True])
+    assert judge(later, plain, Rule(), QUIET).state is State.REGRESSED
+    found = judge(later, last, Rule(), QUIET)
+    assert found.state is State.UNCHANGED
+    assert found.floor == pytest.approx(3 * math.hypot(0.0125, 0.1 / 6, 0.3 / 6), rel=0.01)
+    assert judge(filling("x", [6.8e-6], [True]), plain, Rule(), QUIET).state is State.REGRESSED, (
+        "it is the head's alone"
+    )
+    assert judge(later, last, SAME_DEVICE, QUIET).state is State.REGRESSED
+    assert visible(last, Rule(), QUIET) > 0.16 > 0.1 > visible(last, SAME_DEVICE, QUIET)
 
 
 @pytest.mark.parametrize("name", ["floor", "floor_seconds", "session", "device", "fill"])

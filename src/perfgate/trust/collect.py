@@ -10,6 +10,7 @@ from perfgate.ab import outcome
 from perfgate.ab.evidence import COMPLETE, read, rule_of
 from perfgate.ab.trees import UNCOMMITTED
 from perfgate.contest import Block, Findings
+from perfgate.record import Record
 from perfgate.trust.data import Contest, Origin, Planted, TrustError, What
 from perfgate.verdict import Quantity
 
@@ -68,12 +69,15 @@ def from_journal(
         disturbance=disturbance,
         blocks=tuple(evidence.blocks),
         verdicts={one.case: one for one in verdicts if one.case in timed and one.quantity is Quantity.TIME},
-        fills={
-            name: fills
-            for name, record in evidence.records("head").items()
-            if name in timed and (fills := verdict.fills(record))
-        },
+        fills=_fills([record for name, record in evidence.records("head").items() if name in timed]),
     )
+
+
+def _fills(records: Sequence[Record]) -> frozenset[str] | None:
+    """The cases whose calls copy or fill memory; None if no case tells what it launches."""
+    if all(samples.kernels is None for record in records for samples in record.processes):
+        return None
+    return frozenset(record.case.name for record in records if verdict.fills(record))
 
 
 def planted(text: str) -> tuple[str, Planted]:

@@ -120,8 +120,7 @@ class Contest:
         disturbance: What disturbed the machine; empty unless `what` is drift.
         blocks: What was seen.
         verdicts: What was said of the cases that were timed, by case.
-        fills: How often calls copy or fill memory apart from their kernels, by case, of those that do; None of a run
-            that was kept before that was.
+        fills: The cases whose calls copy or fill memory apart from their kernels; None where that is not known.
 
     Raises:
         ValueError: If these do not go together.
@@ -137,7 +136,7 @@ class Contest:
     disturbance: str = ""
     blocks: tuple[Block, ...]
     verdicts: Mapping[str, Verdict]
-    fills: Mapping[str, int] | None = None
+    fills: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         if self.what not in ("aa", "planted", "drift"):
@@ -156,8 +155,8 @@ class Contest:
             raise ValueError(f"{unjudged[0]} was timed and not judged, or judged and not timed")
         if not all(math.isfinite(s) and s > 0 for s in self.seconds.values()):
             raise ValueError(f"seconds must be positive and finite, got {dict(self.seconds)}")
-        if not all(isinstance(n, int) and n > 0 for n in (self.fills or {}).values()):
-            raise ValueError(f"fills must be positive whole numbers, got {dict(self.fills or {})}")
+        if unknown := sorted((self.fills or frozenset()) - self.verdicts.keys()):
+            raise ValueError(f"{unknown[0]} is said to fill memory and has no verdict")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +330,7 @@ def _to_json(entry: Entry) -> dict[str, Any]:
     if entry.disturbance:
         extra["disturbance"] = entry.disturbance
     if entry.fills is not None:
-        extra["fills"] = dict(entry.fills)
+        extra["fills"] = sorted(entry.fills)
     return {
         **head,
         "suite": entry.suite,
@@ -387,5 +386,5 @@ def _from_json(data: Mapping[str, Any]) -> Entry:
             for stage, block in zip(data["stages"], visits, strict=True)
         ),
         verdicts=verdicts,
-        fills=data.get("fills"),
+        fills=frozenset(data["fills"]) if "fills" in data else None,
     )

@@ -59,7 +59,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = T
         "## How far processes differ\n\n" + _processes(spreads, contests),
         "## How far they would differ by a plain clock\n\n" + clocks.render(by_clock, steady=STEADY, named=NOISIEST),
         "## How far starts of a machine differ\n\n" + _starts(unchanged),
-        "## Unchanged code against a baseline of another start\n\n" + _gates(unchanged),
+        "## One start against a baseline of another\n\n" + _gates(unchanged),
         "## Planted slowdowns\n\n" + _planted(planted, spreads),
         f"## {DRAWN[1]}\n\n" + (_rivals(unchanged, plan) if draw else ""),
         "## A machine that is disturbed\n\n" + _disturbed(disturbed),
@@ -240,18 +240,21 @@ def _gates(runs: Sequence[Contest]) -> str:
     slower: set[str] = set()
     for key, gate in found.items():
         if gate is not None:
-            count = sum(gate.states.values())
-            states = (State.REGRESSED, State.IMPROVED, State.UNRESOLVED)
-            rows.append([key, str(gate.starts), str(count), *(_share(gate.states.get(s, 0), count) for s in states)])
-            slower |= gate.slower
+            called = [str(gate.called.get(state, 0)) for state in (State.REGRESSED, State.IMPROVED)]
+            count, unresolved = sum(gate.states.values()), gate.states.get(State.UNRESOLVED, 0)
+            rows.append([key, str(gate.starts), str(gate.pairs), *called, str(count), str(unresolved)])
+            slower |= gate.cases
     if not rows:
         return "No two starts of machines of one kind were collected yet whose runs tell which calls fill memory."
-    titles = ["environment", "starts", "verdicts", "called slower", "called faster", "unresolved"]
+    titles = ["environment", "starts", "pairs", "with a case called slower", "with one called faster"]
+    titles += ["verdicts", "unresolved"]
     return (
-        "Each start's runs are taken for a baseline and each other's first processes are held against it, by the "
-        "default rule of `nox -s perf`; what looks slower has two processes more before it is called.\n\n"
+        "Each start's runs are taken for a baseline, and each other's first processes are held against it by the "
+        "default rule of `nox -s perf`, with two processes more where a case looks slower. Pairs share their starts, "
+        "the code may have changed between them, and what the rule lets short calls differ by on another GPU was set "
+        "with some of these data in view: so no interval is given.\n\n"
         + table(titles, rows, left=1)
-        + (f"\n\nCalled slower though nothing had changed: {', '.join(sorted(slower))}." if slower else "")
+        + (f"\n\nCalled slower: {', '.join(sorted(slower))}." if slower else "")
     )
 
 

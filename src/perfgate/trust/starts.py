@@ -4,9 +4,10 @@
       -> what two starts differ by: the square root of two times as much
 
 A start is one of a machine with one GPU, mostly another one than before, so what GPUs of one kind differ by is in it.
-What short calls differ by in seconds is a term of its own (`perfgate.verdict.Rule.device`), and is taken off. If the
-code changed between the starts, that is in it, too. The sd of few starts is known little; what nine in ten of many
-cases are below has the scatter of these estimates in it, which makes it larger rather than smaller.
+What short calls differ by in seconds are terms of their own (`device` and `fill` of `perfgate.verdict.Rule`), and are
+taken off, the second where it is known which calls fill memory. If the code changed between the starts, that is in it,
+too. The sd of few starts is known little; what nine in ten of many cases are below has the scatter of these estimates
+in it, which makes it larger rather than smaller.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Starts:
 
 def apart(runs: Iterable[Contest], key: str) -> Starts | None:
     """What starts differ by in runs of unchanged code in environments of this key; None of fewer than five starts."""
+    runs = list(runs)
     medians: dict[str, dict[tuple[str, str], list[float]]] = {}
     for run in runs:
         if run.what != "aa" or run.unfit is not None or run.origin.environment.key != key:
@@ -57,6 +59,7 @@ def apart(runs: Iterable[Contest], key: str) -> Starts | None:
             for name in block.visits.keys() & run.verdicts.keys():  # canaries have no verdict
                 logs = [math.log(visit.samples.median) for visit in block.visits[name]]
                 medians.setdefault(name, {}).setdefault(start, []).extend(logs)
+    filling = {name for run in runs for name in run.fills or ()}
     cases, shares = {}, []
     for name, starts in sorted(medians.items()):
         if len(starts) >= FEWEST:
@@ -64,7 +67,8 @@ def apart(runs: Iterable[Contest], key: str) -> Starts | None:
             variance = stats.variance(centres)
             cases[name] = math.sqrt(variance)
             seconds = math.exp(math.fsum(centres) / len(centres))
-            shares.append(math.sqrt(max(0.0, variance - (Rule().device / seconds) ** 2 / 2)))
+            short = math.hypot(Rule().device, Rule().fill * (name in filling)) / seconds
+            shares.append(math.sqrt(max(0.0, variance - short**2 / 2)))
     if not cases:
         return None
     count = max(map(len, medians.values()))
