@@ -63,8 +63,8 @@ def test_processes_count_however_many_cases_they_visited() -> None:
     found = seen({"base": 4e-6, "head": 3e-6})
     for name in ("b", "c"):  # a worker that was replaced, and visits more
         for side in ORDER:
-            take(found, side, samples(2e-6 if side == "base" else 3e-6), name)
-    assert [windows(found, name) for name in ("case", "b", "c")] == [[3e-6]] * 3
+            take(found, side, samples(5e-6 if side == "base" else 3e-6), name)
+    assert [windows(found, name) for name in ("case", "b", "c")] == [[4e-6]] * 3
     found = seen({"base": 4e-6, "head": 4e-6})  # the same by chance: two processes all the same
     for side in ORDER:
         take(found, side, samples(2e-6 if side == "base" else 4e-6), "b")
