@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import itertools
 import math
 import statistics
@@ -37,7 +36,7 @@ from typing import Any
 
 import torch
 
-from perfgate import constant, gpu, launches, nvml, stray
+from perfgate import constant, garbage, gpu, launches, nvml, stray
 from perfgate.clock import Budget, Clock, Inputs, MeasureError, Method, Samples
 from perfgate.guard import Guard
 from perfgate.kernels import Kernels
@@ -200,7 +199,7 @@ class CudaClock(Clock):
         """Bytes that a call needs at its peak beyond what was there, and bytes that its result keeps."""
         call(*args)
         torch.cuda.synchronize()
-        with _not_collecting():
+        with garbage.kept():  # what a collection freed meanwhile would be missing from what is counted
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             result = call(*args)
@@ -411,23 +410,11 @@ class CudaPrepared:
         return seconds, counters, tuple(notes)
 
 
-@contextlib.contextmanager
-def _not_collecting() -> Iterator[None]:
-    """What a collection would free meanwhile would be missing from what is counted."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
 def _first_set(inputs: Inputs) -> _FirstSet:
-    """What a call is tried with; collected garbage is not counted."""
+    """What a call is tried with."""
     if not callable(inputs):
         return _FirstSet(inputs[0], 0, 0)
-    with _not_collecting():
+    with garbage.kept():  # what a collection freed meanwhile would be missing from what is counted
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         args = inputs(0)

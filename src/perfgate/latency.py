@@ -11,16 +11,15 @@ collects no garbage meanwhile: what it finds was left by all that ran before, an
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from perfgate import garbage
 from perfgate.stats import quantile
 
 __all__ = ["HostTime", "Latency", "Time", "isolated", "open_loop", "poisson"]
@@ -116,7 +115,7 @@ def isolated(call: Callable[[], object], requests: int, clock: Time | None = Non
     """Latencies of requests of which each is sent when the one before has been answered, in seconds."""
     clock = clock or HostTime()
     seconds = []
-    with _no_collection():
+    with garbage.kept():
         for _ in range(requests):
             sent = clock.now()
             call()
@@ -139,21 +138,10 @@ def open_loop(call: Callable[[], object], moments: Sequence[float], clock: Time 
         raise ValueError("moments must be in order: sort them")
     clock = clock or HostTime()
     seconds = []
-    with _no_collection():
+    with garbage.kept():
         start = clock.now()
         for moment in moments:
             clock.wait_until(start + moment)
             call()
             seconds.append(clock.now() - start - moment)
     return tuple(seconds)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()

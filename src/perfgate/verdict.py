@@ -81,7 +81,8 @@ class Rule:
             measured on the same device. The default is assumed from short kernels of a few H200 at equal clocks, until
             a pool of them is measured; what large kernels differ by, `session` stands for.
         fill: The same of a call that copies or fills memory apart from its kernels, as cuDNN's attention does: at some
-            starts of machines with an H200 such a call took 0.7 us more than at others, which three of these cover.
+            starts of machines with an H200 such a call took 0.7 us more than at others (docs/trust.md), which three of
+            these cover.
 
     Raises:
         ValueError: For a number that is not finite, negative, or no confidence: it would switch the gate off.

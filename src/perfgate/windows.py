@@ -8,7 +8,6 @@ read every window from a pair of CUDA events on the stream that does the work, a
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import math
 import time
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from perfgate import garbage
 from perfgate.clock import LEAST_SHARE
 
 __all__ = ["GraphRounds", "Pace", "Plan", "QueueRounds", "Rounds", "capture", "elapsed"]
@@ -230,24 +230,21 @@ def capture(graph: Any, pool: Any = None) -> Iterator[None]:
     """
     pool = pool or torch.cuda.graph_pool_handle()
     refused: RuntimeError | None = None
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
-            try:
-                yield
-            except RuntimeError as error:
-                refused = error
-                raise
-    except RuntimeError as error:
-        torch.cuda.synchronize()
-        if error is not refused:  # it is torch's own: it could not end the capture that the body broke
-            _heal(pool)
-        raise
-    finally:
-        if collecting:
-            gc.enable()
-        refused = None  # a cycle else: the error's frames hold the capture's memory, this frame the error
+    with garbage.kept():
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
+                try:
+                    yield
+                except RuntimeError as error:
+                    refused = error
+                    raise
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            if error is not refused:  # it is torch's own: it could not end the capture that the body broke
+                _heal(pool)
+            raise
+        finally:
+            refused = None  # a cycle else: the error's frames hold the capture's memory, this frame the error
 
 
 def _heal(pool: Any) -> None:

@@ -17,10 +17,9 @@ import pytest
 
 from perfgate import contest
 from perfgate.__main__ import main
-from perfgate.ab import command, crew
+from perfgate.ab import command
 from perfgate.ab.progress import Progress
-from perfgate.ab.workers import Worker
-from perfgate.contest import Block, Side
+from perfgate.contest import Block
 from perfgate.gate import Exit
 
 from . import ab_stand_in
@@ -34,20 +33,6 @@ def test_unchanged_code_is_green_and_the_tree_stays_as_it_was(repository: Reposi
     sides = [entry["side"] for entry in repository.entries("visit") if entry["visit"]["case"]["name"] == "speed/a"]
     assert sides == ["base", "head", "head", "base"]
     assert repository.result()["controls"] == ["canary/copy"]
-
-
-def test_no_side_is_always_the_first_to_prepare(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared: list[Side] = []
-
-    class Watched(Worker):
-        def send(self, **message: object) -> None:
-            if "run" in message:
-                prepared.append(self.side)
-            super().send(**message)
-
-    monkeypatch.setattr(crew, "Worker", Watched)
-    assert repository.ab("--base=HEAD", "--blocks=2") == Exit.OK
-    assert prepared == [*4 * ["base", "head"], *4 * ["head", "base"]]
 
 
 def test_cases_with_the_same_kernels_are_controls_and_of_others_it_is_said_what_changed(

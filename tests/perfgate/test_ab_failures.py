@@ -208,6 +208,7 @@ def pytest_perf_clock(config):
     assert set(repository.states().values()) == {"unchanged"}
     prepared = 4 + 1 if settles else 4 * 2
     assert len((repository.path / ".perfgate" / "prepared").read_text()) == 2 * 2 * prepared
+    # and no side is always the first
     assert told == [*prepared * ["base", "head"], *prepared * ["head", "base"]]
     assert repository.errors()["speed/a"] == [*[1e-3] * 4, *[None] * 4]  # checked in the first block alone
 

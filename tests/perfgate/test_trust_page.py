@@ -114,7 +114,14 @@ def test_what_starts_differ_by_is_there_once_they_are_five() -> None:
     assert section(page.render(runs[:4], FEW), title) == (
         "Fewer than 5 starts of machines of one kind were collected yet."
     )
-    ((key, starts, cases, *sds),) = rows(section(page.render(runs, FEW), title))
+    text = section(page.render([replace(runs[0], fills=frozenset(["flash"])), *runs[1:]], FEW), title)
+    ((key, starts, cases, *sds),) = rows(text)
+    assert "of 1 calls of up to 10 us that neither copy nor fill memory " in text
+    assert "takes 0.03 us more than the fastest (median; 0.03 at most)" in text
+    assert "that copy or fill" not in text, "that one is long"
+    assert "1 calls of up to 10 us that copy or fill" in page.render(
+        [replace(runs[0], fills=frozenset(["add"])), *runs]
+    )
     assert (key, starts, cases) == (H200.key, "5", "2")
     assert sds == ["0.31%", "0.31%", "0.31%", "0.40%"]  # two starts; nothing stays of the short case's, less 0.1 us
 

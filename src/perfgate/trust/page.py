@@ -217,12 +217,20 @@ def _processes(spreads: dict[str, float], runs: Sequence[Contest]) -> str:
 
 def _starts(runs: Sequence[Contest]) -> str:
     found = {key: starts.apart(runs, key) for key in sorted({run.origin.environment.key for run in runs})}
-    rows = []
+    rows, late = [], ""
     for key, apart in found.items():
         if apart is not None:
             half, most, worst = (stats.quantile([*apart.cases.values()], q) for q in (0.5, 0.9, 1.0))
             sds = (half, most, worst, apart.session)
             rows.append([key, str(apart.count), str(len(apart.cases)), *(f"{sd:.2%}" for sd in sds)])
+            for fills, seconds in apart.seconds.items():
+                if seconds:
+                    late += (
+                        f"\n\n{key}: of {len(seconds)} calls of up to {starts.SHORT * 1e6:.0f} us that "
+                        f"{'copy or fill' if fills else 'neither copy nor fill'} memory apart from their kernels the "
+                        f"slowest start takes {stats.quantile(seconds, 0.5) * 1e6:.2f} us more than the fastest "
+                        f"(median; {max(seconds) * 1e6:.2f} at most)."
+                    )
     if not rows:
         return f"Fewer than {starts.FEWEST} starts of machines of one kind were collected yet."
     titles = ["environment", "starts", "cases", "half below", "90 % below", "the worst", "what a baseline carries"]
@@ -231,6 +239,7 @@ def _starts(runs: Sequence[Contest]) -> str:
         "with whatever changed in the code between them. A baseline may carry what two starts differ by, in nine of "
         f"ten cases and without what short calls differ by in seconds; of another {Rule().session:.2%} is assumed.\n\n"
         + table(titles, rows, left=1)
+        + late
     )
 
 

@@ -13,7 +13,7 @@ in it, which makes it larger rather than smaller.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from perfgate import stats
@@ -25,6 +25,8 @@ __all__ = ["Starts", "apart"]
 FEWEST = 5
 """Starts of which an sd is taken."""
 SHARE = 0.9
+SHORT = 10e-6
+"""Seconds up to which it is of interest what calls differ by in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +38,13 @@ class Starts:
         cases: Relative sd between them, by case.
         session: Relative sd of two starts' difference that nine in ten cases are below, without what short calls
             differ by in seconds.
+        seconds: Between the slowest and the fastest start of each call of up to `SHORT`, by whether it fills memory.
     """
 
     count: int
     cases: Mapping[str, float]
     session: float
+    seconds: Mapping[bool, Sequence[float]]
 
     def to_json(self) -> dict[str, float]:
         """What a baseline keeps."""
@@ -61,15 +65,18 @@ def apart(runs: Iterable[Contest], key: str) -> Starts | None:
                 medians.setdefault(name, {}).setdefault(start, []).extend(logs)
     filling = {name for run in runs for name in run.fills or ()}
     cases, shares = {}, []
+    late: dict[bool, list[float]] = {True: [], False: []}
     for name, starts in sorted(medians.items()):
         if len(starts) >= FEWEST:
             centres = [stats.quantile(logs, 0.5) for logs in starts.values()]
             variance = stats.variance(centres)
             cases[name] = math.sqrt(variance)
             seconds = math.exp(math.fsum(centres) / len(centres))
+            if seconds <= SHORT:
+                late[name in filling].append(math.exp(max(centres)) - math.exp(min(centres)))
             short = math.hypot(Rule().device, Rule().fill * (name in filling)) / seconds
             shares.append(math.sqrt(max(0.0, variance - short**2 / 2)))
     if not cases:
         return None
     count = max(map(len, medians.values()))
-    return Starts(count=count, cases=cases, session=math.sqrt(2) * stats.quantile(shares, SHARE))
+    return Starts(count=count, cases=cases, session=math.sqrt(2) * stats.quantile(shares, SHARE), seconds=late)
