@@ -4,5 +4,6 @@
       -> `resample`: the same samples through `rivals`; `suites`: runs drawn from the spreads -> `page`: docs/trust.md
 
 `clocks` has the page's tables of spreads by two clocks, `starts` what starts of machines differ by, `gates` what a
-baseline of one start says of another, `table` writes a table, `chance` has the probabilities, `command` is ``perfgate calibrate``.
+baseline of one start says of another, `table` writes a table, `chance` has the probabilities, `command` is
+``perfgate calibrate``.
 """

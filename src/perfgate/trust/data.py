@@ -1,7 +1,8 @@
 """What was collected on GPUs to find out how far perfgate can be trusted: a file of JSON lines, one a run, committed.
 
     {"trust": 1, "what": "aa", "date": ..., "occasion": ..., "commit": ..., "environment": {...}, "suite": "default",
-     "seconds": {"screen": 210.0, "whole": 330.0}, "unfit": null, "controls": [...], "fills": [...], "stages": [1, 1, 2, ...],
+     "seconds": {"screen": 210.0, "whole": 330.0}, "unfit": null, "controls": [...], "fills": [...],
+     "stages": [1, 1, 2, ...],
      "cases": {"forward/...": {"method": {...}, "visits": [[0, "base", "<packed>", 1.98e9], ...], "verdict": {...}}}}
     {... "what": "planted", "planted": {"forward/...": {"asked": 0.02, "true": 0.0198}}, ...}
     {... "what": "drift", "disturbance": "another process multiplies matrices from the third block on", ...}
