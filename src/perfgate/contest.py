@@ -14,7 +14,9 @@ independent of what stage 1 picked, so that Holm's adjustment over the picked ca
 
 A picked case is not visited again if after some blocks of stage 2 it is surely below its floor, or if the blocks left
 would hardly lead to a call (stochastic curtailment: Lan, Simon and Halperin 1982). That calls nothing, and it stays in
-the family that Holm's adjustment counts.
+the family that Holm's adjustment counts. Nor is it if it is called already, at a small share of alpha for all looks
+before the last block together (Haybittle 1971, Peto et al. 1976; the looks' shares add up, so that no more is spent
+however they depend on each other): a large slowdown is known soon.
 
 The picked cases are those that stage 1 picked when it ended. To pick again in the end, with what became of stage 1's
 cases since, could leave out some that were confirmed, and adjust the others for fewer than were asked.
@@ -54,6 +56,7 @@ class ContestRule:
         confirm_blocks: Blocks of stage 2.
         settle_blocks: Blocks of stage 2 after which a case may be left as it is.
         settle_p: One-sided p-value of a change as large as its floor, or probability of a call, below which it is.
+        early: Share of alpha that is spent on calls before the last block, by equal parts on each look.
         most_suspects: Cases that stage 2 has time for.
         shift_limit: Common shift of a block, or disagreement of its controls, beyond which the machine is not fit.
         disagreement_limit: The same for the controls' disagreement over all blocks of a stage.
@@ -73,6 +76,7 @@ class ContestRule:
     confirm_blocks: int = 10
     settle_blocks: int = 3
     settle_p: float = 0.01
+    early: float = 0.05
     most_suspects: int = 20
     shift_limit: float = 0.01
     disagreement_limit: float = 0.005
@@ -87,7 +91,7 @@ class ContestRule:
             raise ValueError("floor must be positive, got 0: noise is counted in floors")
         if self.screen_effect > self.floor:
             raise ValueError(f"screen_effect must not exceed the floor of {self.floor!r}, got {self.screen_effect!r}")
-        for name in ("alpha", "confidence"):
+        for name in ("alpha", "confidence", "early"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
         for name in ("screen_p", "settle_p"):
@@ -96,6 +100,16 @@ class ContestRule:
         for name, least in (("screen_blocks", 1), ("confirm_blocks", 2), ("settle_blocks", 2), ("most_suspects", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
+
+    @property
+    def alpha_early(self) -> float:
+        """What is spent of alpha on each look before the last block."""
+        return self.early * self.alpha / max(1, self.confirm_blocks - self.settle_blocks)
+
+    @property
+    def alpha_last(self) -> float:
+        """What is left of alpha for the end."""
+        return (1 - self.early) * self.alpha
 
     def band(self, seconds: float) -> float:
         """The floor of a case that takes this long."""
@@ -140,7 +154,9 @@ def suspects(blocks: Iterable[Block], rule: ContestRule, controls: Collection[st
 def undecided(
     blocks: Iterable[Block], rule: ContestRule, controls: Collection[str], picked: Collection[str]
 ) -> list[str]:
-    """The picked cases that stage 2 must visit again; the others are surely below their floors, or will not be called.
+    """The picked cases that stage 2 must visit again.
+
+    The others are surely below their floors, or will not be called, or are called already.
 
     Args:
         blocks: All blocks so far.
@@ -151,8 +167,7 @@ def undecided(
     blocks = list(blocks)
     if sum(block.stage == 2 for block in blocks) < rule.settle_blocks:
         return list(picked)
-    confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, picked))
-    return _open(confirm, picked, rule)
+    return _open(_stage(2, blocks, rule, _beyond_suspicion(blocks, controls, picked)), picked, rule)
 
 
 def judge(
@@ -174,16 +189,12 @@ def judge(
     confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, {*suspicious, *(picked or ())}))
     if picked is None:
         picked = suspicious[: rule.most_suspects] if screen.shifts else list(confirm.seen)
-    family = [name for name in picked if name in confirm.seen and len(confirm.seen[name].time) > 1]
-    lost = [1.0] * (len(picked) - len(family))  # what came to nothing in stage 2 was asked all the same
-    slower = stats.holm([_p(confirm, name, 1) for name in family] + lost)[: len(family)]
-    faster = stats.holm([_p(confirm, name, -1) for name in family] + lost)[: len(family)]
     unfit = _unfit(screen, rule) or (_unfit(confirm, rule) if picked else None)  # else stage 2 asks nothing of time
     open_ = set(_open(confirm, picked, rule))
     verdicts: dict[str, Verdict] = {}
     machine: list[str] = []
-    for name, up, down in zip(family, slower, faster, strict=True):
-        called = _called(confirm, name, min(up, down), rule)
+    for name, p in _adjusted(confirm, picked).items():
+        called = _called(confirm, name, p, rule)
         excuse = _clock(confirm.seen[name], confirm.estimate(name), rule) if called else None
         if excuse and called is State.REGRESSED:
             machine.append(name)
@@ -278,14 +289,24 @@ def _p(confirm: Contrasts, name: str, sign: int) -> float:
     return max(stats.t_cdf(-sign * e.t, e.df) for e in (confirm.estimate(name), confirm.alone(name)))
 
 
-def _open(confirm: Contrasts, picked: Collection[str], rule: ContestRule) -> list[str]:
-    """The picked cases that must be visited again: all but those that are settled.
+def _adjusted(confirm: Contrasts, picked: Collection[str]) -> dict[str, float]:
+    """By case, Holm's p-value over all that was picked, in the direction that the case went."""
+    family = [name for name in picked if name in confirm.seen and len(confirm.seen[name].time) > 1]
+    lost = [1.0] * (len(picked) - len(family))  # what came to nothing in stage 2 was asked all the same
+    slower, faster = (stats.holm([_p(confirm, name, sign) for name in family] + lost) for sign in (1, -1))
+    return {name: min(slower[i], faster[i]) for i, name in enumerate(family)}
 
-    Holm's adjustment asks a case less strictly the more others are called, which only open ones can be.
+
+def _open(confirm: Contrasts, picked: Collection[str], rule: ContestRule) -> list[str]:
+    """The picked cases that must be visited again: all but those that are called already, and those that are settled.
+
+    Holm's adjustment asks a case less strictly the more others are called, which settled ones cannot be.
     """
-    left = list(picked)
+    fit = _unfit(confirm, rule) is None
+    sure = {name for name, p in _adjusted(confirm, picked).items() if fit and _surely(confirm, name, p, rule)}
+    left = [name for name in picked if name not in sure]
     while True:
-        alpha = rule.alpha / (len(picked) - len(left) + 1)
+        alpha = rule.alpha_last / (len(picked) - len(sure) - len(left) + 1)
         still = [name for name in left if not _settled(confirm, name, alpha, rule)]
         if len(still) == len(left):
             return still
@@ -309,10 +330,20 @@ def _settled(confirm: Contrasts, name: str, alpha: float, rule: ContestRule) -> 
     return abs(estimate.d) + margin * math.sqrt(1 - seen) < max(band, surely)
 
 
+def _surely(confirm: Contrasts, name: str, adjusted: float, rule: ContestRule) -> bool:
+    """Whether a case is called before the last block: by early's level, and in all blocks as good as surely as well."""
+    n = len(confirm.seen[name].time)
+    if n < rule.settle_blocks or adjusted > rule.alpha_early:
+        return False
+    estimate, band = confirm.estimate(name), math.log1p(confirm.seen[name].band)
+    margin = stats.t_quantile(1 - rule.settle_p, estimate.df) * estimate.error
+    return abs(estimate.d) - margin * math.sqrt(1 - min(1.0, n / rule.confirm_blocks)) >= band
+
+
 def _called(confirm: Contrasts, name: str, adjusted: float, rule: ContestRule) -> State | None:
     """Whether a case got slower or faster, given its adjusted p-value in the direction it went; None if neither."""
     d = confirm.estimate(name).d
-    if adjusted > rule.alpha or abs(d) < math.log1p(confirm.seen[name].band):
+    if adjusted > rule.alpha_last or abs(d) < math.log1p(confirm.seen[name].band):
         return None
     return State.REGRESSED if d > 0 else State.IMPROVED
 
@@ -326,7 +357,8 @@ def _confirmed(
     if not open_:
         blocks = max(n, rule.confirm_blocks)  # what it would have been visited in, if it had to be
     least = max(
-        stats.t_quantile(1 - rule.alpha / family, e.df + blocks - n) * e.error * math.sqrt(n / blocks) for e in both
+        stats.t_quantile(1 - rule.alpha_last / family, e.df + blocks - n) * e.error * math.sqrt(n / blocks)
+        for e in both
     )
     return _verdict(confirm.seen[name], both[0], least, rule, called, excuse or "")
 
@@ -334,7 +366,7 @@ def _confirmed(
 def _screened(case: Contrast, estimate: Estimate, picked: bool, rule: ContestRule) -> Verdict:
     """The verdict of stage 1, which calls nothing slower or faster."""
     n, blocks = len(case.time), rule.confirm_blocks
-    crit = stats.t_quantile(1 - rule.alpha / rule.most_suspects, estimate.df + blocks - n)
+    crit = stats.t_quantile(1 - rule.alpha_last / rule.most_suspects, estimate.df + blocks - n)
     least = crit * estimate.error * math.sqrt(n / blocks)  # as stage 2 would have had it
     return _verdict(case, estimate, least, rule, why="suspicious, and not confirmed" if picked else "")
 

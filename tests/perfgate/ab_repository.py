@@ -94,8 +94,9 @@ class Repository:
         blocks = [] if any(a.startswith("--blocks") for a in arguments) else ["--blocks=1"]
         return self.ab_by_default(*blocks, *arguments)
 
-    def ab_by_default(self, *arguments: str) -> int:
-        return ab_stand_in.main(["--confirm=2", "--seed=1", "--json=result.json", *arguments])
+    def ab_by_default(self, *arguments: str, confirm: int | None = 2) -> int:
+        asked = [f"--confirm={confirm}"] if confirm else []
+        return ab_stand_in.main([*asked, "--seed=1", "--json=result.json", *arguments])
 
     def result(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self.path / "result.json").read_text())

@@ -110,6 +110,39 @@ def test_a_suite_that_takes_long_is_screened_by_one_block(
     assert notes == (["1 block screened, and 2 would have taken more than 0 minutes"] if blocks == 1 else [])
 
 
+@pytest.mark.parametrize(
+    ("asked", "fewest", "blocks"), [(None, 2, 2), (None, 3, 3), (4, 2, 4)], ids=["two", "three", "asked for"]
+)
+def test_confirming_ends_in_time(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, asked: int | None, fewest: int, blocks: int
+) -> None:
+    """A block in which nothing could be called yet is run however late it is, and so is what was asked for."""
+    repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\n")
+    for name, value in {"SCREENING": 0.01, "CONFIRMING": 0.01, "FEWEST": fewest}.items():
+        monkeypatch.setattr(command, name, value)
+    open_ = replace(ab_stand_in.RULES, undecided=lambda blocks, controls, picked: list(picked))
+    monkeypatch.setattr(ab_stand_in, "RULES", open_)
+    assert repository.ab_by_default(confirm=asked) == Exit.REGRESSED
+    assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * blocks
+    cut = [entry["note"] for entry in repository.entries("note") if "confirmed" in entry["note"]]
+    assert cut == ([] if asked else [f"{blocks} blocks confirmed, and 10 would have taken more than 0 minutes"])
+
+
+def test_what_screening_left_of_its_time_is_there_to_confirm(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\n")
+    for name, value in {"CONFIRMING": 0.01, "FEWEST": 1}.items():
+        monkeypatch.setattr(command, name, value)
+    seen = replace(
+        ab_stand_in.RULES,
+        undecided=lambda blocks, controls, picked: list(picked) if sum(b.stage == 2 for b in blocks) < 3 else [],
+    )
+    monkeypatch.setattr(ab_stand_in, "RULES", seen)
+    assert repository.ab_by_default("--blocks=1", confirm=None) == Exit.REGRESSED
+    assert [block["stage"] for block in repository.entries("block")] == [1, 2, 2, 2]
+
+
 def test_what_the_first_block_alone_does_counts_for_when_screening_ends(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +166,7 @@ def test_checks_are_not_expected_of_a_second_block(
         def run(self, *given: Any, **named: Any) -> None:
             begin = time.monotonic()
             super().run(*given, **named)
-            saved.append(time.monotonic() - begin - self.again)
+            saved.append(time.monotonic() - begin - self.expected(self.names))
 
     sleep = "__import__('time').sleep(1)"
     suite = repository.path / "test_speed.py"

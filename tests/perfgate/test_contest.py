@@ -84,7 +84,7 @@ def test_the_state_is_that_of_the_rule(d: float, scatter: float, state: State) -
         (-0.004, 0.001, 3, []),
         (0.009, 0.004, 3, ["case"]),
         (0.008, 0.001, 5, []),
-        (-0.02, 0.002, 9, ["case"]),
+        (-0.02, 0.01, 9, ["case"]),
         # far from sure to be below its floor, and far from what it would take to be called
         (0.0, 0.02, 3, ["case"]),
         (0.0, 0.02, 6, []),
@@ -98,6 +98,44 @@ def test_what_is_surely_below_its_floor_or_will_not_be_called_is_not_visited_aga
 ) -> None:
     assert undecided(confirmed(d, scatter=scatter, n=n), RULE, CONTROLS, ["case"]) == left
     assert undecided([], RULE, CONTROLS, ["case"]) == ["case"]
+
+
+@pytest.mark.parametrize(
+    ("d", "scatter", "n", "left"),
+    [
+        # by a share of alpha for each look, so that Student's t must be far out where blocks are few
+        (0.05, 0.0002, 3, []),
+        (0.05, 0.002, 3, ["case"]),
+        (-0.05, 0.002, 5, []),
+        (0.02, 0.004, 5, ["case"]),
+        (0.02, 0.004, 7, []),
+        # surely slower, but not as surely by its floor
+        (0.0105, 0.0005, 6, ["case"]),
+    ],
+)
+def test_what_is_called_already_is_not_visited_again(d: float, scatter: float, n: int, left: list[str]) -> None:
+    blocks = confirmed(d, scatter=scatter, n=n)
+    assert undecided(blocks, RULE, CONTROLS, ["case"]) == left
+    called = State.REGRESSED if d > 0 else State.IMPROVED
+    assert left or verdict(judge(blocks, RULE, CONTROLS, ["case"])).state is called
+
+
+def test_where_more_was_picked_a_call_before_the_last_block_must_be_surer() -> None:
+    blocks = confirmed(0.02, scatter=0.003, n=6)
+    assert undecided(blocks, RULE, CONTROLS, ["case"]) == []
+    assert undecided(blocks, RULE, CONTROLS, ["case", *(f"lost{i}" for i in range(19))])[0] == "case"
+
+
+def test_a_machine_that_is_not_fit_calls_nothing_before_the_last_block_either() -> None:
+    blocks = [Block(stage=2, visits={**b.visits, **block(i, _wild(i)).visits}) for i, b in enumerate(confirmed(0.05))]
+    assert undecided(blocks[:9], RULE, CONTROLS, ["case"]) == ["case"]
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 10, 100])
+def test_all_looks_together_spend_alpha(blocks: int) -> None:
+    rule = replace(RULE, confirm_blocks=blocks)
+    looks = max(0, blocks - rule.settle_blocks)
+    assert looks * rule.alpha_early + rule.alpha_last == pytest.approx(rule.alpha * (1 if looks else 1 - rule.early))
 
 
 def test_a_change_below_its_floor_makes_no_other_one_surer() -> None:
@@ -379,6 +417,7 @@ def test_nothing_seen_is_nothing_said() -> None:
         {"floor": 0.0},
         {"floor_seconds": -1.0},
         {"alpha": 0.0},
+        {"early": 1.0},
         {"confidence": 1.0},
         {"screen_p": 0.6},
         {"screen_effect": 0.02},

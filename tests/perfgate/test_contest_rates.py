@@ -6,27 +6,30 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from perfgate.contest import Block, ContestRule, Findings, judge, suspects, undecided
+from perfgate.trust.stages import confirmed
 from perfgate.verdict import State
 from tests.perfgate.simulate import Kernel, contest_blocks, kernels, samples
 
 RULE = ContestRule()
 
 
-def contest(
+def run(
     rng: random.Random,
     cases: Mapping[str, Kernel],
     *,
     rule: ContestRule = RULE,
     ratios: Mapping[str, float] | None = None,
     controls: int = 20,
-) -> Findings:
-    """Both stages; in the second at most twenty controls, of those that the first found nothing about.
+) -> tuple[list[Block], list[str], list[str]]:
+    """The blocks of both stages, the controls, and what was picked.
 
-    Two visits a block stand for four: their noise is that of two visits' mean.
+    In the second stage there are at most twenty controls, of those that the first found nothing about. Two visits a
+    block stand for four: their noise is that of two visits' mean.
     """
     ratios = ratios or {}
     same = [name for name in cases if name not in ratios][:controls]
@@ -34,13 +37,24 @@ def contest(
     first = contest_blocks(rng, cases, blocks=rule.screen_blocks, **about)  # type: ignore[arg-type]
     picked = suspects(first, rule, same)
     beside = [name for name in same if name not in picked][:20]
-    blocks = list(first)
-    for _ in range(rule.confirm_blocks):
-        if not (left := undecided(blocks, rule, same, picked)):
-            break
+
+    def fresh(number: int, left: Sequence[str]) -> Block:
         again = {name: cases[name] for name in [*left, *beside]}
-        blocks += contest_blocks(rng, again, stage=2, blocks=1, **about)  # type: ignore[arg-type]
+        (block,) = contest_blocks(rng, again, stage=2, blocks=1, **about)  # type: ignore[arg-type]
+        return block
+
+    return confirmed(first, rule, same, picked, fresh), same, picked
+
+
+def contest(rng: random.Random, cases: Mapping[str, Kernel], *, rule: ContestRule = RULE, **about: Any) -> Findings:
+    """What is said of such a run."""
+    blocks, same, picked = run(rng, cases, rule=rule, **about)
     return judge(blocks, rule, same, picked)
+
+
+def only(block: Block, names: Sequence[str]) -> Block:
+    """A block in which no other cases were visited."""
+    return replace(block, visits={name: block.visits[name] for name in names})
 
 
 def hold(what: str, rate: float, least: float = 0.0, most: float = 1.0) -> None:
@@ -184,6 +198,42 @@ def test_one_block_of_screening_still_finds_what_it_must(percent: float, least: 
     hold(f"{percent:g} % planted, one block of screening, 150 runs: found", found, least=least)
 
 
+def test_looks_before_the_last_block_call_as_seldom_as_they_may() -> None:
+    """Twenty unchanged suspects without a floor; alpha is large, and half of it for the looks, so that it is seen."""
+    rule = replace(RULE, floor=1e-6, floor_seconds=0.0, screen_effect=0.0, alpha=0.5, early=0.5)
+    rng, runs, early, slower = random.Random(16), 1500, 0, 0
+    cases = {f"k{i}": Kernel() for i in range(30)}
+    picked, same = [f"k{i}" for i in range(20)], [f"k{i}" for i in range(20, 30)]
+    for _ in range(runs):
+        seen: list[Block] = []
+        left = picked
+        for block in contest_blocks(rng, cases, stage=2, blocks=10, within=0.0007, visits="AB"):
+            if not left:
+                break
+            seen.append(only(block, [*left, *same]))
+            left = undecided(seen, rule, same, picked)
+            if len(seen) < 10 and set(called(judge(seen, rule, same, picked), State.REGRESSED)) - set(left):
+                early += 1
+                break
+        slower += bool(called(judge(seen, rule, same, picked), State.REGRESSED))
+    hold(f"called before the last block, alpha 25 %, {runs} runs", early / runs, 0.001, rule.early * rule.alpha)
+    hold("called at all, alpha 50 %", slower / runs, 0.05, rule.alpha)
+
+
+@pytest.mark.parametrize(("percent", "most"), [(2.0, 0.80), (5.0, 0.55)])
+def test_large_slowdowns_are_called_before_all_blocks(percent: float, most: float) -> None:
+    """All that is confirmed is slower, but for what room there is for faster cases."""
+    rng, runs, visited, found = random.Random(17), 40, 0, 0
+    for _ in range(runs):
+        cases = {f"k{i}": Kernel() for i in range(60)}
+        slow = dict.fromkeys([*cases][:15], 1 + percent / 100)
+        blocks, same, picked = run(rng, cases, ratios=slow, controls=60)
+        visited += sum(len(block.visits.keys() & slow.keys()) for block in blocks if block.stage == 2)
+        found += len(called(judge(blocks, RULE, same, picked), State.REGRESSED))
+    hold(f"fifteen cases {percent:g} % slower, {runs} runs: found", found / runs / 15, least=0.97)
+    hold("visits that these took, of all there may be", visited / runs / 15 / RULE.confirm_blocks, most=most)
+
+
 def test_what_scatters_among_many_slowdowns_is_not_left_alone_too_soon() -> None:
     """Of twenty suspects nineteen are 5 % slower, and one 2 %, with an sd of 1.8 %: Holm asks it by his last step."""
     rng, runs, whole, lost, left_alone = random.Random(5), 400, 0, 0, 0
@@ -192,11 +242,7 @@ def test_what_scatters_among_many_slowdowns_is_not_left_alone_too_soon() -> None
     ratios = {name: 1.02 if name == "k0" else 1.05 for name in picked}
     for _ in range(runs):
         drawn = contest_blocks(rng, cases, stage=2, blocks=10, ratios=ratios, within=0.0007, visits="AB")
-        seen: list[Block] = []
-        left = picked
-        for block in drawn:
-            seen.append(replace(block, visits={name: block.visits[name] for name in [*left, *same]}))
-            left = undecided(seen, RULE, same, picked)
+        seen = confirmed([], RULE, same, picked, lambda i, left, drawn=drawn: only(drawn[i], [*left, *same]))
         found, all_ten = (
             "k0" in called(judge(blocks, RULE, same, picked), State.REGRESSED) for blocks in (seen, drawn)
         )

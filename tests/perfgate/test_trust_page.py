@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from perfgate.__main__ import main
-from perfgate.contest import Block, ContestRule, Side, Visit
+from perfgate.contest import Block, ContestRule, Findings, Side, Visit
 from perfgate.trust import data, page, resample
 from perfgate.trust.data import Contest, Planted, Spread, Timing
 from perfgate.trust.resample import OURS, SIZES, Plan, Row, compare, recorded, synthetic
 from perfgate.trust.rivals import Call, Rival
 from perfgate.trust.suites import Alarms
-from perfgate.verdict import State
+from perfgate.verdict import State, Verdict
 from tests.perfgate.simulate import H200, Kernel, contest_blocks, document, record
 from tests.perfgate.test_trust_data import ORIGIN, TIMING, collected
 from tests.perfgate.test_trust_starts import started
@@ -93,7 +93,27 @@ def test_false_alarms_are_counted_and_named() -> None:
     assert share == "1 of 2 [1.3%, 98.7%]"
     assert (screen, whole) == ("12 s", "20 s")
     assert text.endswith("Called slower though nothing had changed: e.")
-    assert "The interval of head/base held 1 in 10 of 12 [" in text
+
+
+def test_what_was_recorded_is_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def verdict(case: str, state: State, low: float, high: float) -> Verdict:
+        return Verdict(case=case, state=state, reason="", low=low, high=high)
+
+    verdicts = (
+        verdict("a", State.REGRESSED, 1.01, 1.02),
+        verdict("b", State.UNCHANGED, 0.99, 1.01),
+        verdict("c", State.UNRESOLVED, 0.99, 1.05),
+        verdict("d", State.UNRESOLVED, 0.98, 1.05),
+        verdict("e", State.IMPROVED, 0.97, 0.98),
+        Verdict(case="f", state=State.NEW, reason=""),
+    )
+    again = Findings(verdicts=verdicts, suspects=("a", "c"), machine=(), shifts=(), unfit=None)  # b was no suspect then
+    first, second = collected(1), collected(2)  # a and b were visited in stage 2
+    found = {first.origin: again, second.origin: replace(again, verdicts=verdicts[1:4])}
+    monkeypatch.setattr(page, "judged_again", lambda run, rule: found[run.origin])
+    text = section(page.render([first, second], FEW), "Unchanged code against itself")
+    assert re.search(r"today, a case is called slower in 1 of 2 \[.*?\] runs and faster in 1 of 2 \[", text)
+    assert re.search(r"0 of 1 \[.*?\] held 1 where stage 2 decided, and 6 of 7 \[.*?\] where stage 1 did", text)
 
 
 def test_runs_that_are_made_up_are_as_many_as_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

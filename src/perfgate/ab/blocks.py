@@ -11,6 +11,7 @@ once. A worker that ends costs the case it was at, and is replaced once.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -73,9 +74,8 @@ class Blocks:
         visited: Gets the progress.
 
     Attributes:
-        again: Seconds that the last block took, but for checks with the first calls for them, in which kernels are
-            compiled, and for what came to nothing: what a later block does not do again.
-        took: The same of each case's last visits.
+        took: Seconds that each case's last visits took, but for a check with the first calls for it, in which kernels
+            are compiled: what a later block does not do again.
     """
 
     def __init__(
@@ -90,9 +90,8 @@ class Blocks:
     ) -> None:
         self._evidence, self._crew = evidence, Crew(trees, arguments, evidence, logs)
         self._random, self._visited = random.Random(seed), visited
-        self.again = 0.0
         self.took: dict[str, float] = {}
-        self._once, self._begin = 0.0, time.monotonic()
+        self._once, self._beside, self._begin = 0.0, 0.0, time.monotonic()
         self._number = -1
         self._restarts = 0
         self._names: dict[Pair, str] = {}
@@ -122,7 +121,7 @@ class Blocks:
             JournalError: If what is seen cannot be kept.
         """
         self._number += 1
-        at_once, begin, self._once = True, time.monotonic(), 0.0
+        at_once, begin, self._once, cases = True, time.monotonic(), 0.0, 0.0
         try:
             found = self._crew.begin(self._number)
             if self._number == 0:
@@ -141,13 +140,18 @@ class Blocks:
                 except WorkerDied as error:
                     self._bury(error, pair)
                 if pair in self._names:
-                    self.took[self._names[pair]] = time.monotonic() - begun - (self._once - once)
+                    self.took[self._names[pair]] = took = time.monotonic() - begun - (self._once - once)
+                    cases += took
             self._visited(self._number, len(pairs), len(pairs))
             self._look_where_code_is_from()
             at_once = False
         finally:
             self._crew.stop(at_once=at_once)
-        self.again = time.monotonic() - begin - self._once
+        self._beside = time.monotonic() - begin - self._once - cases
+
+    def expected(self, names: Collection[str]) -> float:
+        """Seconds that another block of these cases should take, from what they and the last block's workers took."""
+        return self._beside + math.fsum(self.took.get(name, 0.0) for name in names)
 
     def close(self) -> None:
         """End the workers of a block that does not come."""

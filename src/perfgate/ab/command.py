@@ -44,6 +44,10 @@ CHECKS = 4
 """Fresh blocks that check again what may have got less accurate, if nothing is to be confirmed of time."""
 SCREENING = 300.0
 """Seconds after which no further block is to screen, where their number is left to us."""
+CONFIRMING = 300.0
+"""Seconds that confirming may take besides what screening left of its own, likewise."""
+FEWEST = 5
+"""Blocks that confirm however long they take: by fewer, hardly any of many suspects can be called."""
 VISIT = ("--perf-warmup=0.01", "--perf-max-time=0.05", "--perf-min-samples=4")
 """A visit is short: the device has just worked at the same case, and processes differ by more than their samples do.
 What is given to pytest wins."""
@@ -72,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--confirm",
         type=_several,
-        default=ContestRule().confirm_blocks,
         metavar="N",
-        help="blocks that confirm a suspicion, 2 or more (default: %(default)s)",
+        help=f"blocks that confirm a suspicion, 2 or more (default: {ContestRule().confirm_blocks}, or as many as "
+        f"should end within {(SCREENING + CONFIRMING) / 60:.0f} minutes, and {FEWEST} at least)",
     )
     parser.add_argument(
         "--floor", type=_percent, default=0.01, metavar="PERCENT", help="least change that matters (default: 1)"
@@ -163,7 +167,7 @@ def _compare(
         "base": f"{trees.base.commit} {trees.base.words}",
         "head": f"{trees.head.commit} {trees.head.words}",
         "blocks": options.blocks or ContestRule().screen_blocks,
-        "confirm": options.confirm,
+        "confirm": options.confirm or ContestRule().confirm_blocks,
         "floor": options.floor,
     }
     lines = Lines(path, "run where there is room")
@@ -213,18 +217,17 @@ def _stages(
 ) -> str:
     """Screen, then confirm; return how it ended."""
     try:
-        most, begin = evidence.header["blocks"], time.monotonic()
+        most, confirm, begin = evidence.header["blocks"], evidence.header["confirm"], time.monotonic()
         for i in range(most):
             blocks.run(1, check=None if options.check_always or i == 0 else doubted(evidence))
             if not evidence.compared:
                 return COMPLETE  # there is nothing that another block could add
-            if options.blocks is None and i + 1 < most and time.monotonic() - begin + blocks.again > SCREENING:
+            until = time.monotonic() - begin + blocks.expected(blocks.names)
+            if options.blocks is None and i + 1 < most and until > SCREENING:
                 progress.extend(i + 1 - most)
-                blocks_ = f"{i + 1} block{'s' if i else ''}"
-                evidence.add(
-                    note=f"{blocks_} screened, and {most} would have taken more than {SCREENING / 60:.0f} minutes"
-                )
+                evidence.add(note=_cut(i + 1, "screened", most, SCREENING))
                 break
+        limit = max(SCREENING, time.monotonic() - begin) + CONFIRMING
         picked = [name for name in rules.suspects(evidence.blocks, evidence.controls) if name in blocks.names]
         evidence.add(suspects=picked)
         inaccurate = doubted(evidence) & blocks.names
@@ -233,7 +236,7 @@ def _stages(
             some = _few(controls, blocks.took, random.Random(seed))
             progress.clear()
             count = len(suspicious)
-            fresh = options.confirm if set(picked) - evidence.canaries else min(CHECKS, options.confirm)
+            fresh = confirm if set(picked) - evidence.canaries else min(CHECKS, confirm)
             print(f"{count} case{'' if count == 1 else 's'} to confirm in {fresh} fresh blocks", flush=True)
             progress.extend(fresh)
             checks = 0
@@ -246,12 +249,22 @@ def _stages(
                     break
                 check = None if options.check_always else open_
                 visited = left | inaccurate | evidence.canaries | set(some)
+                until = time.monotonic() - begin + blocks.expected(visited)
+                if options.confirm is None and i >= FEWEST and until > limit:
+                    evidence.add(note=_cut(i, "confirmed", fresh, limit))
+                    break
                 blocks.run(2, visited, check=check, last=i + 1 == fresh)
     except Over as error:
         return str(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     return COMPLETE
+
+
+def _cut(blocks: int, what: str, most: int, limit: float) -> str:
+    """Why so few blocks did what they did."""
+    some = f"{blocks} block{'' if blocks == 1 else 's'}"
+    return f"{some} {what}, and {most} would have taken more than {limit / 60:.0f} minutes"
 
 
 def _few(controls: Sequence[str], took: Mapping[str, float], chance: random.Random) -> list[str]:

@@ -193,7 +193,7 @@ def rule_of(header: Mapping[str, Any]) -> ContestRule:
         floor=floor,
         screen_effect=min(ContestRule().screen_effect, floor),
         screen_blocks=header.get("blocks", ContestRule().screen_blocks),
-        confirm_blocks=header["confirm"],
+        confirm_blocks=header.get("confirm", ContestRule().confirm_blocks),
     )
 
 

@@ -12,6 +12,7 @@ from perfgate.trust import clocks, data, gates, starts
 from perfgate.trust.chance import binomial_interval
 from perfgate.trust.data import Contest, Entry, Spread, Timing
 from perfgate.trust.resample import SIZES, Plan, Row, compare, recorded
+from perfgate.trust.stages import judged_again
 from perfgate.trust.suites import false_alarms, measured
 from perfgate.trust.table import table
 from perfgate.verdict import Rule, State, Verdict
@@ -54,7 +55,7 @@ def render(entries: Sequence[Entry], plan: Plan | None = None, *, draw: bool = T
     sections = [
         HEAD,
         "## Where the data come from\n\n" + _origins(entries, plan),
-        "## Unchanged code against itself\n\n" + _unchanged(unchanged),
+        "## Unchanged code against itself\n\n" + _unchanged(unchanged, plan.rule),
         f"## {DRAWN[0]}\n\n" + (_made_up(unchanged, plan) if draw else ""),
         "## How far processes differ\n\n" + _processes(spreads, contests),
         "## How far they would differ by a plain clock\n\n" + clocks.render(by_clock, steady=STEADY, named=NOISIEST),
@@ -105,7 +106,7 @@ def _origins(entries: Sequence[Entry], plan: Plan) -> str:
     return f"{table(titles, rows, left=5)}\n\n{drawn}"
 
 
-def _unchanged(runs: Sequence[Contest]) -> str:
+def _unchanged(runs: Sequence[Contest], rule: ContestRule) -> str:
     if not runs:
         return "No run of unchanged code was collected yet."
     rows = []
@@ -139,9 +140,25 @@ def _unchanged(runs: Sequence[Contest]) -> str:
     ]
     titles += ["runs with a red case", "screen, at most", "whole, at most"]
     text = table(titles, rows, left=1)
-    intervals = [v.low <= 1 <= v.high for v in _verdicts(runs) if v.low is not None and v.high is not None]
-    if intervals:
-        text += f"\n\nThe interval of head/base held 1 in {_share(sum(intervals), len(intervals))} of the verdicts."
+    again = [judged_again(run, rule) for run in runs]
+    states = [{verdict.state for verdict in found.verdicts} for found in again]
+    slower, faster = (sum(state in them for them in states) for state in (State.REGRESSED, State.IMPROVED))
+    text += (
+        "\n\nThese are the verdicts of the rule that each run was decided by. Judged again by the rule of today, a "
+        f"case is called slower in {_share(slower, len(runs))} runs and faster in {_share(faster, len(runs))}."
+    )
+    held: dict[int, list[bool]] = {1: [], 2: []}
+    for run, found in zip(runs, again, strict=True):
+        fresh = {name for block in run.blocks if block.stage == 2 for name in block.visits}
+        for verdict in found.verdicts:
+            if verdict.low is not None and verdict.high is not None:
+                stage = 2 if verdict.case in fresh.intersection(found.suspects) else 1
+                held[stage].append(verdict.low <= 1 <= verdict.high)
+    if held[1] and held[2]:
+        text += (
+            f" Of the intervals of head/base {_share(sum(held[2]), len(held[2]))} held 1 where stage 2 decided, and "
+            f"{_share(sum(held[1]), len(held[1]))} where stage 1 did, which leaves to stage 2 what is not near 1."
+        )
     wrong = sorted({v.case for v in _verdicts(runs) if v.state is State.REGRESSED})
     return text + (f"\n\nCalled slower though nothing had changed: {', '.join(wrong)}." if wrong else "")
 

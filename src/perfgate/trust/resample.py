@@ -18,11 +18,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from perfgate import contest
+from perfgate.ab.blocks import ORDERS
 from perfgate.clock import Samples
 from perfgate.contest import Block, ContestRule, Side, Visit
 from perfgate.record import Record
 from perfgate.trust.data import Contest
 from perfgate.trust.rivals import RIVALS, Call
+from perfgate.trust.stages import confirmed
 from perfgate.verdict import State
 
 __all__ = ["OURS", "SIZES", "Plan", "Row", "compare", "recorded", "synthetic"]
@@ -115,11 +117,12 @@ def synthetic(records: Mapping[str, Record], between: float) -> Source:
     def draw(rng: random.Random, n: int) -> list[Block]:
         blocks = []
         for i in range(n):
-            order: tuple[Side, ...] = ("base", "head", "head", "base") if i % 2 else ("head", "base", "base", "head")
             visits = {}
             for name, (samples, sd) in cases.items():
                 centre = {side: math.exp(rng.gauss(0, sd)) for side in ("base", "head")}
-                visits[name] = tuple(Visit(side=side, samples=_again(rng, samples, centre[side])) for side in order)
+                visits[name] = tuple(
+                    Visit(side=side, samples=_again(rng, samples, centre[side])) for side in ORDERS[i % 2]
+                )
             blocks.append(Block(stage=1, visits=visits))
         return blocks
 
@@ -207,15 +210,15 @@ def _ours(blocks: Sequence[Block], rule: ContestRule, planted: Collection[str]) 
     controls = {name for name in blocks[0].visits if name not in planted}
     screen = [replace(block, stage=1) for block in blocks[: rule.screen_blocks]]
     suspects = contest.suspects(screen, rule, controls)
-    seen, visits = list(screen), 0
-    for block in blocks[rule.screen_blocks :]:
-        if not (left := contest.undecided(seen, rule, controls, suspects)):
-            break
-        # a confirming block times what is undecided, and controls beside it
-        beside = {*left, *sorted(controls - set(suspects))[:20]}
-        seen.append(replace(block, stage=2, visits={name: block.visits[name] for name in block.visits.keys() & beside}))
-        visits += len(beside)
+    beside = sorted(controls - set(suspects))[:20]
+
+    def fresh(number: int, left: Sequence[str]) -> Block:
+        block = blocks[rule.screen_blocks + number]
+        return replace(block, stage=2, visits={name: block.visits[name] for name in {*left, *beside}})
+
+    seen = confirmed(screen, rule, controls, suspects, fresh)
     verdicts = contest.judge(seen, rule, controls, suspects).verdicts
+    visits = sum(len(block.visits) for block in seen if block.stage == 2)
     taken = rule.screen_blocks + math.ceil(visits / len(blocks[0].visits))
     return {v.case for v in verdicts if v.state is State.REGRESSED}, taken
 

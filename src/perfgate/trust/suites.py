@@ -15,15 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from perfgate import contest, stats
+from perfgate.ab.blocks import ORDERS
 from perfgate.ab.command import CONTROLS
 from perfgate.clock import Method, Samples
-from perfgate.contest import Block, ContestRule, Side, Visit
+from perfgate.contest import Block, ContestRule, Findings, Side, Visit
 from perfgate.trust.data import Contest
+from perfgate.trust.stages import confirmed
 from perfgate.verdict import State
 
 __all__ = ["Alarms", "Noise", "Suite", "false_alarms", "measured"]
 
-ORDERS: tuple[tuple[Side, ...], ...] = (("base", "head", "head", "base"), ("head", "base", "base", "head"))
 METHOD = Method(clock="drawn")
 
 
@@ -139,17 +140,7 @@ def false_alarms(suite: Suite, rule: ContestRule, runs: int, seed: int) -> Alarm
     rng = random.Random(seed)
     red = green = unfit = intervals = held = 0
     for _ in range(runs):
-        cases = {f"case{i}": rng.choice(suite.cases) for i in range(suite.size)}
-        screen = [_block(rng, cases, suite.common, 1, i) for i in range(rule.screen_blocks)]
-        suspects = contest.suspects(screen, rule, cases)
-        others = sorted(cases.keys() - set(suspects))
-        beside = rng.sample(others, min(CONTROLS, len(others)))
-        blocks = list(screen)
-        for i in range(rule.confirm_blocks):
-            if not (left := contest.undecided(blocks, rule, cases, suspects)):
-                break
-            blocks.append(_block(rng, {name: cases[name] for name in [*left, *beside]}, suite.common, 2, i))
-        found = contest.judge(blocks, rule, cases, suspects)
+        found = _run(rng, suite, rule)
         states = {verdict.state for verdict in found.verdicts}
         red += State.REGRESSED in states
         green += State.IMPROVED in states
@@ -158,6 +149,20 @@ def false_alarms(suite: Suite, rule: ContestRule, runs: int, seed: int) -> Alarm
         intervals += len(ends)
         held += sum(low <= 1 <= high for low, high in ends)
     return Alarms(runs=runs, red=red, green=green, unfit=unfit, intervals=intervals, held=held)
+
+
+def _run(rng: random.Random, suite: Suite, rule: ContestRule) -> Findings:
+    """What the rule says of one run of unchanged code."""
+    cases = {f"case{i}": rng.choice(suite.cases) for i in range(suite.size)}
+    screen = [_block(rng, cases, suite.common, 1, i) for i in range(rule.screen_blocks)]
+    suspects = contest.suspects(screen, rule, cases)
+    others = sorted(cases.keys() - set(suspects))
+    beside = rng.sample(others, min(CONTROLS, len(others)))
+
+    def fresh(number: int, left: Sequence[str]) -> Block:
+        return _block(rng, {name: cases[name] for name in [*left, *beside]}, suite.common, 2, number)
+
+    return contest.judge(confirmed(screen, rule, cases, suspects, fresh), rule, cases, suspects)
 
 
 def _block(rng: random.Random, cases: Mapping[str, Noise], common: float, stage: int, number: int) -> Block:
