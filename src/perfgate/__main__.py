@@ -296,6 +296,7 @@ def _ab(options: argparse.Namespace, arguments: list[str]) -> int:
     asked = {name: value for name, value in vars(options).items() if value is not None}
     rule = rule_of(read(options.file).header if options.file else asked)
     rules = Rules(
+        unsettled=lambda blocks, controls: contest.unsettled(blocks, rule, controls),
         suspects=lambda blocks, controls: contest.suspects(blocks, rule, controls),
         undecided=lambda blocks, controls, picked: contest.undecided(blocks, rule, controls, picked),
         judge=lambda blocks, controls, picked: contest.judge(blocks, rule, controls, picked),

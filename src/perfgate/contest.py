@@ -2,7 +2,7 @@
 
 block  = fresh processes of both sides; every case visited, A B B A or B A A B
 visit  = one side times one case once
-stage  = 1 screens all cases in few blocks; 2 confirms those that were suspicious in many fresh blocks
+stage  = 1 screens all cases in one block or two; 2 confirms those that were suspicious in many fresh blocks
 
 `perfgate.contrast` makes one log-ratio d of a block and case. Only stage 2 can call a case slower: its data are
 independent of what stage 1 picked, so that Holm's adjustment over the picked cases holds.
@@ -34,7 +34,7 @@ from perfgate import stats
 from perfgate.contrast import Block, Contrast, Contrasts, Estimate, Shift, Side, Visit
 from perfgate.verdict import State, Verdict
 
-__all__ = ["Block", "ContestRule", "Findings", "Shift", "Side", "Visit", "judge", "suspects", "undecided"]
+__all__ = ["Block", "ContestRule", "Findings", "Shift", "Side", "Visit", "judge", "suspects", "undecided", "unsettled"]
 
 CONTROLS = 2
 """The fewest controls that tell a shift of all cases from a change of some. With two a quarter of all runs is beyond
@@ -135,13 +135,28 @@ class Findings:
     unfit: str | None
 
 
+def unsettled(blocks: Iterable[Block], rule: ContestRule, controls: Collection[str]) -> list[str]:
+    """The cases that stage 1 finds suspicious or leaves unresolved: of which another block of it would tell more.
+
+    Args:
+        blocks: Those of stage 1 count.
+        rule: The rule.
+        controls: Names of the cases whose kernels are the same on both sides.
+    """
+    screen = _stage(1, blocks, rule, controls)
+    suspicious = {*_picked(screen, rule)}
+    verdicts = {name: _screened(case, screen.estimate(name), False, rule) for name, case in screen.seen.items()}
+    return [name for name, v in verdicts.items() if name in suspicious or v.state is State.UNRESOLVED]
+
+
 def suspects(blocks: Iterable[Block], rule: ContestRule, controls: Collection[str]) -> list[str]:
     """The cases that stage 1 picks for stage 2, slower or faster, the most suspicious first.
 
     A case is picked by its moderated t and the size of its change; a change of the case's floor is always enough, so
     that no lack of blocks can make this screen one that never fires. Of two blocks each case's variance is
-    learnt from the blocks' difference, in which a change cancels; of one block from the differences of the controls,
-    or of all cases where they are few, by quantiles that some changed cases do not move.
+    learnt from the blocks' difference, in which a change cancels; of one block, or of a second that visited only what
+    the first had left unsettled, from what the first shows of the controls, or of all cases where they are few, by
+    quantiles that some changed cases do not move.
 
     Args:
         blocks: Those of stage 1 count.

@@ -263,7 +263,7 @@ def _shared(seen: Collection[Contrast], controls: Collection[str]) -> stats.Prio
         return stats.fit_prior(variances, [len(case.time) - 1.0 for case in several])
     # fit_prior's logarithms are too uneven at one degree of freedom
     draws = [(case.time[0] - case.time[1]) / math.sqrt(2) / case.band for case in several]
-    if not draws:
+    if len(several) < len(seen):  # those that were visited again were so for what their first block showed
         same = [case for case in seen if case.name in controls]
         draws = [case.time[0] / case.band for case in (same if len(same) >= 5 * FEWEST else seen)]
     return stats.fit_spread(draws) if len(draws) >= FEWEST else stats.Prior(ASSUMED**2, math.inf)

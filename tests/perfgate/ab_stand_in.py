@@ -59,7 +59,11 @@ def undecided(blocks: Sequence[Block], controls: Collection[str], picked: Sequen
     return picked
 
 
-RULES = Rules(suspects=suspects, undecided=undecided, judge=judge)
+def unsettled(blocks: Sequence[Block], controls: Collection[str]) -> list[str]:
+    return [case for case, ratio in ratios(blocks).items() if ratio != 1]
+
+
+RULES = Rules(unsettled=unsettled, suspects=suspects, undecided=undecided, judge=judge)
 
 
 def main(argv: Sequence[str]) -> int:

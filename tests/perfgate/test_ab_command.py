@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
-import time
-from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import replace
 from textwrap import dedent
-from typing import Any
 
 import pytest
 
@@ -19,11 +13,10 @@ from perfgate import contest
 from perfgate.__main__ import main
 from perfgate.ab import command
 from perfgate.ab.progress import Progress
-from perfgate.contest import Block
 from perfgate.gate import Exit
 
 from . import ab_stand_in
-from .ab_repository import CONFTEST, KERNELS, LAUNCHED, Repository
+from .ab_repository import CONFTEST, LAUNCHED, Repository
 
 
 def test_unchanged_code_is_green_and_the_tree_stays_as_it_was(repository: Repository) -> None:
@@ -82,132 +75,6 @@ def test_the_base_is_where_head_left_the_upstream(repository: Repository, capfd:
     assert repository.ab() == Exit.OK
     assert repository.states()["speed/c"] == "improved"
     assert "first (where HEAD left origin/main)" in capfd.readouterr().out
-
-
-def test_what_is_decided_is_not_visited_again(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\nSECONDS['b'] *= 1.1\n")
-
-    def undecided(blocks: Sequence[Block], controls: Collection[str], picked: Sequence[str]) -> list[str]:
-        done = sum(block.stage == 2 for block in blocks)
-        return [name for name in picked if done < {"speed/a": 1, "speed/b": 2}[name]]
-
-    monkeypatch.setattr(ab_stand_in, "RULES", replace(ab_stand_in.RULES, undecided=undecided))
-    assert repository.ab("--confirm=4") == Exit.REGRESSED
-    stages = [block["stage"] for block in repository.entries("block")]
-    assert stages == [1, 2, 2]
-    names = Counter(visit["visit"]["case"]["name"] for visit in repository.entries("visit"))
-    assert names["speed/b"] == names["speed/a"] + 4
-
-
-@pytest.mark.parametrize(("seconds", "blocks"), [(300.0, 2), (0.01, 1)])
-def test_a_suite_that_takes_long_is_screened_by_one_block(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch, seconds: float, blocks: int
-) -> None:
-    monkeypatch.setattr(command, "SCREENING", seconds)
-    assert repository.ab_by_default("--base=HEAD") == Exit.OK
-    assert [block["stage"] for block in repository.entries("block")] == [1] * blocks
-    notes = [entry["note"] for entry in repository.entries("note")]
-    assert notes == (["1 block screened, and 2 would have taken more than 0 minutes"] if blocks == 1 else [])
-
-
-@pytest.mark.parametrize(
-    ("asked", "fewest", "blocks"), [(None, 2, 2), (None, 3, 3), (4, 2, 4)], ids=["two", "three", "asked for"]
-)
-def test_confirming_ends_in_time(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch, asked: int | None, fewest: int, blocks: int
-) -> None:
-    """A block in which nothing could be called yet is run however late it is, and so is what was asked for."""
-    repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\n")
-    for name, value in {"SCREENING": 0.01, "CONFIRMING": 0.01, "FEWEST": fewest}.items():
-        monkeypatch.setattr(command, name, value)
-    open_ = replace(ab_stand_in.RULES, undecided=lambda blocks, controls, picked: list(picked))
-    monkeypatch.setattr(ab_stand_in, "RULES", open_)
-    assert repository.ab_by_default(confirm=asked) == Exit.REGRESSED
-    assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * blocks
-    cut = [entry["note"] for entry in repository.entries("note") if "confirmed" in entry["note"]]
-    assert cut == ([] if asked else [f"{blocks} blocks confirmed, and 10 would have taken more than 0 minutes"])
-
-
-def test_what_screening_left_of_its_time_is_there_to_confirm(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\n")
-    for name, value in {"CONFIRMING": 0.01, "FEWEST": 1}.items():
-        monkeypatch.setattr(command, name, value)
-    seen = replace(
-        ab_stand_in.RULES,
-        undecided=lambda blocks, controls, picked: list(picked) if sum(b.stage == 2 for b in blocks) < 3 else [],
-    )
-    monkeypatch.setattr(ab_stand_in, "RULES", seen)
-    assert repository.ab_by_default("--blocks=1", confirm=None) == Exit.REGRESSED
-    assert [block["stage"] for block in repository.entries("block")] == [1, 2, 2, 2]
-
-
-def test_what_the_first_block_alone_does_counts_for_when_screening_ends(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    suite = repository.path / "test_speed.py"
-    sleep = "__import__('time').sleep(1)"
-    suite.write_text(suite.read_text().replace('{case}")', f'{{case}}", check=lambda _: {sleep})'))  # of three cases
-    repository.commit("checked")
-    monkeypatch.setattr(command, "SCREENING", 3.0)
-    assert repository.ab_by_default("--base=HEAD") == Exit.OK
-    assert [block["stage"] for block in repository.entries("block")] == [1]
-
-
-@pytest.mark.parametrize("where", ["check", "body"])
-def test_checks_are_not_expected_of_a_second_block(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    """Of what a test does it is the check alone that a second block does not do again."""
-    saved = []
-
-    class Watched(command.Blocks):
-        def run(self, *given: Any, **named: Any) -> None:
-            begin = time.monotonic()
-            super().run(*given, **named)
-            saved.append(time.monotonic() - begin - self.expected(self.names))
-
-    sleep = "__import__('time').sleep(1)"
-    suite = repository.path / "test_speed.py"
-    call = "    gpu_benchmark(lambda"
-    text = suite.read_text().replace(call, f"    {sleep}\n{call}") if where == "body" else suite.read_text()
-    check = sleep if where == "check" else "None"
-    suite.write_text(text.replace('{case}")', f'{{case}}", check=lambda _: {check})'))
-    repository.commit("checked")
-    monkeypatch.setattr(command, "Blocks", Watched)
-    assert repository.ab_by_default("--base=HEAD") == Exit.OK
-    first, second = saved
-    assert first > 2.9 if where == "check" else 0 <= first < 1  # three cases
-    assert 0 <= second < 1
-
-
-def test_controls_of_stage_2_are_drawn_from_those_that_are_soon_visited() -> None:
-    took = {f"case{i:02}": 40.0 - i for i in range(40)}
-    drawn = [command._few(sorted(took), took, random.Random(seed)) for seed in range(20)]
-    assert all(len(set(some)) == command.CONTROLS for some in drawn)
-    assert {name for some in drawn for name in some} == {name for name in took if took[name] <= 30}
-    assert drawn[0] == command._few(sorted(took), took, random.Random(0)) != drawn[1]
-    few = sorted(took)[:7]
-    assert sorted(command._few(few, took, random.Random(0))) == few
-
-
-def test_it_is_known_how_long_each_case_took(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    took: list[dict[str, float]] = []
-
-    class Watched(command.Blocks):
-        def run(self, *given: Any, **named: Any) -> None:
-            super().run(*given, **named)
-            took.append(dict(self.took))
-
-    suite = repository.path / "test_speed.py"
-    slow = "lambda: (case == 'c' and __import__('time').sleep(0.1), SECONDS[case])[1]"
-    suite.write_text(suite.read_text().replace("lambda: SECONDS[case]", slow))
-    repository.commit("slow")
-    monkeypatch.setattr(command, "Blocks", Watched)
-    assert repository.ab("--base=HEAD") == Exit.OK
-    assert took[0].keys() == {"speed/a", "speed/b", "speed/c", "canary/copy"}
-    assert max(took[0], key=lambda name: took[0][name]) == "speed/c"
 
 
 def test_a_case_that_is_tuned_anew_in_each_process_is_not_called_and_it_is_said(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from perfgate.ab import command
+from perfgate.ab import stages
 from perfgate.contest import Block
 from perfgate.gate import Exit
 
@@ -78,7 +78,7 @@ def test_an_error_that_scatters_is_not_red_and_checked_some_times(repository: Re
     scattering(repository)
     assert repository.ab("--base=HEAD", "--confirm=9") == Exit.OK
     assert repository.states("accuracy") == {"speed/b": "unresolved"}
-    assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * command.CHECKS
+    assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * stages.CHECKS
 
 
 def test_checks_go_on_for_some_blocks_only_once_times_are_decided(
@@ -92,7 +92,7 @@ def test_checks_go_on_for_some_blocks_only_once_times_are_decided(
 
     monkeypatch.setattr(ab_stand_in, "RULES", replace(ab_stand_in.RULES, undecided=undecided))
     assert repository.ab("--base=HEAD", "--confirm=9") == Exit.REGRESSED
-    assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * (1 + command.CHECKS)
+    assert [block["stage"] for block in repository.entries("block")] == [1] + [2] * (1 + stages.CHECKS)
 
 
 def test_a_case_that_needs_more_memory_is_red_and_named(

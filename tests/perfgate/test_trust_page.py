@@ -109,8 +109,8 @@ def test_what_was_recorded_is_judged_again(monkeypatch: pytest.MonkeyPatch) -> N
     )
     again = Findings(verdicts=verdicts, suspects=("a", "c"), machine=(), shifts=(), unfit=None)  # b was no suspect then
     first, second = collected(1), collected(2)  # a and b were visited in stage 2
-    found = {first.origin: again, second.origin: replace(again, verdicts=verdicts[1:4])}
-    monkeypatch.setattr(page, "judged_again", lambda run, rule: found[run.origin])
+    found = {first.origin.date: again, second.origin.date: replace(again, verdicts=verdicts[1:4])}
+    monkeypatch.setattr(page, "judged_again", lambda run, rule: found[run.origin.date])
     text = section(page.render([first, second], FEW), "Unchanged code against itself")
     assert re.search(r"today, a case is called slower in 1 of 2 \[.*?\] runs and faster in 1 of 2 \[", text)
     assert re.search(r"0 of 1 \[.*?\] held 1 where stage 2 decided, and 6 of 7 \[.*?\] where stage 1 did", text)
@@ -118,14 +118,22 @@ def test_what_was_recorded_is_judged_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_runs_that_are_made_up_are_as_many_as_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     text = section(page.render([collected(1)], FEW), "Unchanged code that is made up")
-    assert re.search(
-        r"Runs of 6 cases, drawn with replacement from the 6 that were timed, that screen in 2 blocks ", text
+    assert (
+        "Runs of 6 cases, drawn with replacement from the 6 that were timed, that screen them in 2 blocks as " in text
     )
+    assert "unsettled" not in text
+    run = collected(1)
+    once = replace(run, blocks=(run.blocks[0], *run.blocks[2:]))
+    found = section(page.render([once], FEW), "Unchanged code that is made up")
+    assert "in 1 block as the largest run did, and what this leaves unsettled in another. " in found
     assert text.count(" of 4 [") == 2
-    monkeypatch.setattr(page, "false_alarms", lambda *_: Alarms(runs=9, red=2, green=3, unfit=1, intervals=8, held=7))
+    monkeypatch.setattr(
+        page, "false_alarms", lambda *_: Alarms(runs=9, red=2, green=3, unfit=1, unresolved=30, intervals=8, held=7)
+    )
     text = page.render([collected(1)], FEW)
     assert re.search(r"called slower in 2 of 9 \[.*\] runs and faster in 3 of 9 \[", text)
-    assert "; in 1 the machine seemed unfit, so none was called. Of the intervals of head/base 87.5% held 1." in text
+    assert "; in 1 the machine seemed unfit, so none was called. A run left 3.3 cases unresolved in the mean. " in text
+    assert "Of the intervals of head/base 87.5% held 1." in text
 
 
 def test_what_starts_differ_by_is_there_once_they_are_five() -> None:

@@ -44,23 +44,29 @@ def test_unchanged_code_on_a_fit_machine_alone_is_measured() -> None:
     assert measured([run]) is not None
 
 
-def test_drawn_runs_screen_as_the_largest_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("screens", "open_", "last"), [(2, ["case0"], 30), (1, [], 30), (1, ["case0"], 1 + 20)])
+def test_drawn_runs_screen_as_the_largest_run_did(
+    monkeypatch: pytest.MonkeyPatch, screens: int, open_: list[str], last: int
+) -> None:
+    """Where it had no time for two blocks of all cases, another one is of what the first left unsettled."""
     small, large = (
         timed({f"k{i}": Kernel() for i in range(count)}, blocks=blocks, common=0.001)
-        for count, blocks in ((2, 2), (9, 1))
+        for count, blocks in ((2, 2), (30, screens))
     )
-    suite = measured([small, large, small])
+    part = replace(large.blocks[0], visits={"k0": large.blocks[0].visits["k0"]})
+    suite = measured([small, replace(large, blocks=(*large.blocks, part)), small])
     assert suite is not None
-    assert (suite.size, suite.screens) == (9, 1)
+    assert (suite.size, suite.screens) == (30, screens)
     seen = []
 
     def suspects(blocks: Sequence[Block], *_: object) -> list[str]:
-        seen.append(len(blocks))
+        seen.append([len(block.visits) for block in blocks])
         return []
 
     monkeypatch.setattr(contest, "suspects", suspects)
+    monkeypatch.setattr(contest, "unsettled", lambda *_: open_)
     false_alarms(suite, ContestRule(), 1, 1)
-    assert seen == [1]
+    assert seen == [[30] * screens + ([last] if open_ and screens == 1 else [])]
 
 
 def test_the_size_of_a_suite_is_that_of_its_first_stage_without_what_perfgate_adds() -> None:
@@ -105,7 +111,12 @@ def test_what_is_drawn_has_the_spreads_that_it_is_drawn_from(monkeypatch: pytest
 def test_each_way_for_a_drawn_run_to_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = collected().verdicts["a"]
     fit = Findings(verdicts=(), suspects=(), machine=(), shifts=(), unfit=None)
-    ends = [(State.REGRESSED,), (State.UNCHANGED,), (State.REGRESSED, State.IMPROVED), (State.REGRESSED,) * 2]
+    ends = [
+        (State.REGRESSED, State.UNRESOLVED),
+        (State.UNCHANGED,),
+        (State.REGRESSED, State.IMPROVED),
+        (*(State.REGRESSED,) * 2, *(State.UNRESOLVED,) * 2),
+    ]
     findings = [replace(fit, verdicts=tuple(replace(verdict, state=state) for state in states)) for states in ends]
     apart = [
         replace(verdict, low=low, high=high) for low, high in ((0.99, 1.0), (1.01, 1.02), (0.97, 0.98), (1.0, 1.1))
@@ -115,6 +126,7 @@ def test_each_way_for_a_drawn_run_to_end_is_counted(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(contest, "judge", lambda *_: next(left))
     found = false_alarms(Suite(cases=noises(1), common=0.001, size=4, screens=1), ContestRule(), 6, 1)
     assert (found.runs, found.red, found.green, found.unfit) == (6, 3, 1, 2)
+    assert found.unresolved == 3 + len(apart)
     known = [v for one in findings for v in one.verdicts if v.low is not None]
     assert (found.intervals, found.held) == (len(known), len(known) - 2)
 

@@ -1,9 +1,4 @@
-"""``perfgate ab``: is the working tree slower than the commit it left? The stages, the terminal, the options.
-
-    stage 1   screens all cases        stage 2   confirms, in fresh blocks, what looked different, with its controls
-
-What is decided, and on what, is `perfgate.contest`'s; this says when, and prints it.
-"""
+"""``perfgate ab``: is the working tree slower than the commit it left? The options, the terminal, the exit code."""
 
 from __future__ import annotations
 
@@ -12,12 +7,10 @@ import contextlib
 import json
 import math
 import os
-import random
 import secrets
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -26,10 +19,11 @@ from pathlib import Path
 from perfgate import preflight
 from perfgate.ab import trees as revisions
 from perfgate.ab.blocks import Blocks
-from perfgate.ab.evidence import COMPLETE, INTERRUPTED, SCHEMA, Evidence, read
-from perfgate.ab.outcome import BROKEN_OFF, Judge, Rules, conclude, doubted
+from perfgate.ab.evidence import SCHEMA, Evidence, read
+from perfgate.ab.outcome import BROKEN_OFF, Judge, Rules, conclude
 from perfgate.ab.progress import Progress
-from perfgate.ab.refusals import Over, Refused
+from perfgate.ab.refusals import Refused
+from perfgate.ab.stages import CONFIRMING, FEWEST, SCREENING, Stages
 from perfgate.ab.trees import BuildFailed, TreeError, Trees
 from perfgate.contest import ContestRule
 from perfgate.gate import Exit, Outcome
@@ -38,16 +32,6 @@ from perfgate.report import Results, terminal
 
 __all__ = ["add_arguments", "run"]
 
-CONTROLS = 20
-"""Controls that are visited again with what is confirmed, besides the canaries, at most."""
-CHECKS = 4
-"""Fresh blocks that check again what may have got less accurate, if nothing is to be confirmed of time."""
-SCREENING = 300.0
-"""Seconds after which no further block is to screen, where their number is left to us."""
-CONFIRMING = 300.0
-"""Seconds that confirming may take besides what screening left of its own, likewise."""
-FEWEST = 5
-"""Blocks that confirm however long they take: by fewer, hardly any of many suspects can be called."""
 VISIT = ("--perf-warmup=0.01", "--perf-max-time=0.05", "--perf-min-samples=4")
 """A visit is short: the device has just worked at the same case, and processes differ by more than their samples do.
 What is given to pytest wins."""
@@ -70,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--blocks",
         type=_count,
         metavar="N",
-        help=f"blocks that screen (default: {ContestRule().screen_blocks}, or as many as should end within "
-        f"{SCREENING / 60:.0f} minutes, and one at least)",
+        help=f"blocks that screen (default: {ContestRule().screen_blocks}, and where both would not end within "
+        f"{SCREENING / 60:.0f} minutes the second is of what the first left unsettled)",
     )
     parser.add_argument(
         "--confirm",
@@ -186,7 +170,17 @@ def _compare(
             revisions.build(options.build, trees, side, logs / f"build-{side}.log")
         blocks = Blocks(trees, [*VISIT, *arguments], evidence, seed=seed, logs=logs, visited=visited)
         with contextlib.closing(blocks):
-            why = _stages(blocks, evidence, rules, options, progress, seed)
+            stages = Stages(
+                blocks,
+                evidence,
+                rules,
+                progress,
+                seed=seed,
+                screens=options.blocks,
+                confirms=options.confirm,
+                check_always=options.check_always,
+            )
+            why = stages.run()
         progress.clear()
         evidence.add(end=why)
     except Refused as error:
@@ -205,76 +199,6 @@ def _compare(
     if code in (Exit.OK, Exit.REGRESSED, Exit.UNRESOLVED):
         shutil.rmtree(logs)
     return code
-
-
-def _stages(
-    blocks: Blocks,
-    evidence: Evidence,
-    rules: Rules,
-    options: argparse.Namespace,
-    progress: Progress,
-    seed: int,
-) -> str:
-    """Screen, then confirm; return how it ended."""
-    try:
-        most, confirm, begin = evidence.header["blocks"], evidence.header["confirm"], time.monotonic()
-        for i in range(most):
-            blocks.run(1, check=None if options.check_always or i == 0 else doubted(evidence))
-            if not evidence.compared:
-                return COMPLETE  # there is nothing that another block could add
-            until = time.monotonic() - begin + blocks.expected(blocks.names)
-            if options.blocks is None and i + 1 < most and until > SCREENING:
-                progress.extend(i + 1 - most)
-                evidence.add(note=_cut(i + 1, "screened", most, SCREENING))
-                break
-        limit = max(SCREENING, time.monotonic() - begin) + CONFIRMING
-        picked = [name for name in rules.suspects(evidence.blocks, evidence.controls) if name in blocks.names]
-        evidence.add(suspects=picked)
-        inaccurate = doubted(evidence) & blocks.names
-        if suspicious := (set(picked) - evidence.canaries) | inaccurate:
-            controls = sorted((evidence.controls - suspicious - evidence.canaries) & blocks.names)
-            some = _few(controls, blocks.took, random.Random(seed))
-            progress.clear()
-            count = len(suspicious)
-            fresh = confirm if set(picked) - evidence.canaries else min(CHECKS, confirm)
-            print(f"{count} case{'' if count == 1 else 's'} to confirm in {fresh} fresh blocks", flush=True)
-            progress.extend(fresh)
-            checks = 0
-            for i in range(fresh):
-                left = set(rules.undecided(evidence.blocks, evidence.controls, picked)) & blocks.names
-                left -= evidence.canaries
-                open_ = doubted(evidence)
-                checks += not left
-                if not left and (not open_ or checks > CHECKS):
-                    break
-                check = None if options.check_always else open_
-                visited = left | inaccurate | evidence.canaries | set(some)
-                until = time.monotonic() - begin + blocks.expected(visited)
-                if options.confirm is None and i >= FEWEST and until > limit:
-                    evidence.add(note=_cut(i, "confirmed", fresh, limit))
-                    break
-                blocks.run(2, visited, check=check, last=i + 1 == fresh)
-    except Over as error:
-        return str(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return COMPLETE
-
-
-def _cut(blocks: int, what: str, most: int, limit: float) -> str:
-    """Why so few blocks did what they did."""
-    some = f"{blocks} block{'' if blocks == 1 else 's'}"
-    return f"{some} {what}, and {most} would have taken more than {limit / 60:.0f} minutes"
-
-
-def _few(controls: Sequence[str], took: Mapping[str, float], chance: random.Random) -> list[str]:
-    """The controls that are visited with what is confirmed, by chance among those that are soon visited.
-
-    The quarter that takes longest is left out, if enough are left: calls of tens of milliseconds, and what is compiled
-    in each process, take as long as dozens of others.
-    """
-    quick = sorted(controls, key=lambda name: (took[name], name))[: max(CONTROLS, 3 * len(controls) // 4)]
-    return chance.sample(quick, min(CONTROLS, len(quick)))
 
 
 def _report(evidence: Evidence, path: Path, judge: Judge, options: argparse.Namespace) -> int:

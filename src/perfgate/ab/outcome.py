@@ -49,6 +49,8 @@ class Decision(Protocol):
         """The cases whose slowdown is the machine's."""
 
 
+Unsettled = Callable[[Sequence[Block], Collection[str]], Sequence[str]]
+"""Of which cases another block of the first stage would tell more, given the blocks so far and the controls' names."""
 Suspects = Callable[[Sequence[Block], Collection[str]], Sequence[str]]
 """Which cases are confirmed, given the blocks so far and the names of the controls."""
 Undecided = Callable[[Sequence[Block], Collection[str], Sequence[str]], Sequence[str]]
@@ -61,6 +63,7 @@ Judge = Callable[[Sequence[Block], Collection[str], Sequence[str] | None], Decis
 class Rules:
     """What decides, from the blocks alone."""
 
+    unsettled: Unsettled
     suspects: Suspects
     undecided: Undecided
     judge: Judge

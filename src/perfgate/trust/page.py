@@ -170,11 +170,13 @@ def _made_up(runs: Sequence[Contest], plan: Plan) -> str:
     found = false_alarms(suite, plan.rule, plan.made_up, SEED)
     return (
         f"Runs of {suite.size} cases, drawn with replacement from the {len(suite.cases)} that were timed, that screen "
-        f"in {suite.screens} block{'' if suite.screens == 1 else 's'} as the largest run did. Processes "
+        f"them in {suite.screens} block{'' if suite.screens == 1 else 's'} as the largest run did"
+        f"{', and what this leaves unsettled in another' * (suite.screens < plan.rule.screen_blocks)}. Processes "
         "and visits scatter normally, by the standard deviations that these cases had and by what all cases of a "
         f"process shared ({suite.common:.2%}). A case was called slower in {_share(found.red, found.runs)} runs and "
         f"faster in {_share(found.green, found.runs)}; in {found.unfit} the machine seemed unfit, so none was called. "
-        f"Of the intervals of head/base {found.held / found.intervals:.1%} held 1."
+        f"A run left {found.unresolved / found.runs:.1f} cases unresolved in the mean. Of the intervals of head/base "
+        f"{found.held / found.intervals:.1%} held 1."
     )
 
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from perfgate import contest, stats
 from perfgate.ab.blocks import ORDERS
-from perfgate.ab.command import CONTROLS
+from perfgate.ab.stages import CONTROLS
 from perfgate.clock import Method, Samples
 from perfgate.contest import Block, ContestRule, Findings, Side, Visit
 from perfgate.trust.data import Contest
@@ -51,7 +51,7 @@ class Suite:
         cases: Those that were timed in several processes.
         common: Relative sd of what a process does to all of its cases.
         size: Cases of the largest run.
-        screens: Screening blocks of it; a large suite has time for fewer.
+        screens: Blocks in which it screened all of them; a large suite has no time for two.
     """
 
     cases: tuple[Noise, ...]
@@ -69,6 +69,7 @@ class Alarms:
         red: Those in which a case was called slower.
         green: Those in which a case was called faster.
         unfit: Those in which nothing was called, for the machine seemed unfit.
+        unresolved: Cases of all runs that were unresolved.
         intervals: How many intervals of head/base there were.
         held: Those that held 1.
     """
@@ -77,6 +78,7 @@ class Alarms:
     red: int
     green: int
     unfit: int
+    unresolved: int
     intervals: int
     held: int
 
@@ -91,7 +93,8 @@ def measured(runs: Iterable[Contest]) -> Suite | None:
     for run in runs:
         if run.what != "aa" or run.unfit is not None:
             continue
-        size, screens = max((size, screens), (len(run.verdicts), sum(block.stage == 1 for block in run.blocks)))
+        whole = sum(block.stage == 1 and run.verdicts.keys() <= block.visits.keys() for block in run.blocks)
+        size, screens = max((size, screens), (len(run.verdicts), whole))
         logs: dict[str, dict[tuple[int, Side], list[float]]] = {}
         for i, block in enumerate(run.blocks):
             for name, visits in block.visits.items():
@@ -134,35 +137,44 @@ def _pooled(variances: Sequence[tuple[float, int]]) -> float:
 def false_alarms(suite: Suite, rule: ContestRule, runs: int, seed: int) -> Alarms:
     """Draw runs of unchanged code and have the rule decide; all cases are controls, as they are of unchanged code.
 
-    Runs screen in as many blocks as the suite's largest run did.
+    Runs screen all cases in as many blocks as the suite's largest run did. If these are fewer than the rule's, another
+    one screens what they leave unsettled.
     """
-    rule = replace(rule, screen_blocks=suite.screens)
     rng = random.Random(seed)
-    red = green = unfit = intervals = held = 0
+    red = green = unfit = unresolved = intervals = held = 0
     for _ in range(runs):
         found = _run(rng, suite, rule)
-        states = {verdict.state for verdict in found.verdicts}
+        states = [verdict.state for verdict in found.verdicts]
         red += State.REGRESSED in states
         green += State.IMPROVED in states
         unfit += found.unfit is not None
+        unresolved += states.count(State.UNRESOLVED)
         ends = [(v.low, v.high) for v in found.verdicts if v.low is not None and v.high is not None]
         intervals += len(ends)
         held += sum(low <= 1 <= high for low, high in ends)
-    return Alarms(runs=runs, red=red, green=green, unfit=unfit, intervals=intervals, held=held)
+    return Alarms(runs=runs, red=red, green=green, unfit=unfit, unresolved=unresolved, intervals=intervals, held=held)
 
 
 def _run(rng: random.Random, suite: Suite, rule: ContestRule) -> Findings:
     """What the rule says of one run of unchanged code."""
     cases = {f"case{i}": rng.choice(suite.cases) for i in range(suite.size)}
-    screen = [_block(rng, cases, suite.common, 1, i) for i in range(rule.screen_blocks)]
+    screen = [_block(rng, cases, suite.common, 1, i) for i in range(suite.screens)]
+    if suite.screens < rule.screen_blocks and (again := contest.unsettled(screen, rule, cases)):
+        some = {name: cases[name] for name in [*again, *_others(rng, cases, again)]}
+        screen.append(_block(rng, some, suite.common, 1, suite.screens))
     suspects = contest.suspects(screen, rule, cases)
-    others = sorted(cases.keys() - set(suspects))
-    beside = rng.sample(others, min(CONTROLS, len(others)))
+    beside = _others(rng, cases, suspects)
 
     def fresh(number: int, left: Sequence[str]) -> Block:
         return _block(rng, {name: cases[name] for name in [*left, *beside]}, suite.common, 2, number)
 
     return contest.judge(confirmed(screen, rule, cases, suspects, fresh), rule, cases, suspects)
+
+
+def _others(rng: random.Random, cases: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Some that keep these cases company."""
+    others = sorted(set(cases).difference(names))
+    return rng.sample(others, min(CONTROLS, len(others)))
 
 
 def _block(rng: random.Random, cases: Mapping[str, Noise], common: float, stage: int, number: int) -> Block:
