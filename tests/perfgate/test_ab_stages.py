@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from perfgate.ab import command, stages
+from perfgate.ab.evidence import COMPLETE
+from perfgate.ab.progress import Progress
 from perfgate.contest import Block
 from perfgate.gate import Exit
 
@@ -180,3 +182,90 @@ def test_it_is_known_how_long_each_case_took(repository: Repository, monkeypatch
     assert repository.ab("--base=HEAD") == Exit.OK
     assert took[0].keys() == {"speed/a", "speed/b", "speed/c", "canary/copy"}
     assert max(took[0], key=lambda name: took[0][name]) == "speed/c"
+
+
+class Clock:
+    """Time that passes where it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Known:
+    """What a comparison knows whose cases are all controls."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.header = {"blocks": 2, "confirm": 10}
+        self.compared, self.controls, self.canaries = set(names), set(names), {"canary"}
+        self.blocks: list[Block] = []
+        self.entries: list[dict[str, Any]] = []
+
+    def add(self, **entry: Any) -> None:
+        self.entries.append(entry)
+
+
+class Paced:
+    """Blocks whose cases take what they are said to take, and whose workers take three seconds to start."""
+
+    def __init__(self, clock: Clock, took: dict[str, float]) -> None:
+        self.clock, self.took, self.names, self.ran = clock, took, set(took), list[tuple[int, float]]()
+
+    def run(self, stage: int, names: set[str] | None = None, **_: object) -> None:
+        self.clock.now += self.expected(self.names if names is None else names)
+        self.ran.append((stage, self.clock.now))
+
+    def expected(self, names: Collection[str]) -> float:
+        return 3.0 + sum(self.took[name] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("pace", "unsettled", "suspects", "screened", "ended"),
+    [
+        (1.0, 100, 20, 300, 600),
+        (1.0, 0, 20, 240, 600),
+        (0.2, 0, 20, 100, 300),
+        (2.5, 100, 20, 550, 1250),
+        (2.5, 0, 2, 550, 850),
+    ],
+    ids=["as on an H200", "nothing unsettled", "a fast one", "a slow one", "a slow one with few"],
+)
+def test_what_takes_longest_is_confirmed_within_ten_minutes(
+    monkeypatch: pytest.MonkeyPatch, pace: float, unsettled: int, suspects: int, screened: float, ended: float
+) -> None:
+    """Twenty cases of three seconds each are slower, and it takes all ten blocks to say so. Where one block alone takes
+    longer than five minutes, there are five others to confirm, or four blocks."""
+    clock = Clock()
+    seconds = [2.9] * 20 + [1.3] * 40 + [0.55] * 173
+    took = {f"case{i:03}": pace * s for i, s in enumerate(seconds)} | {"canary": 0.3}
+    known, blocks = Known(took), Paced(clock, took)
+    slow, others = [*took][:suspects], [*took][suspects:]
+    rules = replace(
+        ab_stand_in.RULES,
+        unsettled=lambda *_: [*slow, *others[:unsettled]] if unsettled else [],
+        suspects=lambda *_: slow,
+        undecided=lambda *_: slow,
+    )
+    monkeypatch.setattr(stages, "time", clock)
+    monkeypatch.setattr(stages, "doubted", lambda _: set())
+    progress = Progress(2)
+    run = stages.Stages(
+        blocks,  # type: ignore[arg-type]
+        known,  # type: ignore[arg-type]
+        rules,
+        progress,
+        seed=1,
+        screens=None,
+        confirms=None,
+        check_always=False,
+    )
+    assert run.run() == COMPLETE
+    until = max(at for stage, at in blocks.ran if stage == 1)
+    assert screened - 100 <= until <= screened
+    *_, before, last = confirmed = [at for stage, at in blocks.ran if stage == 2]
+    assert last <= ended
+    limit = max(stages.SCREENING, until) + stages.CONFIRMING
+    assert len(confirmed) == stages.FEWEST or last <= limit
+    assert len(confirmed) == 10 or last + (last - before) > limit

@@ -124,7 +124,7 @@ class Stages:
         if not set(picked) - evidence.canaries:
             fresh = min(CHECKS, fresh)
         self._progress.clear()
-        print(f"{count} case{'' if count == 1 else 's'} to confirm in {fresh} fresh blocks", flush=True)
+        print(f"{count} case{'' if count == 1 else 's'} to confirm in at most {fresh} fresh blocks", flush=True)
         self._progress.extend(fresh)
         checks = 0
         for i in range(fresh):
