@@ -14,9 +14,7 @@ independent of what stage 1 picked, so that Holm's adjustment over the picked ca
 
 A picked case is not visited again if after some blocks of stage 2 it is surely below its floor, or if the blocks left
 would hardly lead to a call (stochastic curtailment: Lan, Simon and Halperin 1982). That calls nothing, and it stays in
-the family that Holm's adjustment counts. Nor is it if it is called already, at a small share of alpha for all looks
-before the last block together (Haybittle 1971, Peto et al. 1976; the looks' shares add up, so that no more is spent
-however they depend on each other): a large slowdown is known soon.
+the family that Holm's adjustment counts.
 
 The picked cases are those that stage 1 picked when it ended. To pick again in the end, with what became of stage 1's
 cases since, could leave out some that were confirmed, and adjust the others for fewer than were asked.
@@ -56,7 +54,6 @@ class ContestRule:
         confirm_blocks: Blocks of stage 2.
         settle_blocks: Blocks of stage 2 after which a case may be left as it is.
         settle_p: One-sided p-value of a change as large as its floor, or probability of a call, below which it is.
-        early: Share of alpha that is spent on calls before the last block, by equal parts on each look.
         most_suspects: Cases that stage 2 has time for.
         shift_limit: Common shift of a block, or disagreement of its controls, beyond which the machine is not fit.
         disagreement_limit: The same for the controls' disagreement over all blocks of a stage.
@@ -76,7 +73,6 @@ class ContestRule:
     confirm_blocks: int = 10
     settle_blocks: int = 3
     settle_p: float = 0.01
-    early: float = 0.05
     most_suspects: int = 20
     shift_limit: float = 0.01
     disagreement_limit: float = 0.005
@@ -91,7 +87,7 @@ class ContestRule:
             raise ValueError("floor must be positive, got 0: noise is counted in floors")
         if self.screen_effect > self.floor:
             raise ValueError(f"screen_effect must not exceed the floor of {self.floor!r}, got {self.screen_effect!r}")
-        for name in ("alpha", "confidence", "early"):
+        for name in ("alpha", "confidence"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
         for name in ("screen_p", "settle_p"):
@@ -100,16 +96,6 @@ class ContestRule:
         for name, least in (("screen_blocks", 1), ("confirm_blocks", 2), ("settle_blocks", 2), ("most_suspects", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)!r}")
-
-    @property
-    def alpha_early(self) -> float:
-        """What is spent of alpha on each look before the last block."""
-        return self.early * self.alpha / max(1, self.confirm_blocks - self.settle_blocks)
-
-    @property
-    def alpha_last(self) -> float:
-        """What is left of alpha for the end."""
-        return (1 - self.early) * self.alpha
 
     def band(self, seconds: float) -> float:
         """The floor of a case that takes this long."""
@@ -143,10 +129,10 @@ def unsettled(blocks: Iterable[Block], rule: ContestRule, controls: Collection[s
         rule: The rule.
         controls: Names of the cases whose kernels are the same on both sides.
     """
-    screen = _stage(1, blocks, rule, controls)
+    screen = _screen(blocks, rule, controls)
     suspicious = {*_picked(screen, rule)}
-    verdicts = {name: _screened(case, screen.estimate(name), False, rule) for name, case in screen.seen.items()}
-    return [name for name, v in verdicts.items() if name in suspicious or v.state is State.UNRESOLVED]
+    states = {name: _screened(screen, name, False, rule).state for name in screen.seen}
+    return [name for name, state in states.items() if name in suspicious or state is State.UNRESOLVED]
 
 
 def suspects(blocks: Iterable[Block], rule: ContestRule, controls: Collection[str]) -> list[str]:
@@ -163,15 +149,13 @@ def suspects(blocks: Iterable[Block], rule: ContestRule, controls: Collection[st
         rule: The rule.
         controls: Names of the cases whose kernels are the same on both sides.
     """
-    return _picked(_stage(1, blocks, rule, controls), rule)[: rule.most_suspects]
+    return _picked(_screen(blocks, rule, controls), rule)[: rule.most_suspects]
 
 
 def undecided(
     blocks: Iterable[Block], rule: ContestRule, controls: Collection[str], picked: Collection[str]
 ) -> list[str]:
-    """The picked cases that stage 2 must visit again.
-
-    The others are surely below their floors, or will not be called, or are called already.
+    """The picked cases that stage 2 must visit again; the others are surely below their floors, or will not be called.
 
     Args:
         blocks: All blocks so far.
@@ -182,7 +166,8 @@ def undecided(
     blocks = list(blocks)
     if sum(block.stage == 2 for block in blocks) < rule.settle_blocks:
         return list(picked)
-    return _open(_stage(2, blocks, rule, _beyond_suspicion(blocks, controls, picked)), picked, rule)
+    suspicious = {*picked, *_picked(_screen(blocks, rule, controls), rule)}
+    return _open(_confirmation(blocks, rule, controls, suspicious), picked, rule)
 
 
 def judge(
@@ -199,25 +184,30 @@ def judge(
         controls: Names of the cases whose kernels are the same on both sides. They are judged like all others.
         picked: What `suspects` gave when stage 1 ended; None if it did not come to that, or nobody knows.
     """
-    screen = _stage(1, blocks, rule, controls)
+    screen = _screen(blocks, rule, controls)
     suspicious = _picked(screen, rule)
-    confirm = _stage(2, blocks, rule, _beyond_suspicion(blocks, controls, {*suspicious, *(picked or ())}))
+    confirm = _confirmation(blocks, rule, controls, {*suspicious, *(picked or ())})
     if picked is None:
         picked = suspicious[: rule.most_suspects] if screen.shifts else list(confirm.seen)
+    family = [name for name in picked if name in confirm.seen and len(confirm.seen[name].time) > 1]
+    lost = [1.0] * (len(picked) - len(family))  # what came to nothing in stage 2 was asked all the same
+    slower = stats.holm([_p(confirm, name, 1) for name in family] + lost)[: len(family)]
+    faster = stats.holm([_p(confirm, name, -1) for name in family] + lost)[: len(family)]
     unfit = _unfit(screen, rule) or (_unfit(confirm, rule) if picked else None)  # else stage 2 asks nothing of time
-    open_ = set(_open(confirm, picked, rule))
+    # where a case is open there were no more blocks, for any
+    most = len(confirm.shifts) if _open(confirm, picked, rule) else rule.confirm_blocks
     verdicts: dict[str, Verdict] = {}
     machine: list[str] = []
-    for name, p in _adjusted(confirm, picked).items():
-        called = _called(confirm, name, p, rule)
+    for name, up, down in zip(family, slower, faster, strict=True):
+        called = _called(confirm, name, min(up, down), rule)
         excuse = _clock(confirm.seen[name], confirm.estimate(name), rule) if called else None
         if excuse and called is State.REGRESSED:
             machine.append(name)
         state = State.UNRESOLVED if excuse else called
-        verdicts[name] = _confirmed(confirm, name, len(picked), name in open_, rule, state, excuse)
-    for name, seen in screen.seen.items():
+        verdicts[name] = _confirmed(confirm, name, len(picked), most, rule, state, excuse)
+    for name in screen.seen:
         if name not in verdicts:
-            verdicts[name] = _screened(seen, screen.estimate(name), name in (*picked, *suspicious), rule)
+            verdicts[name] = _screened(screen, name, name in (*picked, *suspicious), rule)
     if unfit:
         reason = f"the machine was not fit: {unfit}"
         verdicts = {
@@ -240,19 +230,32 @@ def judge(
     )
 
 
-def _stage(stage: int, blocks: Iterable[Block], rule: ContestRule, controls: Collection[str]) -> Contrasts:
-    """A stage's contrasts; a block cut short before it came to two controls tells nothing, if another came to more."""
+def _stage(stage: int, blocks: Iterable[Block], controls: Collection[str]) -> list[Block]:
+    """A stage's blocks; one cut short before it came to two controls tells nothing, if another came to more."""
     of_stage = [block for block in blocks if block.stage == stage]
     both = [sum(name in controls for name in block.differences) for block in of_stage]
     whole = [block for block, count in zip(of_stage, both, strict=True) if count >= CONTROLS]
-    return Contrasts.of(whole or of_stage, controls, rule.band)
+    return whole or of_stage
 
 
-def _beyond_suspicion(blocks: Iterable[Block], controls: Collection[str], picked: Collection[str]) -> Collection[str]:
-    """The controls of stage 2: those that stage 1 found nothing about, if they are not too few."""
+def _screen(blocks: Iterable[Block], rule: ContestRule, controls: Collection[str]) -> Contrasts:
+    """Stage 1's contrasts. Where a second block has fewer cases than the first, these are what that left unsettled."""
+    of_stage = _stage(1, blocks, controls)
+    suspicious: list[str] | None = None
+    if len(of_stage) == 2 and len(of_stage[1].differences) < len(of_stage[0].differences):
+        suspicious = _picked(Contrasts.of(of_stage[:1], controls, rule.band), rule)
+    return Contrasts.of(of_stage, controls, rule.band, suspicious=suspicious)
+
+
+def _confirmation(
+    blocks: Iterable[Block], rule: ContestRule, controls: Collection[str], suspicious: Collection[str]
+) -> Contrasts:
+    """Stage 2's contrasts, whose controls are those that stage 1 found nothing about, if they are not too few."""
+    blocks = list(blocks)
     seen = {name for block in blocks if block.stage == 2 for name in block.visits}
-    others = set(controls) - set(picked)
-    return others if len(others & seen) >= CONTROLS else controls
+    others = set(controls) - set(suspicious)
+    controls = others if len(others & seen) >= CONTROLS else controls
+    return Contrasts.of(_stage(2, blocks, controls), controls, rule.band)
 
 
 def _unfit(stage: Contrasts, rule: ContestRule) -> str | None:
@@ -313,15 +316,13 @@ def _adjusted(confirm: Contrasts, picked: Collection[str]) -> dict[str, float]:
 
 
 def _open(confirm: Contrasts, picked: Collection[str], rule: ContestRule) -> list[str]:
-    """The picked cases that must be visited again: all but those that are called already, and those that are settled.
+    """The picked cases that must be visited again: all but those that are settled.
 
-    Holm's adjustment asks a case less strictly the more others are called, which settled ones cannot be.
+    Holm's adjustment asks a case less strictly the more others are called, which only open ones can be.
     """
-    fit = _unfit(confirm, rule) is None
-    sure = {name for name, p in _adjusted(confirm, picked).items() if fit and _surely(confirm, name, p, rule)}
-    left = [name for name in picked if name not in sure]
+    left = list(picked)
     while True:
-        alpha = rule.alpha_last / (len(picked) - len(sure) - len(left) + 1)
+        alpha = rule.alpha / (len(picked) - len(left) + 1)
         still = [name for name in left if not _settled(confirm, name, alpha, rule)]
         if len(still) == len(left):
             return still
@@ -345,43 +346,37 @@ def _settled(confirm: Contrasts, name: str, alpha: float, rule: ContestRule) -> 
     return abs(estimate.d) + margin * math.sqrt(1 - seen) < max(band, surely)
 
 
-def _surely(confirm: Contrasts, name: str, adjusted: float, rule: ContestRule) -> bool:
-    """Whether a case is called before the last block: by early's level, and in all blocks as good as surely as well."""
-    n = len(confirm.seen[name].time)
-    if n < rule.settle_blocks or adjusted > rule.alpha_early:
-        return False
-    estimate, band = confirm.estimate(name), math.log1p(confirm.seen[name].band)
-    margin = stats.t_quantile(1 - rule.settle_p, estimate.df) * estimate.error
-    return abs(estimate.d) - margin * math.sqrt(1 - min(1.0, n / rule.confirm_blocks)) >= band
-
-
 def _called(confirm: Contrasts, name: str, adjusted: float, rule: ContestRule) -> State | None:
     """Whether a case got slower or faster, given its adjusted p-value in the direction it went; None if neither."""
     d = confirm.estimate(name).d
-    if adjusted > rule.alpha_last or abs(d) < math.log1p(confirm.seen[name].band):
+    if adjusted > rule.alpha or abs(d) < math.log1p(confirm.seen[name].band):
         return None
     return State.REGRESSED if d > 0 else State.IMPROVED
 
 
 def _confirmed(
-    confirm: Contrasts, name: str, family: int, open_: bool, rule: ContestRule, called: State | None, excuse: str | None
+    confirm: Contrasts, name: str, family: int, most: int, rule: ContestRule, called: State | None, excuse: str | None
 ) -> Verdict:
-    """The verdict of stage 2 on one of `family` cases, which was left alone if it is not open."""
+    """The verdict of stage 2 on one of `family` cases, visited in `most` blocks if it was not settled before."""
     both = (confirm.estimate(name), confirm.alone(name))
-    n = blocks = len(confirm.seen[name].time)
-    if not open_:
-        blocks = max(n, rule.confirm_blocks)  # what it would have been visited in, if it had to be
+    n = len(confirm.seen[name].time)
+    blocks = max(n, most)
     least = max(
-        stats.t_quantile(1 - rule.alpha_last / family, e.df + blocks - n) * e.error * math.sqrt(n / blocks)
-        for e in both
+        stats.t_quantile(1 - rule.alpha / family, e.df + blocks - n) * e.error * math.sqrt(n / blocks) for e in both
     )
     return _verdict(confirm.seen[name], both[0], least, rule, called, excuse or "")
 
 
-def _screened(case: Contrast, estimate: Estimate, picked: bool, rule: ContestRule) -> Verdict:
-    """The verdict of stage 1, which calls nothing slower or faster."""
+def _screened(screen: Contrasts, name: str, picked: bool, rule: ContestRule) -> Verdict:
+    """The verdict of stage 1, which calls nothing slower or faster.
+
+    What was visited again for what it showed could have been found unchanged at either look, so both share the error.
+    """
+    case, estimate = screen.seen[name], screen.estimate(name)
     n, blocks = len(case.time), rule.confirm_blocks
-    crit = stats.t_quantile(1 - rule.alpha_last / rule.most_suspects, estimate.df + blocks - n)
+    if n > 1 and screen.chosen:
+        rule = replace(rule, confidence=(1 + rule.confidence) / 2)
+    crit = stats.t_quantile(1 - rule.alpha / rule.most_suspects, estimate.df + blocks - n)
     least = crit * estimate.error * math.sqrt(n / blocks)  # as stage 2 would have had it
     return _verdict(case, estimate, least, rule, why="suspicious, and not confirmed" if picked else "")
 

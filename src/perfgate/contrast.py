@@ -152,21 +152,33 @@ class Contrasts:
         shifts: What was common to all cases, block by block.
         least: What the controls of all blocks surely disagree by (see `Shift.least`).
         prior: What all cases say of the variance of one block's d, in squared floors.
+        chosen: Whether the blocks but the first visited cases for what that had shown of them.
     """
 
     seen: Mapping[str, Contrast]
     shifts: tuple[Shift, ...]
     least: float
     prior: stats.Prior
+    chosen: bool
 
     @classmethod
-    def of(cls, blocks: Sequence[Block], controls: Collection[str], band: Callable[[float], float]) -> Contrasts:
+    def of(
+        cls,
+        blocks: Sequence[Block],
+        controls: Collection[str],
+        band: Callable[[float], float],
+        *,
+        suspicious: Collection[str] | None = None,
+    ) -> Contrasts:
         """Take the blocks' differences and what is common off them.
 
         Args:
             blocks: Of one stage.
             controls: Names of the cases whose kernels are the same on both sides.
             band: The floor of a case by its seconds.
+            suspicious: If the blocks but the first visited cases for what that had shown of them: those that it showed
+                to be slower or faster, which are no controls there if there are others. What cases scatter by is then
+                learnt from the first block.
         """
         raw = [block.differences for block in blocks]
         seen: dict[str, Contrast] = {}
@@ -175,8 +187,11 @@ class Contrasts:
             seen[name] = Contrast(name=name, band=band(math.exp(_mean(base))))
         shifts: list[Shift] = []
         apart: list[float] = []
-        for block, differences in zip(blocks, raw, strict=True):
+        for i, (block, differences) in enumerate(zip(blocks, raw, strict=True)):
             known = {name: found for name, found in differences.items() if name in controls}
+            if i and suspicious is not None:
+                others = {name: found for name, found in known.items() if name not in suspicious}
+                known = others if len(others) > 1 else known
             common = stats.quantile([found.time for found in known.values()], 0.5) if known else 0.0
             away = [abs(f.time - common) * band(math.inf) / seen[name].band for name, f in known.items()]
             apart += away
@@ -192,14 +207,16 @@ class Contrasts:
             in_time = {name: found.time for name, found in known.items()}
             in_cycles = {name: found.time + found.clock for name, found in known.items() if found.clock is not None}
             common_cycles = stats.quantile([*in_cycles.values()], 0.5) if in_cycles else 0.0
-            others, others_cycles = _others(in_time), _others(in_cycles)
+            without, without_cycles = _others(in_time), _others(in_cycles)
             for name, found in differences.items():
                 case = seen[name]
-                case.time.append(found.time - others.get(name, common))
+                case.time.append(found.time - without.get(name, common))
                 if found.clock is not None and in_cycles:
                     case.clock.append(found.clock)
-                    case.cycles.append(found.time + found.clock - others_cycles.get(name, common_cycles))
-        return cls(seen=seen, shifts=tuple(shifts), least=_least(apart), prior=_shared(seen.values(), controls))
+                    case.cycles.append(found.time + found.clock - without_cycles.get(name, common_cycles))
+        chosen = suspicious is not None
+        prior = _shared(seen.values(), controls, first=chosen)
+        return cls(seen=seen, shifts=tuple(shifts), least=_least(apart), prior=prior, chosen=chosen)
 
     def estimate(self, name: str) -> Estimate:
         """A case's mean log-ratio, its variance drawn towards the others'."""
@@ -255,15 +272,15 @@ def _least(away: Sequence[float]) -> float:
     return max(0.0, stats.median_low(away, AGREEMENT))
 
 
-def _shared(seen: Collection[Contrast], controls: Collection[str]) -> stats.Prior:
-    """The variance of a block's difference, in squared floors, as all cases together show it."""
-    several = [case for case in seen if len(case.time) > 1]
+def _shared(seen: Collection[Contrast], controls: Collection[str], *, first: bool) -> stats.Prior:
+    """The variance of a block's difference, in squared floors, as all cases together show it, or do in the first."""
+    several = [case for case in seen if len(case.time) > 1 and not first]
     if any(len(case.time) > 2 for case in several):
         variances = [stats.variance(case.time) / case.band**2 for case in several]
         return stats.fit_prior(variances, [len(case.time) - 1.0 for case in several])
     # fit_prior's logarithms are too uneven at one degree of freedom
     draws = [(case.time[0] - case.time[1]) / math.sqrt(2) / case.band for case in several]
-    if len(several) < len(seen):  # those that were visited again were so for what their first block showed
+    if not draws:
         same = [case for case in seen if case.name in controls]
         draws = [case.time[0] / case.band for case in (same if len(same) >= 5 * FEWEST else seen)]
     return stats.fit_spread(draws) if len(draws) >= FEWEST else stats.Prior(ASSUMED**2, math.inf)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perfgate.ab import command, stages
+from perfgate.ab import command, progress, stages
 from perfgate.ab.evidence import COMPLETE
 from perfgate.ab.progress import Progress
 from perfgate.contest import Block
@@ -74,7 +74,20 @@ def test_a_second_block_screens_what_is_unsettled_as_far_as_there_is_time(
     assert visited(repository) == [{"a", "b", "c"}] + [fits] * bool(fits)
     assert repository.journal.read_text().count("canary/copy") == 1 + 4 + 4 * bool(fits)
     (note,) = (entry["note"] for entry in repository.entries("note"))
-    assert note.endswith(f" minutes; another {said} of the 2 that it left unsettled")
+    assert note.endswith(f" minutes; a second one {said} of the 2 left unsettled")
+
+
+def test_progress_counts_the_blocks_that_there_will_be(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stages, "SCREENING", 0.01)
+    monkeypatch.setattr(progress, "MINUTE", 0.0)
+    repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\n")
+    assert repository.ab_by_default() == Exit.REGRESSED
+    said = capfd.readouterr().out
+    assert "block 1 of 2: 4 of 4 cases" in said
+    assert "block 3 of 3: " in said
+    assert " of 4: " not in said
 
 
 def test_as_many_blocks_screen_as_were_asked_for(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,14 +98,14 @@ def test_as_many_blocks_screen_as_were_asked_for(repository: Repository, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("asked", "fewest", "blocks"), [(None, 2, 2), (None, 3, 3), (4, 2, 4)], ids=["two", "three", "asked for"]
+    ("asked", "least", "blocks"), [(None, 2, 2), (None, 3, 3), (4, 2, 4)], ids=["two", "three", "asked for"]
 )
 def test_confirming_ends_in_time(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch, asked: int | None, fewest: int, blocks: int
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, asked: int | None, least: int, blocks: int
 ) -> None:
     """A block in which nothing could be called yet is run however late it is, and so is what was asked for."""
     repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\n")
-    for name, value in {"SCREENING": 0.01, "CONFIRMING": 0.01, "FEWEST": fewest}.items():
+    for name, value in {"SCREENING": 0.01, "CONFIRMING": 0.01, "LEAST": least}.items():
         monkeypatch.setattr(stages, name, value)
     open_ = replace(ab_stand_in.RULES, undecided=lambda blocks, controls, picked: list(picked))
     monkeypatch.setattr(ab_stand_in, "RULES", open_)
@@ -106,7 +119,7 @@ def test_what_screening_left_of_its_time_is_there_to_confirm(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\n")
-    for name, value in {"CONFIRMING": 0.01, "FEWEST": 1}.items():
+    for name, value in {"CONFIRMING": 0.01, "LEAST": 1}.items():
         monkeypatch.setattr(stages, name, value)
     seen = replace(
         ab_stand_in.RULES,
@@ -168,11 +181,16 @@ def test_controls_of_stage_2_are_drawn_from_those_that_are_soon_visited() -> Non
 
 def test_it_is_known_how_long_each_case_took(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     took: list[dict[str, float]] = []
+    beside: list[float] = []
 
     class Watched(command.Blocks):
         def run(self, *given: Any, **named: Any) -> None:
             super().run(*given, **named)
             took.append(dict(self.took))
+            beside.append(self.expected([]))
+            assert self.expected(["speed/a", "speed/c"]) == pytest.approx(
+                beside[-1] + self.took["speed/a"] + self.took["speed/c"]
+            )
 
     suite = repository.path / "test_speed.py"
     slow = "lambda: (case == 'c' and __import__('time').sleep(0.1), SECONDS[case])[1]"
@@ -182,6 +200,83 @@ def test_it_is_known_how_long_each_case_took(repository: Repository, monkeypatch
     assert repository.ab("--base=HEAD") == Exit.OK
     assert took[0].keys() == {"speed/a", "speed/b", "speed/c", "canary/copy"}
     assert max(took[0], key=lambda name: took[0][name]) == "speed/c"
+    assert beside[0] > 0.1  # two interpreters were started
+
+
+def conducted(
+    took: dict[str, float], rules: Any, monkeypatch: pytest.MonkeyPatch, *, doubted: Collection[str] = ()
+) -> tuple[Known, Paced]:
+    """A run whose blocks take what they are said to take."""
+    clock = Clock()
+    known, blocks = Known(took), Paced(clock, took)
+    monkeypatch.setattr(stages, "time", clock)
+    monkeypatch.setattr(stages, "doubted", lambda _: set(doubted))
+    run = stages.Stages(
+        blocks,  # type: ignore[arg-type]
+        known,  # type: ignore[arg-type]
+        rules,
+        Progress(2),
+        seed=1,
+        screens=None,
+        confirms=None,
+        check_always=False,
+    )
+    assert run.run() == COMPLETE
+    return known, blocks
+
+
+def test_what_is_screened_again_has_settled_controls_beside_it_and_nothing_that_was_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 100 cases thirty are unsettled, one of these came to nothing meanwhile, and a canary is noisy."""
+    took = {f"case{i:02}": 1.6 + i / 1e6 for i in range(100)} | {"canary": 1.0}
+    open_ = [*took][:30]
+    lost = open_[3]
+    rules = replace(
+        ab_stand_in.RULES,
+        unsettled=lambda *_: [*open_, "canary"],
+        suspects=lambda *_: open_[:5],
+        undecided=lambda blocks, controls, picked: [],
+    )
+    monkeypatch.setattr(Paced, "lost", {lost})
+    known, blocks = conducted(took, rules, monkeypatch, doubted={"case95"})  # one of those that take longest
+    first, second = (names for stage, _, names in blocks.ran if stage == 1)
+    assert first == took.keys() - {lost}
+    assert set(open_) & second == set(open_) - {lost}
+    assert len(second - set(open_)) == stages.CONTROLS + 2
+    assert {"canary", "case95"} <= second
+    (note,) = (entry["note"] for entry in known.entries if "note" in entry)
+    assert note.endswith("; a second one 29 of the 29 left unsettled")
+
+
+def test_where_nearly_all_is_unsettled_what_is_no_suspect_keeps_it_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {f"case{i:02}": 2.0 for i in range(100)} | {"canary": 1.0}
+    rules = replace(
+        ab_stand_in.RULES,
+        unsettled=lambda *_: [*took][:95],
+        suspects=lambda *_: [*took][:18],
+        undecided=lambda blocks, controls, picked: [],
+    )
+    _, blocks = conducted(took, rules, monkeypatch)
+    _, second = (names for _, _, names in blocks.ran)
+    assert len(second - {*[*took][:18]}) > stages.CONTROLS
+
+
+def test_confirming_is_done_beside_settled_controls_where_these_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {f"case{i:02}": 0.5 for i in range(100)} | {"canary": 1.0}
+    for settled in (30, 10):
+        rules = replace(
+            ab_stand_in.RULES,
+            unsettled=lambda *_, settled=settled: [*took][: 100 - settled],
+            suspects=lambda *_: [*took][:3],
+            undecided=lambda blocks, controls, picked: picked if len(blocks) < 1 else [],
+        )
+        _, blocks = conducted(took, rules, monkeypatch)
+        confirmed = next(names for stage, _, names in blocks.ran if stage == 2)
+        assert {*[*took][:3], "canary"} <= confirmed
+        assert len(confirmed) == 3 + 1 + stages.CONTROLS
+        beside = confirmed - {*[*took][:3], "canary"}
+        assert (beside <= {*[*took][70:]}) == (settled == 30)
 
 
 class Clock:
@@ -210,62 +305,60 @@ class Known:
 class Paced:
     """Blocks whose cases take what they are said to take, and whose workers take three seconds to start."""
 
+    lost: Collection[str] = ()
+
     def __init__(self, clock: Clock, took: dict[str, float]) -> None:
-        self.clock, self.took, self.names, self.ran = clock, took, set(took), list[tuple[int, float]]()
+        self.clock, self.took, self.names = clock, took, took.keys() - self.lost
+        self.ran: list[tuple[int, float, set[str]]] = []
 
     def run(self, stage: int, names: set[str] | None = None, **_: object) -> None:
-        self.clock.now += self.expected(self.names if names is None else names)
-        self.ran.append((stage, self.clock.now))
+        visited = self.names if names is None else names
+        self.clock.now += self.expected(visited)
+        self.ran.append((stage, self.clock.now, visited))
 
     def expected(self, names: Collection[str]) -> float:
         return 3.0 + sum(self.took[name] for name in names)
 
 
 @pytest.mark.parametrize(
-    ("pace", "unsettled", "suspects", "screened", "ended"),
+    ("pace", "unsettled", "suspects", "confirms", "screened", "ended"),
     [
-        (1.0, 100, 20, 300, 600),
-        (1.0, 0, 20, 240, 600),
-        (0.2, 0, 20, 100, 300),
-        (2.5, 100, 20, 550, 1250),
-        (2.5, 0, 2, 550, 850),
+        (1.0, 100, 20, 9, 300, 600),
+        (1.0, 0, 20, 13, 240, 600),
+        (0.2, 0, 20, 20, 100, 300),
+        (2.5, 100, 20, 1, 550, 850),
+        (2.5, 0, 2, 1, 550, 850),
     ],
     ids=["as on an H200", "nothing unsettled", "a fast one", "a slow one", "a slow one with few"],
 )
 def test_what_takes_longest_is_confirmed_within_ten_minutes(
-    monkeypatch: pytest.MonkeyPatch, pace: float, unsettled: int, suspects: int, screened: float, ended: float
+    monkeypatch: pytest.MonkeyPatch,
+    pace: float,
+    unsettled: int,
+    suspects: int,
+    confirms: int,
+    screened: float,
+    ended: float,
 ) -> None:
-    """Twenty cases of three seconds each are slower, and it takes all ten blocks to say so. Where one block alone takes
-    longer than five minutes, there are five others to confirm, or four blocks."""
-    clock = Clock()
+    """Twenty cases of three seconds each are slower, and it takes all ten blocks to say so: as many are confirmed as
+    can be in seven. Where one block alone takes longer than five minutes, there are five others to confirm."""
     seconds = [2.9] * 20 + [1.3] * 40 + [0.55] * 173
     took = {f"case{i:03}": pace * s for i, s in enumerate(seconds)} | {"canary": 0.3}
-    known, blocks = Known(took), Paced(clock, took)
     slow, others = [*took][:suspects], [*took][suspects:]
     rules = replace(
         ab_stand_in.RULES,
         unsettled=lambda *_: [*slow, *others[:unsettled]] if unsettled else [],
         suspects=lambda *_: slow,
-        undecided=lambda *_: slow,
+        undecided=lambda blocks, controls, picked: list(picked),
     )
-    monkeypatch.setattr(stages, "time", clock)
-    monkeypatch.setattr(stages, "doubted", lambda _: set())
-    progress = Progress(2)
-    run = stages.Stages(
-        blocks,  # type: ignore[arg-type]
-        known,  # type: ignore[arg-type]
-        rules,
-        progress,
-        seed=1,
-        screens=None,
-        confirms=None,
-        check_always=False,
-    )
-    assert run.run() == COMPLETE
-    until = max(at for stage, at in blocks.ran if stage == 1)
+    known, blocks = conducted(took, rules, monkeypatch)
+    until = max(at for stage, at, _ in blocks.ran if stage == 1)
     assert screened - 100 <= until <= screened
-    *_, before, last = confirmed = [at for stage, at in blocks.ran if stage == 2]
+    *_, before, last = confirmed = [at for stage, at, _ in blocks.ran if stage == 2]
     assert last <= ended
+    ((kept,), notes) = ([e[key] for e in known.entries if key in e] for key in ("suspects", "note"))
+    assert kept == slow[:confirms]
+    assert any("suspicious cases would have taken" in note for note in notes) == (confirms < suspects)
     limit = max(stages.SCREENING, until) + stages.CONFIRMING
-    assert len(confirmed) == stages.FEWEST or last <= limit
+    assert len(confirmed) == stages.LEAST or last <= limit
     assert len(confirmed) == 10 or last + (last - before) > limit

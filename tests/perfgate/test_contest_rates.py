@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perfgate.contest import Block, ContestRule, Findings, judge, suspects, undecided, unsettled
+from perfgate.contest import Block, ContestRule, Findings, judge, suspects, unsettled
 from perfgate.trust.stages import confirmed
 from perfgate.verdict import State
 from tests.perfgate.simulate import Kernel, contest_blocks, kernels, samples
@@ -24,22 +25,33 @@ def run(
     *,
     rule: ContestRule = RULE,
     ratios: Mapping[str, float] | None = None,
-    controls: int = 20,
+    controls: int | None = 20,
     screens: int = RULE.screen_blocks,
+    room: int | None = None,
 ) -> tuple[list[Block], list[str], list[str]]:
     """The blocks of both stages, the controls, and what was picked.
 
-    Where fewer blocks screen all cases than should, another one screens what these leave unsettled. In stage 2 there
-    are at most twenty controls, of those that stage 1 found nothing about. Two visits a block stand for four: their
-    noise is that of two visits' mean.
+    Where fewer blocks screen all cases than should, another one screens what these leave unsettled, as far as there is
+    room. In stage 2 there are at most twenty controls, of those that stage 1 found nothing about. Two visits a block
+    stand for four: their noise is that of two visits' mean.
+
+    Args:
+        rng: Makes it reproducible.
+        cases: All of them.
+        rule: Decides.
+        ratios: Head's true median over base's, where it is not one.
+        controls: How many of the others there are; None if all cases are, those of `ratios` too.
+        screens: Blocks of all cases.
+        room: Cases that the second block has time for, if it is not of all: the first of them.
     """
     ratios = ratios or {}
-    same = [name for name in cases if name not in ratios][:controls]
+    same = [*cases] if controls is None else [name for name in cases if name not in ratios][:controls]
     about = {"ratios": ratios, "within": 0.0007, "visits": "AB"}
     first = contest_blocks(rng, cases, blocks=screens, **about)  # type: ignore[arg-type]
     if screens < rule.screen_blocks and (open_ := unsettled(first, rule, same)):
-        beside = [name for name in same if name not in open_][:20]
-        again = {name: cases[name] for name in [*open_, *beside]}
+        settled = [name for name in same if name not in open_]
+        beside = (settled if len(settled) >= 20 else [n for n in same if n not in suspects(first, rule, same)])[:20]
+        again = {name: cases[name] for name in [*open_[:room], *beside]}
         first += contest_blocks(rng, again, blocks=1, **about)  # type: ignore[arg-type]
     picked = suspects(first, rule, same)
     beside = [name for name in same if name not in picked][:20]
@@ -101,7 +113,7 @@ def test_one_block_of_screening_calls_no_more_and_leaves_more_open() -> None:
         slower += bool(called(found, State.REGRESSED))
         states.update(v.state for v in found.verdicts)
     hold(f"one block of screening, {runs} runs: called slower", slower / runs, most=0.01)
-    hold("cases that are unchanged", states[State.UNCHANGED] / states.total(), least=0.75)
+    hold("cases that are unchanged", states[State.UNCHANGED] / states.total(), least=0.6)
 
 
 @pytest.mark.parametrize(("typical", "most"), [(2.0, 0.05), (0.5, 0.005)])
@@ -203,40 +215,64 @@ def test_one_block_of_screening_still_finds_what_it_must(percent: float, least: 
     hold(f"{percent:g} % planted, one block of screening, 150 runs: found", found, least=least)
 
 
-def test_looks_before_the_last_block_call_as_seldom_as_they_may() -> None:
-    """Twenty unchanged suspects without a floor; alpha is large, and half of it for the looks, so that it is seen."""
-    rule = replace(RULE, floor=1e-6, floor_seconds=0.0, screen_effect=0.0, alpha=0.5, early=0.5)
-    rng, runs, early, slower = random.Random(16), 1500, 0, 0
-    cases = {f"k{i}": Kernel() for i in range(30)}
-    picked, same = [f"k{i}" for i in range(20)], [f"k{i}" for i in range(20, 30)]
+def test_slower_controls_among_what_is_screened_again_neither_hide_nor_spoil_the_shift() -> None:
+    """All of 168 cases are controls, sixteen are 3 % slower, and are most of what the second block has room for."""
+    rng, runs, unfit, found, off = random.Random(18), 60, 0, 0, 0.0
     for _ in range(runs):
-        seen: list[Block] = []
-        left = picked
-        for block in contest_blocks(rng, cases, stage=2, blocks=10, within=0.0007, visits="AB"):
-            if not left:
-                break
-            seen.append(only(block, [*left, *same]))
-            left = undecided(seen, rule, same, picked)
-            if len(seen) < 10 and set(called(judge(seen, rule, same, picked), State.REGRESSED)) - set(left):
-                early += 1
-                break
-        slower += bool(called(judge(seen, rule, same, picked), State.REGRESSED))
-    hold(f"called before the last block, alpha 25 %, {runs} runs", early / runs, 0.001, rule.early * rule.alpha)
-    hold("called at all, alpha 50 %", slower / runs, 0.05, rule.alpha)
+        cases = kernels(rng)
+        slow = [name for name, k in cases.items() if k.seconds >= 25e-6 and k.sd <= 0.006][:16]
+        cases = {name: cases[name] for name in dict.fromkeys([*slow, *cases])}
+        about = {"ratios": dict.fromkeys(slow, 1.03), "controls": None}
+        blocks, same, picked = run(rng, cases, screens=1, room=20, **about)  # type: ignore[arg-type]
+        findings = judge(blocks, RULE, same, picked)
+        unfit += findings.unfit is not None
+        found += len(set(called(findings, State.REGRESSED)) & set(slow))
+        off += math.log(findings.shifts[1].ratio)
+    hold(f"sixteen of 168 controls 3 % slower, {runs} runs: unfit", unfit / runs, most=0.02)
+    hold("mean shift of the second block", abs(off) / runs, most=0.0008)
+    hold("found, of the fifteen that there is room for", found / runs / 15, least=0.95)
 
 
-@pytest.mark.parametrize(("percent", "most"), [(2.0, 0.80), (5.0, 0.55)])
-def test_large_slowdowns_are_called_before_all_blocks(percent: float, most: float) -> None:
-    """All that is confirmed is slower, but for what room there is for faster cases."""
-    rng, runs, visited, found = random.Random(17), 40, 0, 0
+def test_what_was_screened_twice_for_what_it_showed_is_covered_too() -> None:
+    rng, twice, once = random.Random(19), [0, 0], [0, 0]
+    for _ in range(150):
+        findings = contest(rng, kernels(rng), screens=1, controls=168)
+        for v in findings.verdicts:
+            if v.low is not None and v.high is not None and v.case not in findings.suspects:
+                (twice if " of 2 blocks" in v.reason else once)[v.low <= 1 <= v.high] += 1
+    hold("intervals of cases screened twice that cover the truth, 150 runs", twice[1] / sum(twice), least=0.93)
+    hold("of cases screened once", once[1] / sum(once), least=0.93)
+
+
+def test_what_is_at_its_floor_is_seldom_unchanged_for_having_been_looked_at_twice() -> None:
+    """Slower by 1 % with an sd of 1 %, more than the others scatter by: which one block, or two, cannot know."""
+    rates = []
+    for screens in (2, 1):
+        rng, same = random.Random(20), 0
+        for _ in range(150):
+            cases = kernels(rng)
+            noisy = [name for name, k in cases.items() if k.seconds >= 25e-6][-5:]
+            cases |= {name: replace(cases[name], sd=0.01) for name in noisy}
+            found = contest(rng, cases, ratios=dict.fromkeys(noisy, 1.01), screens=screens)
+            same += len(set(called(found, State.UNCHANGED)) & set(noisy))
+        rates.append(same / 150 / 5)
+    hold("1 % slower, sd 1 %, two blocks of all: unchanged", rates[0], most=0.16)
+    hold("one block and one of what is unsettled: unchanged", rates[1], most=0.16)
+
+
+@pytest.mark.parametrize("blocks", [7, 10])
+def test_two_modes_are_not_called_either_where_time_was_short(blocks: int) -> None:
+    """Twenty unchanged suspects with modes 4 % apart and hardly any other scatter: the worst for so few blocks."""
+    rng, runs, slower, faster = random.Random(21), 400, 0, 0
+    cases = {f"k{i}": Kernel(sd=0.001, mode=0.04 if i < 20 else 0.0) for i in range(40)}
+    picked, same = [f"k{i}" for i in range(20)], [f"k{i}" for i in range(20, 40)]
     for _ in range(runs):
-        cases = {f"k{i}": Kernel() for i in range(60)}
-        slow = dict.fromkeys([*cases][:15], 1 + percent / 100)
-        blocks, same, picked = run(rng, cases, ratios=slow, controls=60)
-        visited += sum(len(block.visits.keys() & slow.keys()) for block in blocks if block.stage == 2)
-        found += len(called(judge(blocks, RULE, same, picked), State.REGRESSED))
-    hold(f"fifteen cases {percent:g} % slower, {runs} runs: found", found / runs / 15, least=0.97)
-    hold("visits that these took, of all there may be", visited / runs / 15 / RULE.confirm_blocks, most=most)
+        drawn = contest_blocks(rng, cases, stage=2, blocks=blocks, within=0.0007, visits="AB")
+        found = judge(drawn, RULE, same, picked)
+        slower += bool(called(found, State.REGRESSED))
+        faster += bool(called(found, State.IMPROVED))
+    hold(f"twenty suspects with two modes, {blocks} blocks, {runs} runs: called slower", slower / runs, most=0.02)
+    hold("called faster", faster / runs, most=0.02)
 
 
 def test_what_scatters_among_many_slowdowns_is_not_left_alone_too_soon() -> None:

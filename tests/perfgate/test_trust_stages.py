@@ -42,12 +42,24 @@ def test_a_recorded_run_is_judged_by_the_rule_that_is_given(screens: int) -> Non
 
 
 def test_of_stage_2_no_more_is_seen_than_the_rule_would_have_asked_for() -> None:
-    """What came after a slowdown was called is not seen, be it what it may."""
-    run = recorded(SLOW)
-    reverted = replace(run, blocks=(*run.blocks[:8], *recorded({"k00": 0.95}).blocks[8:]))
-    whole, early = (replace(RULE, settle_blocks=blocks) for blocks in (10, 6))
-    assert [sum(s.stage == 2 for s in judged_again(reverted, rule).shifts) for rule in (whole, early)] == [10, 6]
-    assert [state(reverted, rule) for rule in (whole, early)] == [State.UNRESOLVED, State.REGRESSED]
+    """What came after a case was settled is not seen, be it what it may."""
+    screen, calm, slow = recorded(SLOW).blocks[:2], recorded({}).blocks[2:6], recorded({"k00": 1.5}).blocks[6:]
+    run = replace(recorded(SLOW), blocks=(*screen, *calm, *slow))
+    whole, early = (replace(RULE, settle_blocks=blocks) for blocks in (10, 4))
+    assert [sum(s.stage == 2 for s in judged_again(run, rule).shifts) for rule in (whole, early)] == [10, 4]
+    found = [{v.case: v.ratio for v in judged_again(run, rule).verdicts}["k00"] for rule in (whole, early)]
+    assert found == [pytest.approx(1.5**0.6, rel=0.01), pytest.approx(1.0, rel=0.01)]
+
+
+def test_a_control_that_was_picked_and_settled_keeps_no_company() -> None:
+    """It is a case like any other: of its later visits a run would have had none."""
+    picked = "k07"
+    run = recorded({picked: 1.02, **SLOW})
+    calm = recorded(SLOW)
+    run = replace(run, blocks=(*run.blocks[:2], *calm.blocks[2:]))
+    assert picked in run.controls
+    (verdict,) = (v for v in judged_again(run, replace(RULE, settle_blocks=4)).verdicts if v.case == picked)
+    assert " of 4 blocks" in verdict.reason
 
 
 def test_blocks_end_where_nothing_is_undecided_or_none_is_left() -> None:

@@ -23,7 +23,7 @@ from perfgate.ab.evidence import SCHEMA, Evidence, read
 from perfgate.ab.outcome import BROKEN_OFF, Judge, Rules, conclude
 from perfgate.ab.progress import Progress
 from perfgate.ab.refusals import Refused
-from perfgate.ab.stages import CONFIRMING, FEWEST, SCREENING, Stages
+from perfgate.ab.stages import CONFIRMING, LEAST, SCREENING, Stages
 from perfgate.ab.trees import BuildFailed, TreeError, Trees
 from perfgate.contest import ContestRule
 from perfgate.gate import Exit, Outcome
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_several,
         metavar="N",
         help=f"blocks that confirm a suspicion, 2 or more (default: {ContestRule().confirm_blocks}, or as many as "
-        f"should end within {(SCREENING + CONFIRMING) / 60:.0f} minutes, and {FEWEST} at least)",
+        f"should end within {(SCREENING + CONFIRMING) / 60:.0f} minutes, and {LEAST} at least)",
     )
     parser.add_argument(
         "--floor", type=_percent, default=0.01, metavar="PERCENT", help="least change that matters (default: 1)"

@@ -19,7 +19,7 @@ from perfgate.ab.outcome import Rules, doubted
 from perfgate.ab.progress import Progress
 from perfgate.ab.refusals import Over
 
-__all__ = ["CONFIRMING", "CONTROLS", "FEWEST", "SCREENING", "Stages"]
+__all__ = ["CONFIRMING", "CONTROLS", "LEAST", "SCREENING", "Stages"]
 
 CONTROLS = 20
 """Controls that are visited again with what is confirmed, besides the canaries, at most."""
@@ -30,8 +30,9 @@ SCREENING = 280.0
 done before the first block and what the time of a block was estimated too short by."""
 CONFIRMING = 300.0
 """Seconds that confirming may take besides what screening left of its own, likewise."""
-FEWEST = 4
-"""Blocks that confirm however long they take: by fewer, hardly any of many suspects can be called."""
+LEAST = 7
+"""Blocks that confirm however long they take. A kernel with two modes shows the same one on each side in n blocks by
+chance once in 4 ** n, and then scatters by nothing."""
 
 
 class Stages:
@@ -62,7 +63,7 @@ class Stages:
     ) -> None:
         self._blocks, self._evidence, self._rules, self._progress = blocks, evidence, rules, progress
         self._seed, self._screens, self._confirms, self._check_always = seed, screens, confirms, check_always
-        self._begin = time.monotonic()
+        self._begin = 0.0
 
     def run(self) -> str:
         """Screen, then confirm; return how it ended.
@@ -98,28 +99,34 @@ class Stages:
     def _unsettled(self, most: int) -> set[str]:
         """What a second block screens that has no time for all cases, the quickest first; nothing if nothing does."""
         evidence, names = self._evidence, self._blocks.names
-        open_ = set(self._rules.unsettled(evidence.blocks, evidence.controls)) & names - evidence.canaries
-        visited = {*evidence.canaries, *self._controls(open_)}
-        chosen = 0
-        for name in sorted(open_, key=lambda name: (self._blocks.took[name], name)):
+        seen = evidence.blocks, evidence.controls
+        open_ = set(self._rules.unsettled(*seen)) & names - evidence.canaries
+        beside = self._controls(self._rules.suspects(*seen), open_)
+        visited = {*evidence.canaries, *beside, *(doubted(evidence) & names)}
+        for name in sorted(open_ - visited, key=lambda name: (self._blocks.took[name], name)):
             if self._until(visited | {name}) > SCREENING:
                 break
             visited.add(name)
-            chosen += 1
+        if self._until(visited) > SCREENING:
+            visited = set()
+        chosen = len(open_ & visited)
         note = f"1 block screened all cases, for {most} would have taken more than {_minutes(SCREENING)}"
-        evidence.add(note=f"{note}; another {chosen} of the {len(open_)} that it left unsettled" if open_ else note)
+        evidence.add(note=f"{note}; a second one {chosen} of the {len(open_)} left unsettled" if open_ else note)
         return visited if chosen else set()
 
     def _confirm(self) -> None:
         blocks, evidence, rules = self._blocks, self._evidence, self._rules
         limit = max(SCREENING, time.monotonic() - self._begin) + CONFIRMING
         picked = [name for name in rules.suspects(evidence.blocks, evidence.controls) if name in blocks.names]
-        evidence.add(suspects=picked)
         inaccurate = doubted(evidence) & blocks.names
+        open_ = rules.unsettled(evidence.blocks, evidence.controls)
+        beside = {*evidence.canaries, *self._controls({*picked, *inaccurate}, open_)}
+        if self._confirms is None:
+            picked = self._in_time(picked, inaccurate | beside, limit)
+        evidence.add(suspects=picked)
         suspicious = (set(picked) - evidence.canaries) | inaccurate
         if not suspicious:
             return
-        beside = self._controls(suspicious)
         count, fresh = len(suspicious), evidence.header["confirm"]
         if not set(picked) - evidence.canaries:
             fresh = min(CHECKS, fresh)
@@ -132,8 +139,8 @@ class Stages:
             checks += not left
             if not left and (not doubted(evidence) or checks > CHECKS):
                 return
-            visited = left | inaccurate | evidence.canaries | set(beside)
-            if self._confirms is None and i >= FEWEST and self._until(visited) > limit:
+            visited = left | inaccurate | beside
+            if self._confirms is None and i >= LEAST and self._until(visited) > limit:
                 evidence.add(note=f"{i} blocks confirmed, and {fresh} would have taken more than {_minutes(limit)}")
                 return
             blocks.run(2, visited, check=self._checked(), last=i + 1 == fresh)
@@ -146,11 +153,25 @@ class Stages:
         """Seconds since the first block began at which another one of these cases should end."""
         return time.monotonic() - self._begin + self._blocks.expected(names)
 
-    def _controls(self, others: Collection[str]) -> list[str]:
-        """The controls that keep these cases company."""
+    def _in_time(self, picked: Sequence[str], beside: Collection[str], limit: float) -> list[str]:
+        """Those that can be confirmed in time by the fewest blocks, the first of them first; one at least."""
+        chosen = list(picked[:1])
+        for name in picked[1:]:
+            block = self._blocks.expected({*chosen, name, *beside})
+            if time.monotonic() - self._begin + LEAST * block <= limit:
+                chosen.append(name)
+        if left := len(picked) - len(chosen):
+            all_ = f"{len(picked)} suspicious cases would have taken more than {_minutes(limit)}"
+            self._evidence.add(note=f"{len(chosen)} confirmed and {left} not, for {all_}; --confirm=N takes the time")
+        return chosen
+
+    def _controls(self, others: Collection[str], unsettled: Collection[str] = ()) -> list[str]:
+        """The controls that keep these cases company; settled ones, if they are enough."""
         evidence = self._evidence
         controls = (evidence.controls - set(others) - evidence.canaries) & self._blocks.names
-        return few(sorted(controls), self._blocks.took, random.Random(self._seed))
+        settled = controls.difference(unsettled)
+        some = settled if len(settled) >= CONTROLS else controls
+        return few(sorted(some), self._blocks.took, random.Random(self._seed))
 
 
 def few(controls: Sequence[str], took: Mapping[str, float], chance: random.Random) -> list[str]:

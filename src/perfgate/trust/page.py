@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 
-from perfgate import stats
+from perfgate import contest, contrast, stats
 from perfgate.contest import ContestRule
-from perfgate.trust import clocks, data, gates, starts
+from perfgate.trust import chance, clocks, data, gates, resample, rivals, stages, starts, suites
 from perfgate.trust.chance import binomial_interval
 from perfgate.trust.data import Contest, Entry, Spread, Timing
 from perfgate.trust.resample import SIZES, Plan, Row, compare, recorded
@@ -20,6 +21,8 @@ from perfgate.verdict import Rule, State, Verdict
 __all__ = ["DRAWN", "comparison", "render"]
 
 SEED = 20260101
+DECIDING = (contest, contrast, stats, chance, resample, rivals, stages, suites)
+"""Modules by whose code what is drawn is drawn and judged: where one changes, the page is to be made again."""
 STEADY = 0.006
 """Relative sd between processes up to which the slowdowns found are promised."""
 KINDS = (f"at most {STEADY:.1%}", "more, or unknown", "its floor is larger")
@@ -101,8 +104,9 @@ def _origins(entries: Sequence[Entry], plan: Plan) -> str:
         "timers",
         "clocks",
     ]
-    digest = hashlib.sha256(b"".join(map(data.line, entries)) + repr(plan).encode()).hexdigest()
-    drawn = f"What is drawn further down is drawn from these data, for rules with the same parameters: `{digest[:12]}`."
+    sources = "".join(map(inspect.getsource, DECIDING)).encode()
+    digest = hashlib.sha256(b"".join(map(data.line, entries)) + repr(plan).encode() + sources).hexdigest()
+    drawn = f"What is drawn further down is drawn from these data, by the same code and parameters: `{digest[:12]}`."
     return f"{table(titles, rows, left=5)}\n\n{drawn}"
 
 
@@ -141,16 +145,18 @@ def _unchanged(runs: Sequence[Contest], rule: ContestRule) -> str:
     titles += ["runs with a red case", "screen, at most", "whole, at most"]
     text = table(titles, rows, left=1)
     again = [judged_again(run, rule) for run in runs]
-    states = [{verdict.state for verdict in found.verdicts} for found in again]
+    of_cases = [[v for v in found.verdicts if v.case in run.verdicts] for run, found in zip(runs, again, strict=True)]
+    states = [{verdict.state for verdict in verdicts} for verdicts in of_cases]
     slower, faster = (sum(state in them for them in states) for state in (State.REGRESSED, State.IMPROVED))
     text += (
         "\n\nThese are the verdicts of the rule that each run was decided by. Judged again by the rule of today, a "
-        f"case is called slower in {_share(slower, len(runs))} runs and faster in {_share(faster, len(runs))}."
+        f"case is called slower in {_share(slower, len(runs))} runs and faster in {_share(faster, len(runs))}; in "
+        f"{sum(found.unfit is not None for found in again)} the machine seems unfit, so none is called."
     )
     held: dict[int, list[bool]] = {1: [], 2: []}
-    for run, found in zip(runs, again, strict=True):
+    for run, found, verdicts in zip(runs, again, of_cases, strict=True):
         fresh = {name for block in run.blocks if block.stage == 2 for name in block.visits}
-        for verdict in found.verdicts:
+        for verdict in verdicts:
             if verdict.low is not None and verdict.high is not None:
                 stage = 2 if verdict.case in fresh.intersection(found.suspects) else 1
                 held[stage].append(verdict.low <= 1 <= verdict.high)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from perfgate import contest
 from perfgate.ab.blocks import ORDERS
+from perfgate.ab.stages import CONTROLS
 from perfgate.clock import Samples
 from perfgate.contest import Block, ContestRule, Side, Visit
 from perfgate.record import Record
@@ -210,7 +211,7 @@ def _ours(blocks: Sequence[Block], rule: ContestRule, planted: Collection[str]) 
     controls = {name for name in blocks[0].visits if name not in planted}
     screen = [replace(block, stage=1) for block in blocks[: rule.screen_blocks]]
     suspects = contest.suspects(screen, rule, controls)
-    beside = sorted(controls - set(suspects))[:20]
+    beside = sorted(controls - set(suspects))[:CONTROLS]
 
     def fresh(number: int, left: Sequence[str]) -> Block:
         block = blocks[rule.screen_blocks + number]

@@ -33,7 +33,6 @@ def judged_again(run: Contest, rule: ContestRule) -> Findings:
 
     It picks of stage 1 what it will, and sees of stage 2 what was recorded and it would have asked for.
     """
-    rule = replace(rule, screen_blocks=max(1, sum(block.stage == 1 for block in run.blocks)))
     screen, recorded = ([block for block in run.blocks if block.stage == stage] for stage in (1, 2))
     picked = contest.suspects(screen, rule, run.controls)
 
