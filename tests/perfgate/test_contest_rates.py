@@ -230,7 +230,7 @@ def test_slower_controls_among_what_is_screened_again_neither_hide_nor_spoil_the
         off += math.log(findings.shifts[1].ratio)
     hold(f"sixteen of 168 controls 3 % slower, {runs} runs: unfit", unfit / runs, most=0.02)
     hold("mean shift of the second block", abs(off) / runs, most=0.0008)
-    hold("found, of the fifteen that there is room for", found / runs / 15, least=0.95)
+    hold("found, of the fifteen that there is room for", found / runs / 15, least=0.93)
 
 
 def test_what_was_screened_twice_for_what_it_showed_is_covered_too() -> None:

@@ -49,7 +49,7 @@ def test_the_committed_page_is_what_the_committed_data_give() -> None:
     assert committed == made
 
 
-def test_a_page_tells_the_data_and_parameters_it_is_drawn_from() -> None:
+def test_a_page_tells_the_data_parameters_and_code_it_is_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [collected(1), collected(2)]
     plans = (FEW, replace(FEW, made_up=5))
     pages = [page.render(some, plan, draw=False) for some in (runs, runs[:1]) for plan in plans]
@@ -58,6 +58,8 @@ def test_a_page_tells_the_data_and_parameters_it_is_drawn_from() -> None:
     for title in page.DRAWN:
         whole = whole.replace(section(whole, title), "")
     assert whole == pages[0]
+    monkeypatch.setattr(page, "DECIDING", page.DECIDING[1:])
+    assert page.render(runs, FEW, draw=False) != pages[0]
 
 
 def test_without_data_each_section_says_so_in_one_sentence() -> None:
