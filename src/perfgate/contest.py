@@ -194,8 +194,8 @@ def judge(
     slower = stats.holm([_p(confirm, name, 1) for name in family] + lost)[: len(family)]
     faster = stats.holm([_p(confirm, name, -1) for name in family] + lost)[: len(family)]
     unfit = _unfit(screen, rule) or (_unfit(confirm, rule) if picked else None)  # else stage 2 asks nothing of time
-    # where a case is open there were no more blocks, for any
-    most = len(confirm.shifts) if _open(confirm, picked, rule) else rule.confirm_blocks
+    # where a case that can be visited is open there were no more blocks, for any
+    most = len(confirm.shifts) if set(family) & set(_open(confirm, picked, rule)) else rule.confirm_blocks
     verdicts: dict[str, Verdict] = {}
     machine: list[str] = []
     for name, up, down in zip(family, slower, faster, strict=True):
@@ -239,7 +239,11 @@ def _stage(stage: int, blocks: Iterable[Block], controls: Collection[str]) -> li
 
 
 def _screen(blocks: Iterable[Block], rule: ContestRule, controls: Collection[str]) -> Contrasts:
-    """Stage 1's contrasts. Where a second block has fewer cases than the first, these are what that left unsettled."""
+    """Stage 1's contrasts.
+
+    A second block with fewer cases than the first is of what that left unsettled, or was broken off: it is taken for
+    the former, which asks more.
+    """
     of_stage = _stage(1, blocks, controls)
     suspicious: list[str] | None = None
     if len(of_stage) == 2 and len(of_stage[1].differences) < len(of_stage[0].differences):
@@ -307,14 +311,6 @@ def _p(confirm: Contrasts, name: str, sign: int) -> float:
     return max(stats.t_cdf(-sign * e.t, e.df) for e in (confirm.estimate(name), confirm.alone(name)))
 
 
-def _adjusted(confirm: Contrasts, picked: Collection[str]) -> dict[str, float]:
-    """By case, Holm's p-value over all that was picked, in the direction that the case went."""
-    family = [name for name in picked if name in confirm.seen and len(confirm.seen[name].time) > 1]
-    lost = [1.0] * (len(picked) - len(family))  # what came to nothing in stage 2 was asked all the same
-    slower, faster = (stats.holm([_p(confirm, name, sign) for name in family] + lost) for sign in (1, -1))
-    return {name: min(slower[i], faster[i]) for i, name in enumerate(family)}
-
-
 def _open(confirm: Contrasts, picked: Collection[str], rule: ContestRule) -> list[str]:
     """The picked cases that must be visited again: all but those that are settled.
 
@@ -370,7 +366,7 @@ def _confirmed(
 def _screened(screen: Contrasts, name: str, picked: bool, rule: ContestRule) -> Verdict:
     """The verdict of stage 1, which calls nothing slower or faster.
 
-    What was visited again for what it showed could have been found unchanged at either look, so both share the error.
+    What was visited again for what it showed was not found unchanged at a first look, and is asked more at the second.
     """
     case, estimate = screen.seen[name], screen.estimate(name)
     n, blocks = len(case.time), rule.confirm_blocks

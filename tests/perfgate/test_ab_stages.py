@@ -74,7 +74,8 @@ def test_a_second_block_screens_what_is_unsettled_as_far_as_there_is_time(
     assert visited(repository) == [{"a", "b", "c"}] + [fits] * bool(fits)
     assert repository.journal.read_text().count("canary/copy") == 1 + 4 + 4 * bool(fits)
     (note,) = (entry["note"] for entry in repository.entries("note"))
-    assert note.endswith(f" minutes; a second one {said} of the 2 left unsettled")
+    second = f"a second one {said} of" if said else "there was no time for any of"
+    assert note.endswith(f" minutes; {second} the 2 that it left unsettled")
 
 
 def test_progress_counts_the_blocks_that_there_will_be(
@@ -103,7 +104,7 @@ def test_as_many_blocks_screen_as_were_asked_for(repository: Repository, monkeyp
 def test_confirming_ends_in_time(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, asked: int | None, least: int, blocks: int
 ) -> None:
-    """A block in which nothing could be called yet is run however late it is, and so is what was asked for."""
+    """The fewest blocks that can tell anything are run however late it is, and so is what was asked for."""
     repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\n")
     for name, value in {"SCREENING": 0.01, "CONFIRMING": 0.01, "LEAST": least}.items():
         monkeypatch.setattr(stages, name, value)
@@ -246,7 +247,7 @@ def test_what_is_screened_again_has_settled_controls_beside_it_and_nothing_that_
     assert len(second - set(open_)) == stages.CONTROLS + 2
     assert {"canary", "case95"} <= second
     (note,) = (entry["note"] for entry in known.entries if "note" in entry)
-    assert note.endswith("; a second one 29 of the 29 left unsettled")
+    assert note.endswith("; a second one 29 of the 29 that it left unsettled")
 
 
 def test_where_nearly_all_is_unsettled_what_is_no_suspect_keeps_it_company(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +278,38 @@ def test_confirming_is_done_beside_settled_controls_where_these_are_enough(monke
         assert len(confirmed) == 3 + 1 + stages.CONTROLS
         beside = confirmed - {*[*took][:3], "canary"}
         assert (beside <= {*[*took][70:]}) == (settled == 30)
+
+
+def test_one_case_is_confirmed_however_long_it_takes_and_a_canary_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {f"case{i}": 100.0 for i in range(3)} | {"canary": 1.0}
+    rules = replace(
+        ab_stand_in.RULES,
+        unsettled=lambda *_: [],
+        suspects=lambda *_: ["canary", "case0", "case1"],
+        undecided=lambda blocks, controls, picked: list(picked),
+    )
+    known, blocks = conducted(took, rules, monkeypatch)
+    assert [entry["suspects"] for entry in known.entries if "suspects" in entry] == [["canary", "case0"]]
+    confirmed = [names for stage, _, names in blocks.ran if stage == 2]
+    assert len(confirmed) == stages.LEAST
+    assert confirmed[0] == {"canary", "case0", "case2"}
+    notes = [entry["note"] for entry in known.entries if "note" in entry]
+    assert any(note.startswith("1 suspicious case not confirmed, for all 2 would have taken") for note in notes)
+
+
+@pytest.mark.parametrize(("seconds", "blocks"), [(1.0, stages.CHECKS), (100.0, 1)])
+def test_what_may_be_less_accurate_alone_is_checked_once_or_as_often_as_there_is_time(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, blocks: int
+) -> None:
+    took = {f"case{i}": seconds for i in range(3)} | {"canary": 1.0}
+    rules = replace(
+        ab_stand_in.RULES,
+        unsettled=lambda *_: [],
+        suspects=lambda *_: [],
+        undecided=lambda blocks, controls, picked: [],
+    )
+    _, paced = conducted(took, rules, monkeypatch, doubted={"case0"})
+    assert len([names for stage, _, names in paced.ran if stage == 2]) == blocks
 
 
 class Clock:
@@ -323,11 +356,11 @@ class Paced:
 @pytest.mark.parametrize(
     ("pace", "unsettled", "suspects", "confirms", "screened", "ended"),
     [
-        (1.0, 100, 20, 9, 300, 600),
-        (1.0, 0, 20, 13, 240, 600),
+        (1.0, 100, 20, 12, 300, 600),
+        (1.0, 0, 20, 16, 240, 600),
         (0.2, 0, 20, 20, 100, 300),
-        (2.5, 100, 20, 1, 550, 850),
-        (2.5, 0, 2, 1, 550, 850),
+        (2.5, 100, 20, 2, 550, 850),
+        (2.5, 0, 2, 2, 550, 850),
     ],
     ids=["as on an H200", "nothing unsettled", "a fast one", "a slow one", "a slow one with few"],
 )
@@ -358,7 +391,9 @@ def test_what_takes_longest_is_confirmed_within_ten_minutes(
     assert last <= ended
     ((kept,), notes) = ([e[key] for e in known.entries if key in e] for key in ("suspects", "note"))
     assert kept == slow[:confirms]
-    assert any("suspicious cases would have taken" in note for note in notes) == (confirms < suspects)
+    left = suspects - confirms
+    some = f"{left} suspicious case{'' if left == 1 else 's'} not confirmed, for all {suspects} would have taken"
+    assert any(note.startswith(some) for note in notes) == bool(left)
     limit = max(stages.SCREENING, until) + stages.CONFIRMING
     assert len(confirmed) == stages.LEAST or last <= limit
     assert len(confirmed) == 10 or last + (last - before) > limit

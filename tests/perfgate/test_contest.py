@@ -389,6 +389,9 @@ def test_what_could_be_seen_is_that_of_the_blocks_there_were() -> None:
     cut = judge(blocks, RULE, CONTROLS, ["open", "case"])
     whole = judge(blocks, replace(RULE, confirm_blocks=7), CONTROLS, ["open", "case"])
     assert verdict(cut).visible == verdict(whole).visible
+    lost = [Block(stage=2, visits={n: v for n, v in b.visits.items() if n != "open"}) for b in blocks[:3]]
+    asked = ["open", "case"]
+    assert verdict(judge(lost, RULE, CONTROLS, asked)).visible == pytest.approx(0.01)  # as in ten: the rest was settled
 
 
 def test_slower_cases_come_first_and_leave_room_for_faster_ones() -> None:

@@ -217,7 +217,7 @@ def test_one_block_of_screening_still_finds_what_it_must(percent: float, least: 
 
 def test_slower_controls_among_what_is_screened_again_neither_hide_nor_spoil_the_shift() -> None:
     """All of 168 cases are controls, sixteen are 3 % slower, and are most of what the second block has room for."""
-    rng, runs, unfit, found, off = random.Random(18), 60, 0, 0, 0.0
+    rng, runs, unfit, found, off = random.Random(18), 120, 0, 0, 0.0
     for _ in range(runs):
         cases = kernels(rng)
         slow = [name for name, k in cases.items() if k.seconds >= 25e-6 and k.sd <= 0.006][:16]
@@ -230,7 +230,7 @@ def test_slower_controls_among_what_is_screened_again_neither_hide_nor_spoil_the
         off += math.log(findings.shifts[1].ratio)
     hold(f"sixteen of 168 controls 3 % slower, {runs} runs: unfit", unfit / runs, most=0.02)
     hold("mean shift of the second block", abs(off) / runs, most=0.0008)
-    hold("found, of the fifteen that there is room for", found / runs / 15, least=0.93)
+    hold("found, of the fifteen that there is room for", found / runs / 15, least=0.92)
 
 
 def test_what_was_screened_twice_for_what_it_showed_is_covered_too() -> None:
@@ -260,10 +260,10 @@ def test_what_is_at_its_floor_is_seldom_unchanged_for_having_been_looked_at_twic
     hold("one block and one of what is unsettled: unchanged", rates[1], most=0.16)
 
 
-@pytest.mark.parametrize("blocks", [7, 10])
+@pytest.mark.parametrize("blocks", [6, 10])
 def test_two_modes_are_not_called_either_where_time_was_short(blocks: int) -> None:
     """Twenty unchanged suspects with modes 4 % apart and hardly any other scatter: the worst for so few blocks."""
-    rng, runs, slower, faster = random.Random(21), 400, 0, 0
+    rng, runs, slower, faster = random.Random(21), 1500, 0, 0
     cases = {f"k{i}": Kernel(sd=0.001, mode=0.04 if i < 20 else 0.0) for i in range(40)}
     picked, same = [f"k{i}" for i in range(20)], [f"k{i}" for i in range(20, 40)]
     for _ in range(runs):

@@ -30,9 +30,9 @@ SCREENING = 280.0
 done before the first block and what the time of a block was estimated too short by."""
 CONFIRMING = 300.0
 """Seconds that confirming may take besides what screening left of its own, likewise."""
-LEAST = 7
-"""Blocks that confirm however long they take. A kernel with two modes shows the same one on each side in n blocks by
-chance once in 4 ** n, and then scatters by nothing."""
+LEAST = 6
+"""Blocks that confirm however long they take: by fewer, kernels with two modes are called slower too often, for in n
+blocks they show the same one on each side by chance once in 4 ** n."""
 
 
 class Stages:
@@ -111,7 +111,10 @@ class Stages:
             visited = set()
         chosen = len(open_ & visited)
         note = f"1 block screened all cases, for {most} would have taken more than {_minutes(SCREENING)}"
-        evidence.add(note=f"{note}; a second one {chosen} of the {len(open_)} left unsettled" if open_ else note)
+        if open_:
+            second = f"a second one {chosen} of" if chosen else "there was no time for any of"
+            note += f"; {second} the {len(open_)} that it left unsettled"
+        evidence.add(note=note)
         return visited if chosen else set()
 
     def _confirm(self) -> None:
@@ -119,28 +122,34 @@ class Stages:
         limit = max(SCREENING, time.monotonic() - self._begin) + CONFIRMING
         picked = [name for name in rules.suspects(evidence.blocks, evidence.controls) if name in blocks.names]
         inaccurate = doubted(evidence) & blocks.names
-        open_ = rules.unsettled(evidence.blocks, evidence.controls)
-        beside = {*evidence.canaries, *self._controls({*picked, *inaccurate}, open_)}
+        unsettled = rules.unsettled(evidence.blocks, evidence.controls)
+        beside = {*evidence.canaries, *self._controls({*picked, *inaccurate}, unsettled)}
         if self._confirms is None:
-            picked = self._in_time(picked, inaccurate | beside, limit)
+            picked = self._in_time(picked, beside | inaccurate, limit)
         evidence.add(suspects=picked)
-        suspicious = (set(picked) - evidence.canaries) | inaccurate
-        if not suspicious:
-            return
-        count, fresh = len(suspicious), evidence.header["confirm"]
-        if not set(picked) - evidence.canaries:
-            fresh = min(CHECKS, fresh)
-        self._progress.clear()
-        print(f"{count} case{'' if count == 1 else 's'} to confirm in at most {fresh} fresh blocks", flush=True)
-        self._progress.extend(fresh)
+        slow = set(picked) - evidence.canaries
+        if count := len(slow | inaccurate):
+            fresh = evidence.header["confirm"] if slow else min(CHECKS, evidence.header["confirm"])
+            self._progress.clear()
+            print(f"{count} case{'' if count == 1 else 's'} to confirm in at most {fresh} fresh blocks", flush=True)
+            self._progress.extend(fresh)
+            self._visit_again(picked, inaccurate, beside, fresh, limit)
+
+    def _visit_again(
+        self, picked: Sequence[str], inaccurate: set[str], beside: set[str], fresh: int, limit: float
+    ) -> None:
+        """Blocks of stage 2, until nothing is open or the time is over."""
+        blocks, evidence = self._blocks, self._evidence
         checks = 0
         for i in range(fresh):
-            left = set(rules.undecided(evidence.blocks, evidence.controls, picked)) & blocks.names - evidence.canaries
+            left = {*self._rules.undecided(evidence.blocks, evidence.controls, picked)} & blocks.names
+            left -= evidence.canaries
+            unsure = doubted(evidence)
             checks += not left
-            if not left and (not doubted(evidence) or checks > CHECKS):
+            if not left and (not unsure or checks > CHECKS):
                 return
-            visited = left | inaccurate | beside
-            if self._confirms is None and i >= LEAST and self._until(visited) > limit:
+            visited = left | (inaccurate & unsure) | beside
+            if self._confirms is None and i >= (LEAST if left else 1) and self._until(visited) > limit:
                 evidence.add(note=f"{i} blocks confirmed, and {fresh} would have taken more than {_minutes(limit)}")
                 return
             blocks.run(2, visited, check=self._checked(), last=i + 1 == fresh)
@@ -153,17 +162,17 @@ class Stages:
         """Seconds since the first block began at which another one of these cases should end."""
         return time.monotonic() - self._begin + self._blocks.expected(names)
 
-    def _in_time(self, picked: Sequence[str], beside: Collection[str], limit: float) -> list[str]:
-        """Those that can be confirmed in time by the fewest blocks, the first of them first; one at least."""
-        chosen = list(picked[:1])
-        for name in picked[1:]:
-            block = self._blocks.expected({*chosen, name, *beside})
-            if time.monotonic() - self._begin + LEAST * block <= limit:
-                chosen.append(name)
-        if left := len(picked) - len(chosen):
-            all_ = f"{len(picked)} suspicious cases would have taken more than {_minutes(limit)}"
-            self._evidence.add(note=f"{len(chosen)} confirmed and {left} not, for {all_}; --confirm=N takes the time")
-        return chosen
+    def _in_time(self, picked: Sequence[str], beside: set[str], limit: float) -> list[str]:
+        """Those that can be confirmed in time by the fewest blocks, the first of them first, one case at least."""
+        cases = [name for name in picked if name not in beside]  # the others are visited anyway
+        chosen = set(cases[:1])
+        for name in cases[1:]:
+            if time.monotonic() - self._begin + LEAST * self._blocks.expected(chosen | {name} | beside) <= limit:
+                chosen.add(name)
+        if left := len(cases) - len(chosen):
+            why = f"all {len(cases)} would have taken more than {_minutes(limit)}: --confirm=N takes the time"
+            self._evidence.add(note=f"{left} suspicious case{'' if left == 1 else 's'} not confirmed, for {why}")
+        return [name for name in picked if name in chosen | beside]
 
     def _controls(self, others: Collection[str], unsettled: Collection[str] = ()) -> list[str]:
         """The controls that keep these cases company; settled ones, if they are enough."""

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from perfgate import contest, contrast, stats
+from perfgate.ab.blocks import ORDERS
+from perfgate.ab.stages import CONTROLS
 from perfgate.contest import ContestRule
 from perfgate.trust import chance, clocks, data, gates, resample, rivals, stages, starts, suites
 from perfgate.trust.chance import binomial_interval
@@ -104,7 +106,7 @@ def _origins(entries: Sequence[Entry], plan: Plan) -> str:
         "timers",
         "clocks",
     ]
-    sources = "".join(map(inspect.getsource, DECIDING)).encode()
+    sources = "".join([*map(inspect.getsource, DECIDING), repr((CONTROLS, ORDERS))]).encode()
     digest = hashlib.sha256(b"".join(map(data.line, entries)) + repr(plan).encode() + sources).hexdigest()
     drawn = f"What is drawn further down is drawn from these data, by the same code and parameters: `{digest[:12]}`."
     return f"{table(titles, rows, left=5)}\n\n{drawn}"
