@@ -297,6 +297,22 @@ def test_one_case_is_confirmed_however_long_it_takes_and_a_canary_is_none(monkey
     assert any(note.startswith("1 suspicious case not confirmed, for all 2 would have taken") for note in notes)
 
 
+@pytest.mark.parametrize(("doubted", "blocks"), [((), 0), (("case2",), stages.CHECKS)])
+def test_where_the_machine_was_not_fit_accuracy_alone_is_confirmed(
+    monkeypatch: pytest.MonkeyPatch, doubted: tuple[str, ...], blocks: int
+) -> None:
+    took = {f"case{i}": 1.0 for i in range(3)} | {"canary": 1.0}
+    rules = replace(
+        ab_stand_in.RULES,
+        unsettled=lambda *_: [],
+        suspects=lambda *_: ["case0"],
+        judge=lambda *_: ab_stand_in.Findings((), unfit="the controls disagree"),
+    )
+    known, paced = conducted(took, rules, monkeypatch, doubted=doubted)
+    assert [entry["suspects"] for entry in known.entries if "suspects" in entry] == [[]]
+    assert len([names for stage, _, names in paced.ran if stage == 2]) == blocks
+
+
 @pytest.mark.parametrize(("seconds", "blocks"), [(1.0, stages.CHECKS), (100.0, 1)])
 def test_what_may_be_less_accurate_alone_is_checked_once_or_as_often_as_there_is_time(
     monkeypatch: pytest.MonkeyPatch, seconds: float, blocks: int

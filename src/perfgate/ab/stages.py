@@ -121,6 +121,8 @@ class Stages:
         blocks, evidence, rules = self._blocks, self._evidence, self._rules
         limit = max(SCREENING, time.monotonic() - self._begin) + CONFIRMING
         picked = [name for name in rules.suspects(evidence.blocks, evidence.controls) if name in blocks.names]
+        if rules.judge(evidence.blocks, evidence.controls, None).unfit:
+            picked = []  # whatever more blocks show, nothing will be called
         inaccurate = doubted(evidence) & blocks.names
         unsettled = rules.unsettled(evidence.blocks, evidence.controls)
         beside = {*evidence.canaries, *self._controls({*picked, *inaccurate}, unsettled)}
