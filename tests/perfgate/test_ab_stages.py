@@ -21,6 +21,70 @@ from . import ab_stand_in
 from .ab_repository import KERNELS, Repository
 
 
+class Clock:
+    """Time that passes where it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Known:
+    """What a comparison knows whose cases are all controls."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.header = {"blocks": 2, "confirm": 10}
+        self.compared, self.controls, self.canaries = set(names), set(names), {"canary"}
+        self.blocks: list[Block] = []
+        self.entries: list[dict[str, Any]] = []
+
+    def add(self, **entry: Any) -> None:
+        self.entries.append(entry)
+
+
+class Paced:
+    """Blocks whose cases take what they are said to take, and whose workers take three seconds to start."""
+
+    lost: Collection[str] = ()
+
+    def __init__(self, clock: Clock, took: dict[str, float]) -> None:
+        self.clock, self.took, self.names = clock, took, took.keys() - self.lost
+        self.ran: list[tuple[int, float, set[str]]] = []
+
+    def run(self, stage: int, names: set[str] | None = None, **_: object) -> None:
+        visited = self.names if names is None else names
+        self.clock.now += self.expected(visited)
+        self.ran.append((stage, self.clock.now, visited))
+
+    def expected(self, names: Collection[str]) -> float:
+        return 3.0 + sum(self.took[name] for name in names)
+
+
+def conducted(
+    took: dict[str, float], rules: Any, monkeypatch: pytest.MonkeyPatch, *, doubted: Collection[str] = ()
+) -> tuple[Known, Paced]:
+    """A run whose blocks take what they are said to take."""
+    clock = Clock()
+    known: Any = Known(took)
+    blocks: Any = Paced(clock, took)
+    monkeypatch.setattr(stages, "time", clock)
+    monkeypatch.setattr(stages, "doubted", lambda _: set(doubted))
+    run = stages.Stages(
+        blocks,
+        known,
+        rules,
+        Progress(2),
+        seed=1,
+        screens=None,
+        confirms=None,
+        check_always=False,
+    )
+    assert run.run() == COMPLETE
+    return known, blocks
+
+
 def test_what_is_decided_is_not_visited_again(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     repository.write("src/kernels.py", f"{KERNELS}SECONDS['a'] *= 1.1\nSECONDS['b'] *= 1.1\n")
 
@@ -204,28 +268,6 @@ def test_it_is_known_how_long_each_case_took(repository: Repository, monkeypatch
     assert beside[0] > 0.1  # two interpreters were started
 
 
-def conducted(
-    took: dict[str, float], rules: Any, monkeypatch: pytest.MonkeyPatch, *, doubted: Collection[str] = ()
-) -> tuple[Known, Paced]:
-    """A run whose blocks take what they are said to take."""
-    clock = Clock()
-    known, blocks = Known(took), Paced(clock, took)
-    monkeypatch.setattr(stages, "time", clock)
-    monkeypatch.setattr(stages, "doubted", lambda _: set(doubted))
-    run = stages.Stages(
-        blocks,  # type: ignore[arg-type]
-        known,  # type: ignore[arg-type]
-        rules,
-        Progress(2),
-        seed=1,
-        screens=None,
-        confirms=None,
-        check_always=False,
-    )
-    assert run.run() == COMPLETE
-    return known, blocks
-
-
 def test_what_is_screened_again_has_settled_controls_beside_it_and_nothing_that_was_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -326,47 +368,6 @@ def test_what_may_be_less_accurate_alone_is_checked_once_or_as_often_as_there_is
     )
     _, paced = conducted(took, rules, monkeypatch, doubted={"case0"})
     assert len([names for stage, _, names in paced.ran if stage == 2]) == blocks
-
-
-class Clock:
-    """Time that passes where it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-class Known:
-    """What a comparison knows whose cases are all controls."""
-
-    def __init__(self, names: Collection[str]) -> None:
-        self.header = {"blocks": 2, "confirm": 10}
-        self.compared, self.controls, self.canaries = set(names), set(names), {"canary"}
-        self.blocks: list[Block] = []
-        self.entries: list[dict[str, Any]] = []
-
-    def add(self, **entry: Any) -> None:
-        self.entries.append(entry)
-
-
-class Paced:
-    """Blocks whose cases take what they are said to take, and whose workers take three seconds to start."""
-
-    lost: Collection[str] = ()
-
-    def __init__(self, clock: Clock, took: dict[str, float]) -> None:
-        self.clock, self.took, self.names = clock, took, took.keys() - self.lost
-        self.ran: list[tuple[int, float, set[str]]] = []
-
-    def run(self, stage: int, names: set[str] | None = None, **_: object) -> None:
-        visited = self.names if names is None else names
-        self.clock.now += self.expected(visited)
-        self.ran.append((stage, self.clock.now, visited))
-
-    def expected(self, names: Collection[str]) -> float:
-        return 3.0 + sum(self.took[name] for name in names)
 
 
 @pytest.mark.parametrize(

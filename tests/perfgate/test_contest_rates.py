@@ -46,19 +46,19 @@ def run(
     """
     ratios = ratios or {}
     same = [*cases] if controls is None else [name for name in cases if name not in ratios][:controls]
-    about = {"ratios": ratios, "within": 0.0007, "visits": "AB"}
-    first = contest_blocks(rng, cases, blocks=screens, **about)  # type: ignore[arg-type]
+    about: dict[str, Any] = {"ratios": ratios, "within": 0.0007, "visits": "AB"}
+    first = contest_blocks(rng, cases, blocks=screens, **about)
     if screens < rule.screen_blocks and (open_ := unsettled(first, rule, same)):
         settled = [name for name in same if name not in open_]
         beside = (settled if len(settled) >= 20 else [n for n in same if n not in suspects(first, rule, same)])[:20]
         again = {name: cases[name] for name in [*open_[:room], *beside]}
-        first += contest_blocks(rng, again, blocks=1, **about)  # type: ignore[arg-type]
+        first += contest_blocks(rng, again, blocks=1, **about)
     picked = suspects(first, rule, same)
     beside = [name for name in same if name not in picked][:20]
 
     def fresh(number: int, left: Sequence[str]) -> Block:
         again = {name: cases[name] for name in [*left, *beside]}
-        (block,) = contest_blocks(rng, again, stage=2, blocks=1, **about)  # type: ignore[arg-type]
+        (block,) = contest_blocks(rng, again, stage=2, blocks=1, **about)
         return block
 
     return confirmed(first, rule, same, picked, fresh), same, picked
@@ -222,8 +222,8 @@ def test_slower_controls_among_what_is_screened_again_neither_hide_nor_spoil_the
         cases = kernels(rng)
         slow = [name for name, k in cases.items() if k.seconds >= 25e-6 and k.sd <= 0.006][:16]
         cases = {name: cases[name] for name in dict.fromkeys([*slow, *cases])}
-        about = {"ratios": dict.fromkeys(slow, 1.03), "controls": None}
-        blocks, same, picked = run(rng, cases, screens=1, room=20, **about)  # type: ignore[arg-type]
+        ratios = dict.fromkeys(slow, 1.03)
+        blocks, same, picked = run(rng, cases, ratios=ratios, controls=None, screens=1, room=20)
         findings = judge(blocks, RULE, same, picked)
         unfit += findings.unfit is not None
         found += len(set(called(findings, State.REGRESSED)) & set(slow))
@@ -257,7 +257,7 @@ def test_what_is_at_its_floor_is_seldom_unchanged_for_having_been_looked_at_twic
             same += len(set(called(found, State.UNCHANGED)) & set(noisy))
         rates.append(same / 150 / 5)
     hold("1 % slower, sd 1 %, two blocks of all: unchanged", rates[0], most=0.16)
-    hold("one block and one of what is unsettled: unchanged", rates[1], most=0.16)
+    hold("one block and one of what is unsettled: unchanged", rates[1], most=rates[0] + 0.02)
 
 
 @pytest.mark.parametrize("blocks", [6, 10])

@@ -176,7 +176,7 @@ class Stages:
             self._evidence.add(note=f"{left} suspicious case{'' if left == 1 else 's'} not confirmed, for {why}")
         return [name for name in picked if name in chosen | beside]
 
-    def _controls(self, others: Collection[str], unsettled: Collection[str] = ()) -> list[str]:
+    def _controls(self, others: Collection[str], unsettled: Collection[str]) -> list[str]:
         """The controls that keep these cases company; settled ones, if they are enough."""
         evidence = self._evidence
         controls = (evidence.controls - set(others) - evidence.canaries) & self._blocks.names
